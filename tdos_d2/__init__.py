@@ -1,0 +1,28 @@
+"""tdos_d2: text-driven out-of-distribution segmentation for driving scenes, on Detectron2.
+
+Importing it registers data sets, backbones and the meta-architecture ``TDOS``. Where Detectron2 is not
+installed, ``tdos_d2.evaluation`` still works; everything else says what is missing.
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+__all__ = ["add_tdos_config", "get_config_file"]
+
+try:
+    import detectron2  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "detectron2":
+        raise
+
+    def __getattr__(name: str):
+        if name in __all__:
+            raise ImportError(
+                f"tdos_d2.{name} needs Detectron2: run tools/install_detectron2.py, or see "
+                "Detectron2's installation guide"
+            )
+        raise AttributeError(f"module 'tdos_d2' has no attribute '{name}'")
+
+else:
+    from . import data, modeling, tdos  # noqa: F401
+    from .config import add_tdos_config, get_config_file
