@@ -1,0 +1,81 @@
+"""Multi-head attention and the feed-forward block that the decoders share."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head attention through ``scaled_dot_product_attention``.
+
+    Args:
+        dim: channels of query and output; a multiple of ``num_heads``.
+        num_heads: number of heads.
+        bias: whether the query, key and value projections have a bias.
+        dropout: dropout on attention weights and on the output, in training.
+    """
+
+    def __init__(self, dim: int, num_heads: int, bias: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"width {dim} is not a multiple of {num_heads} heads")
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(dim, dim, bias=bias)
+        self.k_proj = nn.Linear(dim, dim, bias=bias)
+        self.v_proj = nn.Linear(dim, dim, bias=bias)
+        self.out_proj = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+        for layer in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: (B, Q, C).
+            key: (B, S, C).
+            value: (B, S, C).
+            blocked: (B, Q, S) bool, True where a query must not look; no row may be all True.
+
+        Returns:
+            (B, Q, C).
+        """
+        q, k, v = (
+            projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+        )
+        allowed = None if blocked is None else ~blocked[:, None]
+        dropout = self.dropout.p if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
+        return self.dropout(self.out_proj(x.transpose(1, 2).flatten(2)))
+
+
+class FeedForward(nn.Sequential):
+    """Linear, activation, linear: (..., C) -> (..., C)."""
+
+    def __init__(self, dim: int, hidden_dim: int, activation: type[nn.Module] = nn.ReLU) -> None:
+        super().__init__(nn.Linear(dim, hidden_dim), activation(), nn.Linear(hidden_dim, dim))
+        for layer in (self[0], self[2]):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
+class MLP(nn.Module):
+    """``num_layers`` linear layers with ReLU between them: (..., in_dim) -> (..., out_dim)."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
+        super().__init__()
+        dims = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)

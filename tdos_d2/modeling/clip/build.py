@@ -1,0 +1,172 @@
+"""Building and loading CLIP models with open_clip."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import UserError
+
+logger = logging.getLogger(__name__)
+
+QUICK_GELU_SUFFIX = "-quickgelu"
+
+# A CLIP that trains on a CPU in minutes. Its text transformer is CLIP's, only narrower; the
+# tokenizer is the real one.
+TINY_CONFIG: dict[str, Any] = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 96, "layers": 4, "width": 96, "head_width": 32, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+}
+
+# What OpenAI's archives hold beside weights; plain open_clip state dicts have none of them.
+_OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
+
+
+def build_clip(name: str, weights: str) -> tuple[nn.Module, str]:
+    """Build an open_clip ``CLIP`` model in float32.
+
+    Args:
+        name: an open_clip model name such as ``"ViT-B-16"``, or ``"tiny"``; the suffix
+            ``-quickgelu`` asks for OpenAI's activation.
+        weights: a file (OpenAI TorchScript archive, state dict, safetensors, open_clip checkpoint),
+            an open_clip tag such as ``"openai"``, or ``""`` for random weights.
+
+    Returns:
+        The model and its name, with ``-quickgelu`` where the weights asked for that activation:
+        built from this name without weights, a model has the same architecture.
+
+    Raises:
+        UserError: unknown name, missing or unreadable file, weights of another architecture.
+    """
+    state, quick_gelu = _find_weights(name, weights)
+    base = name.removesuffix(QUICK_GELU_SUFFIX)
+    quick_gelu = quick_gelu or name != base
+    model = _build_architecture(base, quick_gelu)
+    if state is not None:
+        _load(model, state, name, weights)
+    return model.float(), base + QUICK_GELU_SUFFIX if quick_gelu else base
+
+
+def is_weights_file(weights: str) -> bool:
+    """Whether ``MODEL.CLIP.WEIGHTS`` names a file rather than an open_clip tag."""
+    path = Path(weights)
+    return path.is_file() or bool(path.suffix) or "/" in weights or "\\" in weights
+
+
+def release_weights() -> None:
+    """Forget the weights kept between building the image and the text tower of one model."""
+    _read_file.cache_clear()
+
+
+def _build_architecture(base: str, quick_gelu: bool) -> nn.Module:
+    import open_clip
+
+    if base == "tiny":
+        config = copy.deepcopy(TINY_CONFIG)
+    else:
+        config = open_clip.get_model_config(base)
+        if config is None:
+            raise UserError(
+                f"MODEL.CLIP.NAME: open_clip has no model '{base}' (see open_clip.list_models())"
+            )
+    if "custom_text" in config or "hf_model_name" in config.get("text_cfg", {}):
+        raise UserError(f"MODEL.CLIP.NAME: '{base}' has another text encoder than CLIP's")
+    config["quick_gelu"] = quick_gelu
+    return open_clip.CLIP(**config)
+
+
+def _find_weights(name: str, weights: str) -> tuple[dict[str, Tensor] | None, bool]:
+    """The state dict (None for random weights) and whether it needs QuickGELU."""
+    if not weights:
+        return None, False
+    if not is_weights_file(weights):
+        return _read_tag(name, weights)
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"MODEL.CLIP.WEIGHTS: no file '{weights}'; put CLIP's weights there, name another file "
+            'or an open_clip tag, or set MODEL.CLIP.WEIGHTS "" for random weights'
+        )
+    return _read_file(str(path), path.stat().st_mtime_ns)
+
+
+def _read_tag(name: str, tag: str) -> tuple[dict[str, Tensor], bool]:
+    import open_clip
+
+    base = name.removesuffix(QUICK_GELU_SUFFIX)
+    tags = open_clip.list_pretrained_tags_by_model(base)
+    if tag not in tags:
+        raise UserError(
+            f"MODEL.CLIP.WEIGHTS: '{tag}' is neither a file nor an open_clip tag of {base}"
+            f" (tags: {', '.join(tags) or 'none'})"
+        )
+    pretrained = open_clip.get_pretrained_cfg(base, tag) or {}
+    try:
+        path = open_clip.download_pretrained(pretrained)
+    except Exception as error:  # whatever the hub client raises, the cure is the same
+        raise UserError(
+            f"MODEL.CLIP.WEIGHTS: cannot download '{tag}' for {base} ({type(error).__name__}); "
+            "download it elsewhere and give the file"
+        ) from error
+    state, quick_gelu = _read_file(str(path), Path(path).stat().st_mtime_ns)
+    return state, quick_gelu or bool(pretrained.get("quick_gelu"))
+
+
+@lru_cache(maxsize=1)
+def _read_file(path: str, mtime_ns: int) -> tuple[dict[str, Tensor], bool]:
+    """Read a weight file by its content; ``mtime_ns`` only tells versions apart in the cache."""
+    try:
+        state = _read_any_format(path)
+    except Exception as error:
+        raise UserError(
+            f"MODEL.CLIP.WEIGHTS: cannot read '{path}' as CLIP weights: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+    quick_gelu = any(key in state for key in _OPENAI_KEYS)
+    return {k: v for k, v in state.items() if k not in _OPENAI_KEYS}, quick_gelu
+
+
+def _read_any_format(path: str) -> dict[str, Tensor]:
+    if path.endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if _is_torchscript(path):
+        state = torch.jit.load(path, map_location="cpu").state_dict()
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(state.get("state_dict"), dict):  # an open_clip training checkpoint
+        state = state["state_dict"]
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _is_torchscript(path: str) -> bool:
+    """A TorchScript archive is a zip that holds code; ``torch.save`` writes a zip without."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], name: str, weights: str) -> None:
+    own = model.state_dict()
+    missing = [key for key in own if key not in state]
+    other_shape = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if missing or other_shape:
+        key = (missing + other_shape)[0]
+        what = "lacks" if missing else "has another shape for"
+        raise UserError(
+            f"MODEL.CLIP.WEIGHTS: '{weights}' does not fit MODEL.CLIP.NAME '{name}': it {what} "
+            f"'{key}' and {len(missing) + len(other_shape) - 1} more"
+        )
+    # OpenAI stores fp16; copy_ into float32 parameters converts.
+    model.load_state_dict({key: state[key] for key in own})
+    logger.info("CLIP %s: %d tensors from %s", name, len(own), weights)

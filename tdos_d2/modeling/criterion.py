@@ -1,0 +1,141 @@
+"""Training losses: class, mask and dice of the decoder's outputs, and the score map's cross entropy."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from detectron2.projects.point_rend.point_features import (
+    get_uncertain_point_coords_with_randomness,
+    point_sample,
+)
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+IGNORE = 255
+
+
+class TDOSCriterion(nn.Module):
+    """Losses with a fixed assignment: merged query k is responsible for class k.
+
+    The target of a class is one binary mask; a query whose class is absent is "no object". Every decoder
+    output counts the same (deep supervision).
+
+    Args:
+        num_known: K; the OOD class is label K, "no object" is class K + 1.
+        class_weight: weight of the class cross entropy.
+        mask_weight: weight of the point-wise binary cross entropy.
+        dice_weight: weight of the dice loss.
+        score_map_weight: weight of the score map's cross entropy.
+        ood_weight: weight of the OOD class in the class cross entropy.
+        no_object_weight: weight of "no object" there.
+        num_points: points per mask, at most one per cell of the mask.
+        oversample_ratio: candidates per point.
+        importance_ratio: share of points taken for their uncertainty, -|logit|.
+        temperature: of the score map's cross entropy.
+    """
+
+    def __init__(
+        self,
+        num_known: int,
+        *,
+        class_weight: float = 2.0,
+        mask_weight: float = 5.0,
+        dice_weight: float = 5.0,
+        score_map_weight: float = 1.0,
+        ood_weight: float = 10.0,
+        no_object_weight: float = 0.1,
+        num_points: int = 12544,
+        oversample_ratio: float = 3.0,
+        importance_ratio: float = 0.75,
+        temperature: float = 0.07,
+    ) -> None:
+        super().__init__()
+        self.num_known = num_known
+        self.class_weight, self.mask_weight = class_weight, mask_weight
+        self.dice_weight, self.score_map_weight = dice_weight, score_map_weight
+        self.num_points, self.temperature = num_points, temperature
+        self.oversample_ratio, self.importance_ratio = oversample_ratio, importance_ratio
+        weights = torch.ones(num_known + 2)
+        weights[-2:] = torch.tensor([ood_weight, no_object_weight])
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(
+        self, class_logits: Tensor, mask_logits: Tensor, score_map: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """
+        Args:
+            class_logits: (O, B, K + 1, K + 2), merged, of all O decoder outputs.
+            mask_logits: (O, B, K + 1, h, w), merged.
+            score_map: (B, K + 1, h', w') merged cosines.
+            labels: (B, H, W) int64 in 0..K and 255 (ignored).
+
+        Returns:
+            The weighted terms ``loss_class``, ``loss_mask``, ``loss_dice`` (summed over the outputs) and
+            ``loss_score_map``.
+        """
+        classes = torch.arange(self.num_known + 1, device=labels.device)
+        targets = labels[:, None] == classes[:, None, None]  # (B, K + 1, H, W)
+        present = targets.flatten(2).any(-1)
+        mask, dice = self._mask_losses(mask_logits.float(), targets, present)
+        return {
+            "loss_class": self.class_weight * self._class_loss(class_logits.float(), present),
+            "loss_mask": self.mask_weight * mask,
+            "loss_dice": self.dice_weight * dice,
+            "loss_score_map": self.score_map_weight * self._score_map_loss(score_map, labels),
+        }
+
+    def _class_loss(self, logits: Tensor, present: Tensor) -> Tensor:
+        """sum_q w[y_q] CE_q / sum_q w[y_q], summed over outputs."""
+        classes = torch.arange(self.num_known + 1, device=logits.device)
+        target = torch.where(present, classes, self.num_known + 1)
+        weights = self.class_weights[target]
+        losses = F.cross_entropy(
+            logits.movedim(-1, 1), target.expand(len(logits), -1, -1), reduction="none"
+        )
+        return (losses * weights).sum() / weights.sum()
+
+    def _mask_losses(
+        self, logits: Tensor, targets: Tensor, present: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Binary cross entropy and dice at sampled points, mean over masks, summed over outputs."""
+        outputs = len(logits)
+        masks = logits[:, present]  # (O, n, h, w)
+        count = torch.tensor(float(masks.shape[1]), device=logits.device)
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(count)
+        count = (count / comm.get_world_size()).clamp(min=1)
+        if masks.shape[1] == 0:  # nothing but void: keep the graph whole for distributed training
+            zero = logits.sum() * 0
+            return zero, zero
+        with torch.no_grad():
+            points = self._sample_points(masks)  # (O * n, P, 2)
+            # One look-up per target for the points of all outputs, instead of one per output.
+            per_target = points.unflatten(0, (outputs, -1)).transpose(0, 1).flatten(1, 2)
+            truth = point_sample(
+                targets[present][:, None].float(), per_target, align_corners=False
+            )
+            truth = truth[:, 0].unflatten(1, (outputs, -1)).transpose(0, 1).flatten(0, 1)
+        values = point_sample(masks.flatten(0, 1)[:, None], points, align_corners=False)[:, 0]
+        mask = F.binary_cross_entropy_with_logits(values, truth, reduction="none").mean(-1)
+        share = values.sigmoid()
+        dice = 1 - (2 * (share * truth).sum(-1) + 1) / (share.sum(-1) + truth.sum(-1) + 1)
+        return mask.sum() / count, dice.sum() / count
+
+    def _sample_points(self, masks: Tensor) -> Tensor:
+        num_points = min(self.num_points, masks.shape[-2] * masks.shape[-1])
+        return get_uncertain_point_coords_with_randomness(
+            masks.detach().flatten(0, 1)[:, None],
+            lambda values: -values.abs(),
+            num_points,
+            self.oversample_ratio,
+            self.importance_ratio,
+        )
+
+    def _score_map_loss(self, score_map: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy of the cosines over a temperature, mean over pixels that are not void."""
+        logits = score_map.float() / self.temperature
+        logits = F.interpolate(
+            logits, size=labels.shape[-2:], mode="bilinear", align_corners=False
+        )
+        valid = (labels != IGNORE).sum().clamp(min=1)
+        return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / valid

@@ -1,0 +1,109 @@
+"""Multi-scale deformable attention in plain PyTorch: no compiler, any device, exportable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def multi_scale_deformable_attention(
+    value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
+    """Weighted sum of bilinear samples (Deformable DETR, equation 3).
+
+    Args:
+        value: (B, S, H, D), the L levels one behind the other, S = sum of h * w; H heads.
+        shapes: (h, w) of each level.
+        locations: (B, Q, H, L, P, 2), sampling points (x, y) in [0, 1] over a whole level; samples
+            outside are zero.
+        weights: (B, Q, H, L, P), summing to 1 over L and P.
+
+    Returns:
+        (B, Q, H * D).
+    """
+    batch, queries, heads, _, points, _ = locations.shape
+    grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * H, Q, L, P, 2)
+    levels = value.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], dim=-1)
+    samples = [
+        F.grid_sample(
+            level.unflatten(-1, shape), grids[:, :, i], padding_mode="zeros", align_corners=False
+        )
+        for i, (level, shape) in enumerate(zip(levels, shapes, strict=True))
+    ]  # each (B * H, D, Q, P)
+    weights = weights.transpose(1, 2).reshape(batch * heads, 1, queries, -1)
+    output = (torch.cat(samples, dim=-1) * weights).sum(-1)
+    return output.view(batch, -1, queries).transpose(1, 2)
+
+
+class MultiScaleDeformableAttention(nn.Module):
+    """Deformable self-attention over a pyramid.
+
+    Args:
+        dim: channels; a multiple of ``num_heads``.
+        num_levels: levels of the pyramid.
+        num_heads: heads.
+        num_points: sampling points per head and level.
+    """
+
+    def __init__(
+        self, dim: int, num_levels: int = 3, num_heads: int = 8, num_points: int = 4
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"width {dim} is not a multiple of {num_heads} heads")
+        self.num_levels, self.num_heads, self.num_points = num_levels, num_heads, num_points
+        samples = num_heads * num_levels * num_points
+        self.offsets = nn.Linear(dim, 2 * samples)
+        self.weights = nn.Linear(dim, samples)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """Heads start out looking in different directions, points at growing distance."""
+        nn.init.zeros_(self.offsets.weight)
+        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        directions = torch.stack([angles.cos(), angles.sin()], -1)
+        directions = directions / directions.abs().amax(-1, keepdim=True)
+        steps = torch.arange(1, self.num_points + 1).view(1, 1, -1, 1)
+        bias = directions[:, None, None] * steps.expand(-1, self.num_levels, -1, -1)
+        with torch.no_grad():
+            self.offsets.bias.copy_(bias.flatten())
+        nn.init.zeros_(self.weights.weight)
+        nn.init.zeros_(self.weights.bias)
+        for layer in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        value: Tensor,
+        shapes: Sequence[tuple[int, int]],
+    ) -> Tensor:
+        """
+        Args:
+            query: (B, Q, C).
+            reference: (Q, 2), point (x, y) in [0, 1] of each query.
+            value: (B, S, C), the levels one behind the other.
+            shapes: (h, w) of each level.
+
+        Returns:
+            (B, Q, C).
+        """
+        split = (self.num_heads, self.num_levels, self.num_points)
+        offsets = self.offsets(query).unflatten(-1, (*split, 2))
+        weights = self.weights(query).unflatten(-1, (self.num_heads, -1))
+        value = self.value_proj(value).unflatten(-1, (self.num_heads, -1))
+        # Sampling in float32: half precision is too coarse for positions on a large map.
+        with torch.autocast(query.device.type, enabled=False):
+            sizes = torch.tensor([(w, h) for h, w in shapes], device=query.device).view(-1, 1, 2)
+            locations = reference[:, None, None, None] + offsets.float() / sizes
+            weights = weights.float().softmax(-1).unflatten(-1, split[1:])
+            output = multi_scale_deformable_attention(value.float(), shapes, locations, weights)
+        return self.output_proj(output.to(query.dtype))

@@ -1,0 +1,57 @@
+"""Inference on overlapping windows, averaged by coverage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def window_starts(length: int, size: int, stride: int) -> list[int]:
+    """Where windows of ``size`` begin along an axis: every ``stride``, the last one shifted inside."""
+    count = max(math.ceil((length - size) / stride), 0) + 1
+    return [max(min(i * stride, length - size), 0) for i in range(count)]
+
+
+def slide(
+    image: Tensor,
+    predict: Callable[[Tensor], Tensor],
+    *,
+    size: int,
+    stride: int,
+    batch: int,
+) -> Tensor:
+    """Predict on windows and average where they overlap.
+
+    Args:
+        image: (3, H, W), any size and aspect; along an axis shorter than ``size`` the window is as long
+            as the image.
+        predict: (B, 3, h, w) -> (B, C, h, w).
+        size: side of the window in pixels; 0 = the whole image.
+        stride: step of the window in pixels.
+        batch: windows per call of ``predict``.
+
+    Returns:
+        (C, H, W) mean over the windows that cover a pixel.
+    """
+    height, width = image.shape[-2:]
+    if size <= 0 or (height <= size and width <= size):
+        return predict(image[None])[0]
+    h, w = min(size, height), min(size, width)
+    corners = [
+        (y, x)
+        for y in window_starts(height, h, stride)
+        for x in window_starts(width, w, stride)
+    ]
+    total = torch.zeros(())
+    coverage = image.new_zeros((height, width), dtype=torch.float32)
+    for chunk in (corners[i : i + batch] for i in range(0, len(corners), batch)):
+        windows = torch.stack([image[:, y : y + h, x : x + w] for y, x in chunk])
+        for (y, x), output in zip(chunk, predict(windows), strict=True):
+            if total.ndim == 0:
+                total = output.new_zeros((len(output), height, width))
+            total[:, y : y + h, x : x + w] += output
+            coverage[y : y + h, x : x + w] += 1
+    return total.div_(coverage)

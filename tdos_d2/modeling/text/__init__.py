@@ -1,0 +1,9 @@
+"""The text side: learnable prompts or fixed embeddings, and the context decoder."""
+
+from __future__ import annotations
+
+from .context_decoder import ContextDecoder
+from .fixed import FixedText
+from .prompts import PromptedText
+
+__all__ = ["ContextDecoder", "FixedText", "PromptedText"]

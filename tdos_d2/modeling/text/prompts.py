@@ -1,0 +1,117 @@
+"""Text queries: known class names, the OOD word and learnable negatives, encoded by CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ..clip import END, START, TextTower, tokenize
+
+
+class PromptedText(nn.Module):
+    """N = K + 1 + M text embeddings through CLIP's frozen text encoder with learnable tokens.
+
+    A name becomes ``[start] [context] [name] [end]``, a negative ``[start] [context] [its own tokens]
+    [end]``; the context is shared by all. The embedding is read at the end token, and every token
+    gets its position, unlike in the published code (defects 1, 3 and 4).
+
+    Args:
+        tower: CLIP's text encoder; it is frozen here and stays in eval mode.
+        names: the K known classes and, last, the OOD word.
+        context_length: learnable tokens before each name.
+        num_negative: M.
+        negative_length: learnable tokens of one negative.
+        prompt_std: standard deviation that learnable tokens start with.
+
+    Raises:
+        UserError: a prompt is longer than the encoder's positional table.
+    """
+
+    def __init__(
+        self,
+        tower: TextTower,
+        names: Sequence[str],
+        *,
+        context_length: int = 20,
+        num_negative: int = 50,
+        negative_length: int = 20,
+        prompt_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.tower = tower.requires_grad_(False)
+        self.context = nn.Parameter(prompt_std * torch.randn(context_length, tower.width))
+        self.negatives = nn.Parameter(
+            prompt_std * torch.randn(num_negative, negative_length, tower.width)
+        )
+        tokens, end = _name_tokens(names)
+        longest = 2 + context_length + max(
+            tokens.shape[1] - 1, negative_length if num_negative else 0
+        )
+        if longest > tower.max_length:
+            raise UserError(
+                f"prompts of {longest} tokens, but this text encoder holds {tower.max_length}: lower "
+                "MODEL.TDOS.CONTEXT_LENGTH or NEGATIVE_LENGTH, or shorten the class names"
+            )
+        self.register_buffer("name_tokens", tokens, persistent=False)
+        self.register_buffer("name_end", end, persistent=False)
+        self._cache: tuple[tuple, Tensor] | None = None
+        self.train(self.training)
+
+    @property
+    def embed_dim(self) -> int:
+        """D, channels of a text embedding."""
+        return self.tower.embed_dim
+
+    def train(self, mode: bool = True) -> PromptedText:
+        """Set the mode of everything but the frozen encoder."""
+        super().train(mode)
+        self.tower.eval()
+        return self
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that are embeddings: decay would pull them to the origin for no reason."""
+        return {"context", "negatives"}
+
+    def forward(self) -> Tensor:
+        """(N, D) embeddings, not normalised. Without gradients they are computed once and kept."""
+        if torch.is_grad_enabled():
+            return self._encode()
+        key = self._state()
+        if self._cache is None or self._cache[0] != key:
+            self._cache = (key, self._encode())
+        return self._cache[1]
+
+    def _state(self) -> tuple:
+        """Changes whenever a learnable token or the encoder's weights are written or moved."""
+        weights = (self.context, self.negatives, *self.tower.parameters())
+        return tuple((w.data_ptr(), w._version, w.device, w.dtype) for w in weights)
+
+    def _encode(self) -> Tensor:
+        names = self._sequence(
+            self.tower.token_embedding(self.name_tokens[:, :1]),
+            self.tower.token_embedding(self.name_tokens[:, 1:]),
+        )
+        text = self.tower(names, self.name_end + len(self.context))
+        if not len(self.negatives):
+            return text
+        start, end = (
+            self.tower.token_embedding.weight[token].expand(len(self.negatives), 1, -1)
+            for token in (START, END)
+        )
+        negatives = self._sequence(start, torch.cat([self.negatives, end], dim=1))
+        last = torch.full((len(negatives),), negatives.shape[1] - 1, device=negatives.device)
+        return torch.cat([text, self.tower(negatives, last)])
+
+    def _sequence(self, start: Tensor, rest: Tensor) -> Tensor:
+        return torch.cat([start, self.context.expand(len(start), -1, -1), rest], dim=1)
+
+
+def _name_tokens(names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """(n, L) token numbers padded behind the end token, and the (n,) index of that token."""
+    sequences = [[START, *tokenize(name), END] for name in names]
+    length = max(len(s) for s in sequences)
+    tokens = torch.tensor([s + [END] * (length - len(s)) for s in sequences])
+    return tokens, torch.tensor([len(s) - 1 for s in sequences])

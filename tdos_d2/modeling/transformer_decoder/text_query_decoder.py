@@ -1,0 +1,114 @@
+"""The transformer decoder: text queries become classes and masks by masked attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..attention import MLP, Attention, FeedForward
+from ..pixel_decoder.position import sine_positions
+
+
+class TextQueryDecoder(nn.Module):
+    """Mask2Former's decoder with queries that come from text embeddings (tqdm).
+
+    Args:
+        text_dim: D, channels of the text embeddings.
+        num_queries: N.
+        num_classes: K + 1 classes (known and OOD); "no object" is added here.
+        num_levels: levels of the memory, visited in turn, coarsest first.
+        hidden_dim: C, width of the memory and of the queries.
+        num_layers: layers.
+        num_heads: heads.
+        ffn_dim: width of the feed-forward blocks.
+    """
+
+    def __init__(
+        self,
+        text_dim: int,
+        num_queries: int,
+        num_classes: int,
+        *,
+        num_levels: int = 3,
+        hidden_dim: int = 256,
+        num_layers: int = 9,
+        num_heads: int = 8,
+        ffn_dim: int = 2048,
+    ) -> None:
+        super().__init__()
+        self.num_levels = num_levels
+        self.query_content = MLP(text_dim, hidden_dim, hidden_dim, 2)
+        self.query_position = nn.Embedding(num_queries, hidden_dim)
+        self.level_embedding = nn.Embedding(num_levels, hidden_dim)
+        self.layers = nn.ModuleList(
+            _QueryLayer(hidden_dim, num_heads, ffn_dim) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(hidden_dim)
+        self.class_head = nn.Linear(hidden_dim, num_classes + 1)
+        self.mask_head = MLP(hidden_dim, hidden_dim, hidden_dim, 3)
+
+    def forward(
+        self, memory: Sequence[Tensor], mask_features: Tensor, text: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            memory: ``num_levels`` maps (B, C, h, w), coarsest first.
+            mask_features: (B, C, H, W).
+            text: (B, N, D).
+
+        Returns:
+            Class logits (O, B, N, K + 2) and mask logits (O, B, N, H, W). In training O = layers + 1,
+            the first output made before the first layer; in evaluation O = 1, the last output.
+        """
+        shapes = [tuple(m.shape[-2:]) for m in memory]
+        # A mask is linear in the mask features, so its small version comes from small features.
+        small_features = [
+            F.interpolate(mask_features, size=shape, mode="bilinear", align_corners=False)
+            for shape in shapes
+        ]
+        values = [
+            m.flatten(2).transpose(1, 2) + embedding
+            for m, embedding in zip(memory, self.level_embedding.weight, strict=True)
+        ]
+        positions = [sine_positions(*shape, values[0].shape[-1], text.device) for shape in shapes]
+        query = self.query_content(text)
+        query_position = self.query_position.weight
+        states = [self.norm(query)]
+        for i, layer in enumerate(self.layers):
+            level = i % self.num_levels
+            blocked = self._blocked(states[-1], small_features[level])
+            value = values[level]
+            query = layer(query, query_position, value + positions[level], value, blocked)
+            states.append(self.norm(query))
+        outputs = torch.stack(states if self.training else states[-1:])
+        masks = torch.einsum("obnc,bchw->obnhw", self.mask_head(outputs), mask_features)
+        return self.class_head(outputs), masks
+
+    @torch.no_grad()
+    def _blocked(self, state: Tensor, features: Tensor) -> Tensor:
+        """(B, N, h * w): where a query's own mask is background; a row of only such is opened."""
+        masks = torch.einsum("bnc,bchw->bnhw", self.mask_head(state), features).flatten(2)
+        blocked = masks < 0  # sigmoid < 0.5
+        return blocked & ~blocked.all(-1, keepdim=True)
+
+
+class _QueryLayer(nn.Module):
+    """Post-norm: masked attention to the memory, self-attention, feed-forward."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.cross_attention = Attention(dim, num_heads)
+        self.self_attention = Attention(dim, num_heads)
+        self.feed_forward = FeedForward(dim, ffn_dim)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3))
+
+    def forward(
+        self, x: Tensor, position: Tensor, key: Tensor, value: Tensor, blocked: Tensor
+    ) -> Tensor:
+        x = self.norms[0](x + self.cross_attention(x + position, key, value, blocked))
+        qk = x + position
+        x = self.norms[1](x + self.self_attention(qk, qk, x))
+        return self.norms[2](x + self.feed_forward(x))
