@@ -21,7 +21,7 @@ def get_config_file(name: str) -> str:
     """Path of a config that ships with the project.
 
     Args:
-        name: path below ``configs/``, for example ``"tdos_vitb.yaml"`` or ``"camvid/tdos_tiny.yaml"``.
+        name: path below ``configs/``, such as ``"tdos_vitb.yaml"`` or ``"camvid/tdos_tiny.yaml"``.
 
     Raises:
         FileNotFoundError: no such config; the message lists those there are.
@@ -71,11 +71,11 @@ def _add_tdos(cfg: CN) -> None:
     node.NUM_NEGATIVE = 50
     # Learnable tokens of one negative prompt.
     node.NEGATIVE_LENGTH = 20
-    # Standard deviation that context and negatives start with (CLIP's token embeddings have ~0.02).
+    # Standard deviation that learnable tokens start with (CLIP's token embeddings have ~0.02).
     node.PROMPT_STD = 0.02
     # Start of gamma, the share of the context decoder in the text embeddings.
     node.GAMMA_INIT = 1e-4
-    # How the masks of the M + 1 OOD queries become one: "max" or "mean" (class logits: always mean).
+    # How the M + 1 masks of OOD queries become one: "max" or "mean" (class logits: mean).
     node.MERGE = "max"
     # Score in "ood_score": "log_s_ood" (logarithm of S_ood) or "max_logit" (1 - max_c S_c).
     node.SCORE = "log_s_ood"

@@ -184,9 +184,9 @@ class TDOS(nn.Module):
                 optionally ``height`` and ``width`` of the original image.
 
         Returns:
-            In training a dict of losses. In evaluation, per input, ``sem_seg`` (K, H, W) float32, the
-            averaged S of the known classes at original size; ``ood_score`` (H, W) float32, larger =
-            more anomalous; ``ood_scores``, further scores by name.
+            In training a dict of losses. In evaluation, per input, ``sem_seg`` (K, H, W) float32,
+            the averaged S of the known classes at original size; ``ood_score`` (H, W) float32,
+            larger = more anomalous; ``ood_scores``, further scores by name.
         """
         if self.training:
             return self._losses(batched_inputs)
@@ -224,7 +224,7 @@ class TDOS(nn.Module):
         return _resize(maps, padded.shape[-2:])[..., :h, :w]
 
     def _segment(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, H, W) -> class logits (O, B, N, K + 2), masks (O, B, N, h, w), cosines (B, N, ...)."""
+        """(B, 3, H, W) -> class logits (O, B, N, K + 2), masks (O, B, N, ...), cosines."""
         features = self.backbone(images)
         dense = self.image_projection(features["dense"].flatten(2).transpose(1, 2))
         embedding = self.image_projection(features["embedding"])

@@ -1,4 +1,4 @@
-"""Training losses: class, mask and dice of the decoder's outputs, and the score map's cross entropy."""
+"""Training losses: class, mask and dice of the decoder, cross entropy of the score map."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ IGNORE = 255
 class TDOSCriterion(nn.Module):
     """Losses with a fixed assignment: merged query k is responsible for class k.
 
-    The target of a class is one binary mask; a query whose class is absent is "no object". Every decoder
-    output counts the same (deep supervision).
+    The target of a class is one binary mask; a query whose class is absent is "no object". Every
+    decoder output counts the same (deep supervision).
 
     Args:
         num_known: K; the OOD class is label K, "no object" is class K + 1.
@@ -70,8 +70,8 @@ class TDOSCriterion(nn.Module):
             labels: (B, H, W) int64 in 0..K and 255 (ignored).
 
         Returns:
-            The weighted terms ``loss_class``, ``loss_mask``, ``loss_dice`` (summed over the outputs) and
-            ``loss_score_map``.
+            The weighted terms ``loss_class``, ``loss_mask``, ``loss_dice`` (summed over the
+            outputs) and ``loss_score_map``.
         """
         classes = torch.arange(self.num_known + 1, device=labels.device)
         targets = labels[:, None] == classes[:, None, None]  # (B, K + 1, H, W)
@@ -111,11 +111,9 @@ class TDOSCriterion(nn.Module):
             points = self._sample_points(masks)  # (O * n, P, 2)
             # One look-up per target for the points of all outputs, instead of one per output.
             per_target = points.unflatten(0, (outputs, -1)).transpose(0, 1).flatten(1, 2)
-            truth = point_sample(
-                targets[present][:, None].float(), per_target, align_corners=False
-            )
+            truth = _sample(targets[present][:, None].float(), per_target)
             truth = truth[:, 0].unflatten(1, (outputs, -1)).transpose(0, 1).flatten(0, 1)
-        values = point_sample(masks.flatten(0, 1)[:, None], points, align_corners=False)[:, 0]
+        values = _sample(masks.flatten(0, 1)[:, None], points)[:, 0]
         mask = F.binary_cross_entropy_with_logits(values, truth, reduction="none").mean(-1)
         share = values.sigmoid()
         dice = 1 - (2 * (share * truth).sum(-1) + 1) / (share.sum(-1) + truth.sum(-1) + 1)
@@ -139,3 +137,8 @@ class TDOSCriterion(nn.Module):
         )
         valid = (labels != IGNORE).sum().clamp(min=1)
         return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / valid
+
+
+def _sample(maps: Tensor, points: Tensor) -> Tensor:
+    """(n, 1, h, w) at (n, P, 2) points in [0, 1] -> (n, 1, P); the border continues outwards."""
+    return point_sample(maps, points, align_corners=False, padding_mode="border")

@@ -1,8 +1,8 @@
 """From merged queries to per-pixel known-class scores S_c and anomaly scores.
 
-Notation: K known classes; Q = K + 1 merged queries; p(c | q) = softmax over K + 2 class logits (known
-classes, OOD, no object); m_q(x) = mask logit; S_c(x) = sum_q p(c | q) sigmoid(m_q(x)). Every score is
-larger where a pixel is more anomalous.
+Notation: K known classes; Q = K + 1 merged queries; p(c | q) = softmax over K + 2 class logits
+(known classes, OOD, no object); m_q(x) = mask logit; S_c(x) = sum_q p(c | q) sigmoid(m_q(x)). Every
+score is larger where a pixel is more anomalous.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def log_s_ood(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
 
 
 def max_logit(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """1 - max_c S_c over the known classes, (B, H, W): ranks pixels as max-logit on ``sem_seg`` does."""
+    """1 - max_c S_c over the known classes, (B, H, W): ranks as max-logit on ``sem_seg`` does."""
     return 1 - known_scores(class_logits, mask_logits).amax(1)
 
 

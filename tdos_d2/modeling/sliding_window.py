@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def window_starts(length: int, size: int, stride: int) -> list[int]:
-    """Where windows of ``size`` begin along an axis: every ``stride``, the last one shifted inside."""
+    """Where windows begin along an axis: every ``stride``, the last one shifted inside."""
     count = max(math.ceil((length - size) / stride), 0) + 1
     return [max(min(i * stride, length - size), 0) for i in range(count)]
 
@@ -26,8 +26,8 @@ def slide(
     """Predict on windows and average where they overlap.
 
     Args:
-        image: (3, H, W), any size and aspect; along an axis shorter than ``size`` the window is as long
-            as the image.
+        image: (3, H, W), any size and aspect; along an axis shorter than ``size`` the window is as
+            long as the image.
         predict: (B, 3, h, w) -> (B, C, h, w).
         size: side of the window in pixels; 0 = the whole image.
         stride: step of the window in pixels.

@@ -49,8 +49,8 @@ class CLIPVisionTransformer(Backbone):
         clip, architecture = build_clip(cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.WEIGHTS)
         if not cfg.MODEL.CLIP.WEIGHTS:
             logger.info(
-                "MODEL.CLIP.WEIGHTS is empty: CLIP starts from random weights; the image encoder is "
-                "trained, and the text side carries no meaning of words"
+                "MODEL.CLIP.WEIGHTS is empty: CLIP starts from random weights; the image encoder "
+                "is trained, and the text side carries no meaning of words"
             )
         return {
             "visual": clip.visual,

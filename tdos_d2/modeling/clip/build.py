@@ -130,7 +130,9 @@ def _read_file(path: str, mtime_ns: int) -> tuple[dict[str, Tensor], bool]:
             f"MODEL.CLIP.WEIGHTS: cannot read '{path}' as CLIP weights: "
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
-    quick_gelu = any(key in state for key in _OPENAI_KEYS)
+    # OpenAI's own models keep matrices in half and norms in single precision.
+    mixed = {torch.float16, torch.float32} <= {value.dtype for value in state.values()}
+    quick_gelu = mixed or any(key in state for key in _OPENAI_KEYS)
     return {k: v for k, v in state.items() if k not in _OPENAI_KEYS}, quick_gelu
 
 

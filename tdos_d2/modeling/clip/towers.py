@@ -66,7 +66,7 @@ class ViTTower(nn.Module):
         return ImageTokens(taps, x[:, 0], _to_map(x[:, 1:], grid))
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
-        """The positional table (1 + h * w, C), resized to ``grid`` without touching the stored one."""
+        """The positional table (1 + h * w, C) for ``grid``; the stored one stays as it is."""
         table = self.visual.positional_embedding
         if tuple(grid) == self.grid_size:
             return table
@@ -108,8 +108,8 @@ class TextTower(nn.Module):
 
         Args:
             tokens: (N, L, C) without positions, L <= ``max_length``.
-            end: (N,) index of each sequence's end token, where CLIP reads the embedding. Attention is
-                causal, so what stands behind it does not matter.
+            end: (N,) index of each sequence's end token, where CLIP reads the embedding.
+                Attention is causal, so what stands behind it does not matter.
 
         Returns:
             (N, D) text embeddings, not normalised.

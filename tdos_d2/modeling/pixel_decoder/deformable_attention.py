@@ -25,7 +25,7 @@ def multi_scale_deformable_attention(
     Returns:
         (B, Q, H * D).
     """
-    batch, queries, heads, _, points, _ = locations.shape
+    batch, queries, heads = locations.shape[:3]
     grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * H, Q, L, P, 2)
     levels = value.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], dim=-1)
     samples = [

@@ -1,7 +1,8 @@
-"""The pixel decoder: deformable attention over the pyramid, in which pixels attend to text (tqdm)."""
+"""The pixel decoder: deformable attention over the pyramid, and pixels attend to text (tqdm)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -43,7 +44,8 @@ class TextPixelDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.hidden_dim = hidden_dim
-        groups = 32 if hidden_dim % 32 == 0 else 8
+        # 32 groups at the published width; never fewer than 8 channels in a group
+        groups = math.gcd(32, hidden_dim // 8)
         finest, *coarse = in_channels
         self.inputs = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, hidden_dim, 1), nn.GroupNorm(groups, hidden_dim))
@@ -78,8 +80,8 @@ class TextPixelDecoder(nn.Module):
             text: (B, N, D).
 
         Returns:
-            The memory, three maps (B, C, h, w), coarsest first, and the mask features (B, C, H, W) at
-            the finest level.
+            The memory, three maps (B, C, h, w), coarsest first, and the mask features
+            (B, C, H, W) at the finest level.
         """
         maps = [proj(x) for proj, x in zip(self.inputs, reversed(levels[1:]), strict=True)]
         shapes = [tuple(m.shape[-2:]) for m in maps]

@@ -15,8 +15,8 @@ from ...errors import UserError
 class FixedText(nn.Module):
     """N = K + 1 + M text embeddings: fixed vectors, each with a learnable residual.
 
-    Real language meaning without encoder weights, and small deployments. Vectors that the file lacks
-    (the OOD word, if it is not there, and the M negatives) start in random directions.
+    Real language meaning without encoder weights, and small deployments. Vectors that the file
+    lacks (the OOD word, if it is not there, and the M negatives) start in random directions.
 
     Args:
         vectors: (n, D) fixed embeddings of the first n of the K + 1 names.

@@ -14,9 +14,10 @@ from ..clip import END, START, TextTower, tokenize
 class PromptedText(nn.Module):
     """N = K + 1 + M text embeddings through CLIP's frozen text encoder with learnable tokens.
 
-    A name becomes ``[start] [context] [name] [end]``, a negative ``[start] [context] [its own tokens]
-    [end]``; the context is shared by all. The embedding is read at the end token, and every token
-    gets its position, unlike in the published code (defects 1, 3 and 4).
+    A name becomes ``[start] [context] [name] [end]``, a negative
+    ``[start] [context] [its own tokens] [end]``; the context is shared by all. The embedding is read
+    at the end token, and every token gets its position, unlike in the published code (defects 1, 3
+    and 4).
 
     Args:
         tower: CLIP's text encoder; it is frozen here and stays in eval mode.
@@ -47,13 +48,13 @@ class PromptedText(nn.Module):
             prompt_std * torch.randn(num_negative, negative_length, tower.width)
         )
         tokens, end = _name_tokens(names)
-        longest = 2 + context_length + max(
-            tokens.shape[1] - 1, negative_length if num_negative else 0
+        longest = context_length + max(
+            tokens.shape[1], 2 + negative_length if num_negative else 0
         )
         if longest > tower.max_length:
             raise UserError(
-                f"prompts of {longest} tokens, but this text encoder holds {tower.max_length}: lower "
-                "MODEL.TDOS.CONTEXT_LENGTH or NEGATIVE_LENGTH, or shorten the class names"
+                f"prompts of {longest} tokens, but this text encoder holds {tower.max_length}: "
+                "lower MODEL.TDOS.CONTEXT_LENGTH or NEGATIVE_LENGTH, or shorten the class names"
             )
         self.register_buffer("name_tokens", tokens, persistent=False)
         self.register_buffer("name_end", end, persistent=False)

@@ -60,8 +60,9 @@ class TextQueryDecoder(nn.Module):
             text: (B, N, D).
 
         Returns:
-            Class logits (O, B, N, K + 2) and mask logits (O, B, N, H, W). In training O = layers + 1,
-            the first output made before the first layer; in evaluation O = 1, the last output.
+            Class logits (O, B, N, K + 2) and mask logits (O, B, N, H, W). In training
+            O = layers + 1, the first output made before the first layer; in evaluation O = 1, the
+            last output.
         """
         shapes = [tuple(m.shape[-2:]) for m in memory]
         # A mask is linear in the mask features, so its small version comes from small features.

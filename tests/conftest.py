@@ -1,0 +1,37 @@
+"""Fixtures that several test modules use."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+torch.set_num_threads(min(torch.get_num_threads(), 2))
+
+
+@pytest.fixture
+def tiny_cfg():
+    """Config of a model that builds and runs in well under a second."""
+    from detectron2.config import get_cfg
+
+    import tdos_d2
+
+    cfg = get_cfg()
+    tdos_d2.add_tdos_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "TDOS"
+    cfg.MODEL.BACKBONE.NAME = "CLIPVisionTransformer"
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.CLIP.NAME = "tiny"
+    cfg.MODEL.CLIP.WEIGHTS = ""
+    cfg.MODEL.TDOS.CLASS_NAMES = ["road", "traffic sign", "car"]
+    cfg.MODEL.TDOS.NUM_NEGATIVE = 4
+    cfg.MODEL.TDOS.CONTEXT_LENGTH = 3
+    cfg.MODEL.TDOS.NEGATIVE_LENGTH = 2
+    cfg.MODEL.TDOS.NUM_POINTS = 64
+    cfg.MODEL.CONTEXT_DECODER.HIDDEN_DIM = 32
+    cfg.MODEL.CONTEXT_DECODER.NUM_LAYERS = 1
+    cfg.MODEL.PIXEL_DECODER.HIDDEN_DIM = 32
+    cfg.MODEL.PIXEL_DECODER.NUM_LAYERS = 1
+    cfg.MODEL.PIXEL_DECODER.FFN_DIM = 32
+    cfg.MODEL.TRANSFORMER_DECODER.NUM_LAYERS = 2
+    cfg.MODEL.TRANSFORMER_DECODER.FFN_DIM = 32
+    return cfg

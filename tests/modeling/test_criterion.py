@@ -1,0 +1,103 @@
+"""Losses against hand-worked values and the formulas of the method."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tdos_d2.modeling.criterion import TDOSCriterion
+
+
+def flat_case(masks, labels, outputs=1):
+    """Masks that are constant over the image: the losses do not depend on the points drawn."""
+    masks = torch.tensor(masks)[None, None, :, None, None].expand(outputs, 1, -1, 4, 4)
+    classes = torch.zeros(outputs, 1, masks.shape[2], masks.shape[2] + 1)
+    return classes, masks, torch.zeros(1, masks.shape[2], 2, 2), torch.tensor(labels)
+
+
+def test_class_loss_is_the_weighted_mean():
+    """K = 1: query 0 has class 0, query 1 (OOD) is absent, so "no object"."""
+    criterion = TDOSCriterion(1, class_weight=2.0, ood_weight=10.0, no_object_weight=0.1)
+    classes, masks, score_map, labels = flat_case([0.0, 0.0], [[[0, 0], [0, 0]]])
+    classes[0, 0] = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
+    log_sum = [math.log(math.e + 2), math.log(2 + math.e**2)]
+    ce = [log_sum[0] - 1.0, log_sum[1] - 0.0]
+    expected = 2.0 * (1.0 * ce[0] + 0.1 * ce[1]) / 1.1
+    assert criterion(classes, masks, score_map, labels)["loss_class"] == pytest.approx(expected)
+
+
+def test_ood_weight_applies_where_ood_is_present():
+    criterion = TDOSCriterion(1, class_weight=1.0, ood_weight=10.0, no_object_weight=0.1)
+    classes, masks, score_map, labels = flat_case([0.0, 0.0], [[[0, 1], [255, 0]]])
+    classes[0, 0] = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
+    ce = [math.log(math.e + 2) - 1, math.log(2 + math.e**2) - 2]
+    expected = (ce[0] + 10 * ce[1]) / 11
+    assert criterion(classes, masks, score_map, labels)["loss_class"] == pytest.approx(expected)
+
+
+def test_mask_and_dice_of_constant_masks():
+    criterion = TDOSCriterion(1, mask_weight=5.0, dice_weight=5.0, num_points=16)
+    inputs = flat_case([1.5, -1.0], [[[0] * 4] * 4])
+    losses = criterion(*inputs)
+    assert losses["loss_mask"] == pytest.approx(5 * math.log(1 + math.exp(-1.5)), rel=1e-5)
+    s = 1 / (1 + math.exp(-1.5))
+    dice = 1 - (2 * 16 * s + 1) / (16 * s + 16 + 1)  # 16 points, all true
+    assert losses["loss_dice"] == pytest.approx(5 * dice, rel=1e-5)
+
+
+def test_every_output_counts_the_same():
+    criterion = TDOSCriterion(1, num_points=16)
+    one = criterion(*flat_case([1.5, -1.0], [[[0] * 4] * 4]))
+    three = criterion(*flat_case([1.5, -1.0], [[[0] * 4] * 4], outputs=3))
+    for term in ("loss_class", "loss_mask", "loss_dice"):
+        assert three[term] == pytest.approx(3 * one[term].item(), rel=1e-5)
+
+
+def test_masks_are_averaged_over_the_classes_present():
+    criterion = TDOSCriterion(2, mask_weight=1.0, num_points=400, importance_ratio=0.0)
+    labels = [[[0] * 4, [0] * 4, [1] * 4, [1] * 4]]  # OOD absent: its mask costs nothing
+    torch.manual_seed(0)
+    loss = criterion(*flat_case([3.0, -3.0, 50.0], labels))["loss_mask"]
+    # random points: half of them true for each class, so both masks cost the mean of the two
+    mean = (math.log(1 + math.exp(-3)) + math.log(1 + math.exp(3))) / 2
+    assert loss == pytest.approx(mean, rel=0.35)
+
+
+def test_points_of_each_output_meet_the_truth_at_the_same_place():
+    """A mask that equals the truth costs next to nothing, for every output and image."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randint(0, 3, (2, 1, 2, 3), generator=generator).float()
+    labels = F.interpolate(coarse, scale_factor=16, mode="nearest")[:, 0].long()
+    onehot = (labels[:, None] == torch.arange(3)[:, None, None]).float()
+    masks = (200 * onehot - 100).expand(3, -1, -1, -1, -1)
+    criterion = TDOSCriterion(2, num_points=64, importance_ratio=0.0)
+    losses = criterion(torch.zeros(3, 2, 3, 4), masks, torch.zeros(2, 3, 4, 6), labels)
+    wrong = criterion(
+        torch.zeros(3, 2, 3, 4), masks.flip(1), torch.zeros(2, 3, 4, 6), labels
+    )
+    assert losses["loss_dice"] < 0.3 < wrong["loss_dice"]
+    assert losses["loss_mask"] * 20 < wrong["loss_mask"]
+
+
+def test_score_map_loss_ignores_void():
+    criterion = TDOSCriterion(1, temperature=0.5, score_map_weight=1.0)
+    score_map = torch.tensor([0.3, -0.2]).view(1, 2, 1, 1).expand(1, 2, 2, 2)
+    labels = torch.tensor([[[0, 0], [1, 255]]])
+    inputs = (torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 2, 2, 2), score_map, labels)
+    log_sum = math.log(math.exp(0.6) + math.exp(-0.4))
+    expected = (2 * (log_sum - 0.6) + (log_sum + 0.4)) / 3
+    assert criterion(*inputs)["loss_score_map"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_nothing_but_void_gives_finite_losses_with_a_graph():
+    criterion = TDOSCriterion(1)
+    classes = torch.zeros(1, 1, 2, 3, requires_grad=True)
+    masks = torch.zeros(1, 1, 2, 4, 4, requires_grad=True)
+    score_map = torch.zeros(1, 2, 2, 2, requires_grad=True)
+    losses = criterion(classes, masks, score_map, torch.full((1, 8, 8), 255))
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(v) for v in losses.values())
+    assert masks.grad is not None and masks.grad.abs().sum() == 0

@@ -1,0 +1,103 @@
+"""Deformable attention against a loop written from the paper; the pixel decoder's shapes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tdos_d2.modeling.pixel_decoder import TextPixelDecoder
+from tdos_d2.modeling.pixel_decoder.deformable_attention import (
+    MultiScaleDeformableAttention,
+    multi_scale_deformable_attention,
+)
+from tdos_d2.modeling.pixel_decoder.position import sine_positions
+
+
+def bilinear(level: torch.Tensor, x: float, y: float) -> torch.Tensor:
+    """(h, w, D) ``level`` at pixel coordinates, centres at whole numbers, zero outside."""
+    x0, y0 = math.floor(x), math.floor(y)
+    total = torch.zeros(level.shape[-1])
+    for row, wy in ((y0, y0 + 1 - y), (y0 + 1, y - y0)):
+        for column, wx in ((x0, x0 + 1 - x), (x0 + 1, x - x0)):
+            if 0 <= row < level.shape[0] and 0 <= column < level.shape[1]:
+                total += wx * wy * level[row, column]
+    return total
+
+
+def test_deformable_attention_agrees_with_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 3), (4, 5)]
+    batch, queries, heads, points, dim = 2, 3, 2, 3, 4
+    value = torch.randn(batch, 26, heads, dim, generator=generator)
+    locations = 1.4 * torch.rand(batch, queries, heads, 2, points, 2, generator=generator) - 0.2
+    weights = torch.rand(batch, queries, heads, 2, points, generator=generator)
+    expected = torch.zeros(batch, queries, heads, dim)
+    for b in range(batch):
+        for q in range(queries):
+            for h in range(heads):
+                start = 0
+                for i, (height, width) in enumerate(shapes):
+                    level = value[b, start : start + height * width, h].view(height, width, dim)
+                    start += height * width
+                    for p in range(points):
+                        x, y = locations[b, q, h, i, p].tolist()
+                        sample = bilinear(level, x * width - 0.5, y * height - 0.5)
+                        expected[b, q, h] += weights[b, q, h, i, p] * sample
+    ours = multi_scale_deformable_attention(value, shapes, locations, weights)
+    torch.testing.assert_close(ours, expected.flatten(2), atol=1e-5, rtol=1e-5)
+
+
+def test_offsets_are_in_cells_of_each_level():
+    """With one point, no offset weights and offset (1, 0) a query reads the cell to its right."""
+    module = MultiScaleDeformableAttention(4, num_levels=1, num_heads=1, num_points=1)
+    with torch.no_grad():
+        module.offsets.bias.copy_(torch.tensor([1.0, 0.0]))
+        for layer in (module.value_proj, module.output_proj):
+            layer.weight.copy_(torch.eye(4))
+    value = torch.randn(1, 6, 4)
+    reference = torch.tensor([[0.5 / 3, 0.25]])  # centre of the first cell of a 2 x 3 map
+    out = module(torch.randn(1, 1, 4), reference, value, [(2, 3)])
+    torch.testing.assert_close(out[0, 0], value[0, 1])
+
+
+def test_sine_positions_match_the_formula():
+    positions = sine_positions(2, 3, 8).view(2, 3, 8)
+    y, x = 2 * math.pi * 2 / 2, 2 * math.pi * 1 / 3  # second row, first column
+    expected = [
+        math.sin(y), math.cos(y), math.sin(y / 100), math.cos(y / 100),
+        math.sin(x), math.cos(x), math.sin(x / 100), math.cos(x / 100),
+    ]
+    torch.testing.assert_close(positions[1, 0], torch.tensor(expected), atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def decoder():
+    torch.manual_seed(0)
+    return TextPixelDecoder(
+        [6, 6, 6, 6], 5, 4, hidden_dim=16, num_layers=2, num_heads=2, ffn_dim=16
+    )
+
+
+def pyramid(height: int, width: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(2, 6, height // s, width // s, generator=generator) for s in (4, 8, 16, 32)]
+
+
+def test_pixel_decoder_on_a_non_square_image(decoder):
+    memory, mask_features = decoder(pyramid(64, 160), torch.randn(2, 4, 5))
+    assert [tuple(m.shape) for m in memory] == [(2, 16, 2, 5), (2, 16, 4, 10), (2, 16, 8, 20)]
+    assert mask_features.shape == (2, 16, 16, 40)
+
+
+def test_pixels_attend_to_text_and_everything_gets_gradient(decoder):
+    levels, text = pyramid(64, 64), torch.randn(2, 4, 5)
+    one = decoder(levels, text)[1]
+    other = decoder(levels, text + torch.randn(2, 4, 5))[1]
+    assert (one - other).abs().max() > 1e-4
+    memory, mask_features = decoder(levels, text.requires_grad_())
+    (sum(m.square().sum() for m in memory) + mask_features.square().sum()).backward()
+    without = [n for n, p in decoder.named_parameters() if p.grad is None]
+    assert not without
+    assert text.grad.abs().sum() > 0

@@ -1,0 +1,142 @@
+"""Text queries: prompts through the encoder, fixed embeddings, context decoder."""
+
+from __future__ import annotations
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from tdos_d2.errors import UserError
+from tdos_d2.modeling.clip import TextTower, build_clip, tokenize
+from tdos_d2.modeling.text import ContextDecoder, FixedText, PromptedText
+
+NAMES = ["road", "car", "traffic sign", "ood"]
+
+
+@pytest.fixture(scope="module")
+def clip():
+    torch.manual_seed(0)
+    clip, _ = build_clip("tiny", "")
+    with torch.no_grad():  # biases and norms start at 0 and 1, which would hide an omission
+        for parameter in clip.transformer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return clip.eval()
+
+
+def prompted(clip, names=NAMES, **kwargs) -> PromptedText:
+    torch.manual_seed(1)
+    return PromptedText(TextTower(clip), names, **kwargs)
+
+
+def open_clip_text(clip, texts) -> torch.Tensor:
+    with torch.no_grad():
+        return clip.encode_text(open_clip.tokenize(texts))
+
+
+def set_tokens(parameter, clip, words: str) -> None:
+    with torch.no_grad():
+        parameter.copy_(clip.token_embedding(torch.tensor(tokenize(words))))
+
+
+def test_names_without_context_are_open_clips_embeddings(clip):
+    text = prompted(clip, context_length=0, num_negative=0)
+    torch.testing.assert_close(text(), open_clip_text(clip, NAMES), atol=1e-5, rtol=1e-5)
+
+
+def test_context_stands_before_the_name(clip):
+    """Defects 1 and 4: pooled at the shifted end token, with positions on the context path."""
+    text = prompted(clip, context_length=4, num_negative=0)
+    set_tokens(text.context, clip, "a photo of a")
+    expected = open_clip_text(clip, [f"a photo of a {name}" for name in NAMES])
+    torch.testing.assert_close(text(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_negatives_are_whole_prompts(clip):
+    """Defect 3: start token, context, all tokens of the negative, and a real end token."""
+    text = prompted(clip, context_length=4, num_negative=1, negative_length=2)
+    set_tokens(text.context, clip, "a photo of a")
+    set_tokens(text.negatives[0], clip, "lost cargo")
+    expected = open_clip_text(clip, ["a photo of a lost cargo"])
+    torch.testing.assert_close(text()[-1:], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_names_differ(clip):
+    """Defects 1 and 2: names of equal token count had one embedding."""
+    text = prompted(clip, context_length=20, num_negative=0)()
+    names = [len(tokenize(name)) for name in NAMES]
+    assert names[0] == names[1], "two names of one token, or the test shows nothing"
+    distances = torch.pdist(text)
+    assert distances.min() > 1e-3 * text.norm(dim=1).mean()
+
+
+def test_every_learnable_token_gets_gradient(clip):
+    text = prompted(clip, context_length=20, num_negative=3, negative_length=5)
+    embeddings = text()
+    embeddings[: len(NAMES)].square().sum().backward(retain_graph=True)
+    assert (text.context.grad.abs().amax(-1) > 0).all()
+    text.context.grad = None
+    embeddings[len(NAMES) :].square().sum().backward()
+    assert (text.negatives.grad.abs().amax(-1) > 0).all()
+    assert (text.context.grad.abs().amax(-1) > 0).all(), "negatives train the shared context too"
+
+
+def test_encoder_is_frozen_and_stays_in_eval_mode(clip):
+    text = prompted(clip).train()
+    assert not text.tower.training
+    assert {n for n, p in text.named_parameters() if p.requires_grad} == {"context", "negatives"}
+
+
+def test_embeddings_are_kept_until_something_changes(clip, monkeypatch):
+    text = prompted(clip)
+    calls = []
+    encode = text._encode
+    monkeypatch.setattr(text, "_encode", lambda: calls.append(1) or encode())
+    with torch.no_grad():
+        first = text()
+        assert text() is first and len(calls) == 1
+        text.context.mul_(2)
+        assert not torch.equal(text(), first) and len(calls) == 2
+    text.load_state_dict({k: v.clone() for k, v in text.state_dict().items()})
+    with torch.no_grad():
+        text()
+    assert len(calls) == 3
+    text()
+    text()
+    assert len(calls) == 5, "with gradients nothing is kept"
+
+
+def test_prompts_that_are_too_long(clip):
+    with pytest.raises(UserError, match="CONTEXT_LENGTH"):
+        prompted(clip, context_length=75)
+    assert prompted(clip, context_length=73, num_negative=0)().shape == (4, 64)  # 73 + 2 + 2 = 77
+
+
+def test_fixed_embeddings(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    path = tmp_path / "text.npz"
+    np.savez(path, names=np.array(["Car", "road", "tree"]), embeddings=vectors)
+    text = FixedText.from_file(str(path), ["road", "car", "ood"], num_negative=2)
+    assert text().shape == (5, 8)
+    np.testing.assert_array_equal(text()[:2].detach(), vectors[[1, 0]])
+    text().sum().backward()
+    assert text.residual.grad.abs().sum() > 0 and text.negatives.grad.abs().sum() > 0
+    with pytest.raises(UserError, match="lacks bus"):
+        FixedText.from_file(str(path), ["road", "bus", "ood"], num_negative=2)
+    with pytest.raises(UserError, match="nowhere"):
+        FixedText.from_file("nowhere.npz", ["road", "ood"], num_negative=2)
+
+
+def test_context_decoder_starts_as_a_small_residual():
+    """Defect 18: gamma really starts at its configured value."""
+    torch.manual_seed(0)
+    decoder = ContextDecoder(8, 8, hidden_dim=16, num_heads=2, gamma_init=1e-4).eval()
+    text, visual = torch.randn(5, 8), torch.randn(2, 7, 8)
+    out = decoder(text, visual)
+    assert out.shape == (2, 5, 8)
+    delta = (out - text).abs().max()
+    assert 0 < delta < 1e-2
+    with torch.no_grad():
+        decoder.gamma.fill_(1)
+    first, second = decoder(text, visual) - text
+    assert (first - second).abs().max() > 1e-3, "what is added depends on the image"

@@ -1,0 +1,164 @@
+"""The meta-architecture: contracts, frozen parts, sizes, class counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from tdos_d2.errors import UserError
+from tdos_d2.modeling.clip import build_clip
+
+
+def sample(height: int, width: int, num_labels: int = 4, seed: int = 0) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "image": torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator),
+        "sem_seg": torch.randint(0, num_labels, (height, width), generator=generator),
+    }
+
+
+@pytest.fixture
+def model(tiny_cfg):
+    torch.manual_seed(0)
+    return build_model(tiny_cfg)
+
+
+@pytest.fixture
+def frozen_cfg(tiny_cfg, tmp_path):
+    clip, _ = build_clip("tiny", "")
+    torch.save(clip.state_dict(), tmp_path / "clip.pt")
+    tiny_cfg.MODEL.CLIP.WEIGHTS = str(tmp_path / "clip.pt")
+    return tiny_cfg
+
+
+def test_training_gives_losses_and_gradients_for_all_trainable(model):
+    losses = model([sample(64, 96), sample(72, 80, seed=1)])  # non-square, not multiples, two sizes
+    assert set(losses) == {"loss_class", "loss_mask", "loss_dice", "loss_score_map"}
+    sum(losses.values()).backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
+    assert any(n.startswith("backbone") for n, p in model.named_parameters() if p.requires_grad)
+
+
+def test_a_step_lowers_the_loss(model):
+    torch.manual_seed(0)
+    batch = [sample(64, 64)]
+    batch[0]["sem_seg"] = torch.zeros(64, 64, dtype=torch.long)
+    batch[0]["sem_seg"][:, 32:] = 2
+    batch[0]["image"][:, :, 32:] //= 8
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+    totals = []
+    for _ in range(10):
+        loss = sum(model(batch).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        totals.append(loss.item())
+    assert totals[-1] < 0.9 * totals[0]
+
+
+@pytest.mark.parametrize("size", [(64, 96), (70, 50), (24, 200), (8, 8)])
+def test_evaluation_output_at_original_size(model, size):
+    model.eval()
+    inputs = {"image": sample(*size)["image"], "height": 2 * size[0], "width": size[1] + 3}
+    with torch.no_grad():
+        output = model([inputs])[0]
+    assert set(output) == {"sem_seg", "ood_score"}
+    assert output["sem_seg"].shape == (3, 2 * size[0], size[1] + 3)
+    assert output["ood_score"].shape == (2 * size[0], size[1] + 3)
+    assert output["sem_seg"].dtype == output["ood_score"].dtype == torch.float32
+    assert output["ood_score"].isfinite().all() and (output["sem_seg"] >= 0).all()
+
+
+def test_windows_in_batches_or_one_by_one_are_the_same(tiny_cfg):
+    tiny_cfg.TEST.WINDOW.SIZE, tiny_cfg.TEST.WINDOW.STRIDE = 64, 40
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg).eval()
+    inputs = [sample(100, 130)]
+    results = []
+    with torch.no_grad():
+        for batch in (1, 4):
+            model.window["batch"] = batch
+            results.append(model(inputs)[0])
+    torch.testing.assert_close(results[0]["ood_score"], results[1]["ood_score"])
+    torch.testing.assert_close(results[0]["sem_seg"], results[1]["sem_seg"])
+
+
+def test_text_is_encoded_once_per_evaluation(tiny_cfg, monkeypatch):
+    tiny_cfg.TEST.WINDOW.SIZE, tiny_cfg.TEST.WINDOW.STRIDE = 64, 40
+    model = build_model(tiny_cfg).eval()
+    calls = []
+    encode = model.text._encode
+    monkeypatch.setattr(model.text, "_encode", lambda: calls.append(1) or encode())
+    with torch.no_grad():
+        for _ in range(2):
+            model([sample(100, 130)])
+    assert len(calls) == 1
+
+
+def test_extra_scores(tiny_cfg):
+    tiny_cfg.MODEL.TDOS.EXTRA_SCORES = ["max_logit"]
+    model = build_model(tiny_cfg).eval()
+    with torch.no_grad():
+        output = model([sample(64, 64)])[0]
+    assert set(output["ood_scores"]) == {"max_logit"}
+    expected = 1 - output["sem_seg"].amax(0)
+    # the score is taken before the upsampling by 4, the expected one after it
+    assert (output["ood_scores"]["max_logit"] - expected).abs().mean() < 1e-2
+
+
+def test_class_count_comes_from_the_names(tiny_cfg):
+    tiny_cfg.MODEL.TDOS.CLASS_NAMES = ["a", "b", "c", "d", "e"]
+    tiny_cfg.MODEL.TDOS.NUM_NEGATIVE = 0
+    model = build_model(tiny_cfg)
+    losses = model([sample(64, 64, num_labels=6)])
+    assert all(v.isfinite() for v in losses.values())
+    with torch.no_grad():
+        assert model.eval()([sample(64, 64)])[0]["sem_seg"].shape[0] == 5
+    assert model.checkpoint_info()["class_names"] == ["a", "b", "c", "d", "e"]
+
+
+def test_no_class_names_at_all(tiny_cfg):
+    tiny_cfg.MODEL.TDOS.CLASS_NAMES = []
+    tiny_cfg.DATASETS.TRAIN = ()
+    with pytest.raises(UserError, match="CLASS_NAMES"):
+        build_model(tiny_cfg)
+
+
+def test_loaded_encoder_is_frozen_and_keeps_its_state(frozen_cfg):
+    """Defects 6 and 14: frozen parts keep weights and mode; the neck is trained."""
+    model = build_model(frozen_cfg).train()
+    assert not model.backbone.tower.training
+    before = {k: v.clone() for k, v in model.backbone.state_dict().items()}
+    sum(model([sample(64, 64)]).values()).backward()
+    assert all(p.grad is None for p in model.backbone.parameters())
+    assert all(torch.equal(before[k], v) for k, v in model.backbone.state_dict().items())
+    neck = list(model.neck.parameters())
+    assert neck and all(p.requires_grad and p.grad.abs().sum() > 0 for p in neck)
+
+
+def test_loaded_encoder_can_be_trained_on_request(frozen_cfg):
+    frozen_cfg.MODEL.CLIP.FREEZE_IMAGE = False
+    model = build_model(frozen_cfg).train()
+    assert model.backbone.tower.training
+    sum(model([sample(64, 64)]).values()).backward()
+    assert all(p.grad is not None for p in model.backbone.parameters())
+
+
+def test_fixed_text_of_another_width(tiny_cfg, tmp_path):
+    import numpy as np
+
+    path = tmp_path / "text.npz"
+    names = ["road", "traffic sign", "car"]
+    np.savez(path, names=np.array(names), embeddings=np.random.randn(3, 20).astype(np.float32))
+    tiny_cfg.MODEL.TEXT.EMBEDDINGS = str(path)
+    model = build_model(tiny_cfg)
+    sum(model([sample(64, 64)]).values()).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_unknown_merge_rule(tiny_cfg):
+    tiny_cfg.MODEL.TDOS.MERGE = "median"
+    with pytest.raises(UserError, match="median"):
+        build_model(tiny_cfg)
