@@ -1,0 +1,54 @@
+"""Packaging of tdos_d2. Detectron2 is not named here: tools/install_detectron2.py brings it."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """``__version__`` as written in the package, which cannot be imported before its needs."""
+    text = (ROOT / "tdos_d2" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if found is None:
+        raise RuntimeError('tdos_d2/__init__.py has no line __version__ = "..."')
+    return found.group(1)
+
+
+REQUIRES = [
+    "torch>=2.6",
+    "torchvision",
+    "open_clip_torch>=3,<5",
+    "nltk",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "matplotlib",
+    "tqdm",
+    # Detectron2's own needs
+    "fvcore>=0.1.5",
+    "iopath>=0.1.7",
+    "omegaconf>=2.1",
+    "hydra-core>=1.1",
+    "pycocotools>=2.0.2",
+    "pyyaml>=5.1",
+    "yacs>=0.1.8",
+    "tabulate",
+    "termcolor>=1.1",
+    "tensorboard",
+    "cloudpickle",
+    "black",
+]
+
+setup(
+    name="tdos_d2",
+    version=read_version(),
+    description="Text-driven out-of-distribution segmentation of road scenes with Detectron2",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["tdos_d2", "tdos_d2.*"]),
+    install_requires=REQUIRES,
+    extras_require={"test": ["pytest", "ruff", "scikit-learn"]},
+)
