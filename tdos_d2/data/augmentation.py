@@ -1,0 +1,82 @@
+"""Random transforms of training images."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from detectron2.data import transforms as T
+from detectron2.projects.point_rend import ColorAugSSDTransform
+
+from tdos_d2.data.reading import IGNORE
+
+# fvcore makes a tensor of the read-only array that Pillow gives, and does not write to it.
+warnings.filterwarnings("ignore", "The given NumPy array is not writable", module="fvcore")
+
+
+class RandomScale(T.Augmentation):
+    """Resize by a factor on the original size, uniform in ``factors = (low, high)``."""
+
+    def __init__(self, factors: Sequence[float]) -> None:
+        super().__init__()
+        self._init({"factors": tuple(factors)})
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        height, width = image.shape[:2]
+        factor = np.random.uniform(*self.factors)
+        new_size = max(1, round(height * factor)), max(1, round(width * factor))
+        return T.ResizeTransform(height, width, *new_size)
+
+
+def build_train_augmentations(
+    *,
+    scale_range: Sequence[float],
+    crop: tuple[str, Sequence[float]] | None,
+    single_category_max_area: float,
+    flip: str,
+    color_format: str | None,
+) -> list[T.Augmentation | T.Transform]:
+    """Resize, crop, flip, photometric distortion: Mask2Former's recipe for Cityscapes.
+
+    Args:
+        scale_range: range of the resize factor.
+        crop: type and size as in ``T.RandomCrop``; None = no crop. Images smaller than an absolute
+            crop stay as they are (see :func:`pad`).
+        single_category_max_area: largest share of one class in a crop (10 tries).
+        flip: "horizontal", "vertical" or "none".
+        color_format: "RGB" or "BGR", the order of channels; None = no photometric distortion
+            (brightness 32, contrast and saturation 0.5-1.5, hue 18).
+    """
+    augmentations = [RandomScale(scale_range)]
+    if crop is not None:
+        augmentations.append(
+            T.RandomCrop_CategoryAreaConstraint(*crop, single_category_max_area, IGNORE)
+        )
+    if flip != "none":
+        vertical = flip == "vertical"
+        augmentations.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))
+    if color_format is not None:
+        augmentations.append(ColorAugSSDTransform(img_format=color_format))
+    return augmentations
+
+
+def pad(
+    image: np.ndarray, label: np.ndarray, size: tuple[int, int], color: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pad on the right and at the bottom to ``size = (height, width)``, where smaller.
+
+    Args:
+        image: (H, W, 3) uint8, padded with ``color``.
+        label: (H, W) uint8, padded with 255.
+    """
+    height, width = label.shape
+    new_size = max(height, size[0]), max(width, size[1])
+    if new_size == (height, width):
+        return image, label
+    new_image = np.empty((*new_size, 3), np.uint8)
+    new_image[:] = np.round(color)
+    new_image[:height, :width] = image
+    new_label = np.full(new_size, IGNORE, np.uint8)
+    new_label[:height, :width] = label
+    return new_image, new_label

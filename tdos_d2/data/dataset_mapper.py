@@ -1,0 +1,197 @@
+"""From dataset dicts to the model's inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.data.catalog import Metadata
+from detectron2.data.detection_utils import SizeMismatchError, check_image_size
+
+from tdos_d2.data.augmentation import build_train_augmentations, pad
+from tdos_d2.data.checks import class_names
+from tdos_d2.data.ood_paste import SOURCES, OODPaste
+from tdos_d2.data.reading import check_same_size, read_image, read_label
+from tdos_d2.data.samplers import sample_randomness
+from tdos_d2.errors import UserError
+
+
+class TDOSDatasetMapper:
+    """Reads the image, and in training the label, of a dataset dict and transforms them.
+
+    1. In training: random resize, crop, flip and photometric distortion; otherwise the resizing of
+       the test set, if any.
+    2. In training: paste outliers, then pad to the size of the crop.
+
+    The random numbers of a training sample depend on the seed and the dict's "position" (see
+    :class:`~tdos_d2.data.samplers.PositionalDataset`) and nothing else.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        augmentations: Sequence[T.Augmentation | T.Transform],
+        image_format: str,
+        metadata: Mapping[str, Metadata] | None = None,
+        ood_paste: OODPaste | None = None,
+        pad_size: tuple[int, int] | None = None,
+        pad_color: Sequence[float] = (0, 0, 0),
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            is_train: whether to read labels, transform at random and paste outliers.
+            augmentations: what to do with the image, and label, first.
+            image_format: "RGB" or "BGR".
+            metadata: of the training sets by name, to read labels with. A dict without
+                "dataset_name" belongs to the first.
+            ood_paste: pastes outliers into a training image.
+            pad_size: (height, width) that smaller training images are padded to.
+            pad_color: colour of the padding; that of labels is 255.
+            seed: any integer >= 0.
+        """
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.metadata = dict(metadata or {})
+        self.ood_paste = ood_paste
+        self.pad_size = pad_size
+        self.pad_color = pad_color
+        self.seed = seed
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, is_train: bool = True, dataset_name: str | None = None
+    ) -> dict[str, Any]:
+        """Read ``cfg``; ``dataset_name`` is the test set, whose ``test_size`` counts."""
+        if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+            raise UserError(f"INPUT.FORMAT must be RGB or BGR, got {cfg.INPUT.FORMAT!r}")
+        if is_train:
+            kwargs = _train_kwargs(cfg)
+        else:
+            kwargs = {"augmentations": _test_augmentations(cfg, dataset_name)}
+        return {"is_train": is_train, "image_format": cfg.INPUT.FORMAT, **kwargs}
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Read and transform one sample.
+
+        Args:
+            dataset_dict: in Detectron2's format; in training with ``sem_seg_file_name``.
+
+        Returns:
+            the dict with image_id, height and width (of the file), ``image``, a (3, h, w) uint8
+            tensor in ``image_format``, and in training ``sem_seg``, an (h, w) int64 tensor: 0..K-1
+            known classes, K = OOD, 255 = ignored.
+
+        Raises:
+            UserError: a file cannot be read, its label has undeclared values or another size.
+        """
+        record = copy.deepcopy(dataset_dict)
+        record.setdefault("image_id", record["file_name"])
+        image = read_image(record["file_name"], self.image_format)
+        try:
+            check_image_size(record, image)
+        except SizeMismatchError as error:
+            raise UserError(str(error)) from error
+        if self.is_train:
+            image, label = self._augment(record, image)
+            record["sem_seg"] = torch.from_numpy(label.astype(np.int64))
+        else:
+            image, _ = self._transform(image, None)
+        record["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return record
+
+    def _augment(self, record: dict[str, Any], image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # OpenCV's own threads would fight with those of other loader processes.
+        cv2.setNumThreads(0)
+        label = self._read_label(record, image)
+        position = record.get("position")
+        if position is None:  # a dict that comes from some other dataset class
+            position = np.random.randint(2**31)
+        with sample_randomness(self.seed, position) as rng:
+            image, label = self._transform(image, label)
+            if self.ood_paste is not None:
+                image, label = self.ood_paste(image, label, rng)
+        if self.pad_size is not None:
+            image, label = pad(image, label, self.pad_size, self.pad_color)
+        return image, label
+
+    def _read_label(self, record: dict[str, Any], image: np.ndarray) -> np.ndarray:
+        path = record.pop("sem_seg_file_name")
+        name = record.get("dataset_name", next(iter(self.metadata)))
+        label = read_label(path, self.metadata[name])
+        check_same_size(record["file_name"], image, path, label)
+        return label
+
+    def _transform(
+        self, image: np.ndarray, label: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        aug_input = T.AugInput(image, sem_seg=label)
+        self.augmentations(aug_input)
+        return aug_input.image, aug_input.sem_seg
+
+
+def _train_kwargs(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of a mapper for training, read from ``cfg``."""
+    low, high = cfg.INPUT.SCALE_RANGE
+    if not 0 < low <= high:
+        raise UserError(f"INPUT.SCALE_RANGE must be a range above 0, got {cfg.INPUT.SCALE_RANGE}")
+    if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "vertical", "none"):
+        raise UserError(
+            f"INPUT.RANDOM_FLIP must be horizontal, vertical or none, got {cfg.INPUT.RANDOM_FLIP!r}"
+        )
+    crop = (cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE) if cfg.INPUT.CROP.ENABLED else None
+    return {
+        "augmentations": build_train_augmentations(
+            scale_range=(low, high),
+            crop=crop,
+            single_category_max_area=cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
+            flip=cfg.INPUT.RANDOM_FLIP,
+            color_format=cfg.INPUT.FORMAT if cfg.INPUT.COLOR_AUG else None,
+        ),
+        "metadata": {name: MetadataCatalog.get(name) for name in cfg.DATASETS.TRAIN},
+        "ood_paste": _ood_paste(cfg),
+        # Only absolute crops all have one size.
+        "pad_size": tuple(crop[1]) if crop and crop[0] == "absolute" else None,
+        "pad_color": cfg.MODEL.PIXEL_MEAN,
+        "seed": max(cfg.SEED, 0),
+    }
+
+
+def _ood_paste(cfg: CfgNode) -> OODPaste | None:
+    node = cfg.INPUT.OOD_PASTE
+    if node.SOURCE == "none":
+        return None
+    if node.SOURCE not in SOURCES:
+        raise UserError(
+            f"INPUT.OOD_PASTE.SOURCE must be one of none, {', '.join(SOURCES)}, got {node.SOURCE!r}"
+        )
+    try:
+        return OODPaste(
+            SOURCES[node.SOURCE](),
+            node.PROB,
+            node.NUM,
+            node.SIZE,
+            ood_label=len(class_names(cfg)),
+        )
+    except ValueError as error:
+        raise UserError(f"INPUT.OOD_PASTE: {error}") from error
+
+
+def _test_augmentations(cfg: CfgNode, dataset_name: str | None) -> list[T.Augmentation]:
+    test_size = MetadataCatalog.get(dataset_name).get("test_size") if dataset_name else None
+    if test_size is not None:
+        width, height = test_size
+        return [T.Resize((height, width))]
+    if cfg.INPUT.MIN_SIZE_TEST > 0:
+        return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
+    return []

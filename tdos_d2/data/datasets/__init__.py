@@ -1,0 +1,12 @@
+"""Registers the built-in data sets when imported."""
+
+from tdos_d2.data.datasets.camvid import register_camvid
+from tdos_d2.data.datasets.demo import register_demo
+from tdos_d2.data.datasets.folder import MissingDatasetError, data_root
+from tdos_d2.data.datasets.ood import register_ood, register_ood_dataset
+
+__all__ = ["MissingDatasetError", "data_root", "register_ood_dataset"]
+
+register_camvid()
+register_ood()
+register_demo()

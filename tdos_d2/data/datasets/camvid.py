@@ -1,0 +1,51 @@
+"""CamVid: driving scenes of 480x360, 11 classes, and the test frames with pasted animals."""
+
+from __future__ import annotations
+
+import functools
+
+from tdos_d2.data.datasets.folder import BuiltinFolder, register
+from tdos_d2.data.datasets.ood import register_builtin_ood
+from tdos_d2.data.reading import IGNORE
+
+# name and colour of the train ids 0..10
+CAMVID_CLASSES = {
+    "Sky": (128, 128, 128),
+    "Building": (128, 0, 0),
+    "Pole": (192, 192, 128),
+    "Road": (128, 64, 128),
+    "Pavement": (60, 40, 222),
+    "Tree": (128, 128, 0),
+    "SignSymbol": (192, 128, 128),
+    "Fence": (64, 64, 128),
+    "Car": (64, 0, 128),
+    "Pedestrian": (64, 64, 0),
+    "Bicyclist": (0, 128, 192),
+}
+_VOID, _OOD = 11, 12
+
+
+def register_camvid() -> None:
+    """Register camvid_train, camvid_val, camvid_test and camvid_ood."""
+    for split in ("train", "val", "test"):
+        name = f"camvid_{split}"
+        folder = BuiltinFolder(("CamVid",), split, f"{split}annot")
+        register(
+            name,
+            functools.partial(folder.read, name),
+            evaluator_type="sem_seg",
+            stuff_classes=list(CAMVID_CLASSES),
+            stuff_colors=list(CAMVID_CLASSES.values()),
+            ignore_label=IGNORE,
+            ignore_values=(_VOID,),
+        )
+    register_builtin_ood(
+        "camvid_ood",
+        BuiltinFolder(("CamVid",), "test_ood", "testannot_ood"),
+        id_values=range(len(CAMVID_CLASSES)),
+        ood_values=(_OOD,),
+        ignore_values=(_VOID,),
+        # 500 and 100 pixels of a frame of 1280x720, scaled by area
+        min_pred=94,
+        min_gt=19,
+    )

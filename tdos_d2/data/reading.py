@@ -1,0 +1,143 @@
+"""Reading images and label maps from files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import numpy as np
+from detectron2.data import detection_utils
+from detectron2.data.catalog import Metadata
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+from tdos_d2.errors import UserError
+
+IGNORE = 255
+_UNDECLARED = -1
+_EXIF_ORIENTATION = 0x0112
+
+
+def read_image(path: str | os.PathLike, format: str = "RGB") -> np.ndarray:
+    """Read an image, whatever its file format, turned as its EXIF data say.
+
+    Args:
+        path: the file; its content decides how it is decoded, not its name.
+        format: channel order, "RGB" or "BGR".
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        UserError: the file cannot be read as an image.
+    """
+    try:
+        return detection_utils.read_image(os.fspath(path), format=format)
+    except Exception as error:  # Pillow's decoders raise nearly every kind there is
+        raise _unreadable("image", path, error) from error
+
+
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Width and height that :func:`read_image` gives, from the header only.
+
+    Raises:
+        UserError: the file is not an image.
+    """
+    try:
+        with PathManager.open(os.fspath(path), "rb") as file, Image.open(file) as image:
+            width, height = image.size
+            # Asking a PNG file without EXIF data for them would decode the whole image.
+            if "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:
+                return height, width
+            return width, height
+    except Exception as error:
+        raise _unreadable("image", path, error) from error
+
+
+def read_label(path: str | os.PathLike, metadata: Metadata) -> np.ndarray:
+    """Read a label map and translate the values of the file.
+
+    Data sets of ``evaluator_type`` "ood" give 0 (known), 1 (OOD) and 255 (void), by ``id_values``,
+    ``ood_values`` and ``ignore_values``; with ``undeclared="ignore"`` all other values are void.
+    Others give train ids: 0..K-1 for the K ``stuff_classes``, K for the metadata's ``ood_values``
+    (none by default), and 255 for 255, ``ignore_label`` and ``ignore_values``.
+
+    Args:
+        path: an image file with one channel (or a palette, whose indices count).
+        metadata: metadata of the data set that the label belongs to.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        UserError: the file cannot be read, has several channels or a value that is not declared.
+    """
+    try:
+        with PathManager.open(os.fspath(path), "rb") as file, Image.open(file) as image:
+            values = np.array(image)
+    except Exception as error:
+        raise _unreadable("label", path, error) from error
+    if values.ndim != 2:
+        raise UserError(f"label {path} has {values.shape[2]} channels: it must have one")
+    table = _value_table(metadata)
+    if values.dtype != np.uint8:  # 1 or more than 8 bits
+        if values.min() < 0 or values.max() > 255:
+            bad = np.unique(values[(values < 0) | (values > 255)])
+            raise _undeclared(path, metadata, bad)
+        values = values.astype(np.uint8)
+    label = table[values]
+    if label.min() == _UNDECLARED:
+        raise _undeclared(path, metadata, np.unique(values[label == _UNDECLARED]))
+    return label.astype(np.uint8)
+
+
+def check_same_size(
+    image_path: str | os.PathLike,
+    image: np.ndarray,
+    label_path: str | os.PathLike,
+    label: np.ndarray,
+) -> None:
+    """Raise UserError unless an image and its label have the same height and width."""
+    if image.shape[:2] != label.shape[:2]:
+        (height, width), (label_height, label_width) = image.shape[:2], label.shape[:2]
+        raise UserError(
+            f"label {label_path} is {label_width}x{label_height}, but its image {image_path} is "
+            f"{width}x{height}"
+        )
+
+
+def _value_table(metadata: Metadata) -> np.ndarray:
+    """(256,) int16: what each value of a label file becomes; -1 = not declared."""
+    table = np.full(256, _UNDECLARED, np.int16)
+    if metadata.get("evaluator_type") == "ood":
+        if metadata.get("undeclared", "error") == "ignore":
+            table[:] = IGNORE
+        table[list(metadata.get("id_values", (0,)))] = 0
+        table[list(metadata.get("ood_values", (1,)))] = 1
+        table[list(metadata.get("ignore_values", (255,)))] = IGNORE
+        return table
+    classes = metadata.get("stuff_classes")
+    if not classes:
+        raise UserError(f"dataset '{metadata.name}': its metadata has no stuff_classes")
+    table[: len(classes)] = np.arange(len(classes))
+    table[list(metadata.get("ood_values", ()))] = len(classes)
+    ignored = (IGNORE, metadata.get("ignore_label", IGNORE), *metadata.get("ignore_values", ()))
+    # Detectron2 lets ignore_label be anything, for example -1.
+    table[[value for value in ignored if 0 <= value <= 255]] = IGNORE
+    return table
+
+
+def _undeclared(path: str | os.PathLike, metadata: Metadata, values: Iterable[int]) -> UserError:
+    shown = [int(value) for value in values]
+    return UserError(
+        f"label {path} has values that dataset '{metadata.name}' does not declare: "
+        + ", ".join(map(str, shown[:8]))
+        + (", ..." if len(shown) > 8 else "")
+    )
+
+
+def _unreadable(kind: str, path: str | os.PathLike, error: Exception) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"no {kind} file {path}")
+    cause = " ".join(str(error).split()) or type(error).__name__
+    return UserError(f"cannot read {kind} {path}: {cause}")

@@ -1,0 +1,108 @@
+"""Data order and randomness as functions of (seed, position): the same in any number of workers or
+processes, and after a restart."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetFromList
+from torch.utils.data import Dataset, Sampler, get_worker_info
+
+# Keys that keep the random streams of one seed apart.
+_ORDER, _SAMPLE = 0, 1
+
+
+class PositionalDataset(Dataset):
+    """An endless sequence of dataset dicts, one shuffled epoch after the other.
+
+    Item ``p`` (any p >= 0) is a copy of one of the n dicts with the key "position" = p. Each epoch
+    of n positions has an order of its own, drawn from (seed, epoch).
+
+    Args:
+        dicts: dataset dicts in Detectron2's format.
+        seed: any integer >= 0.
+        shuffle: False keeps the order of ``dicts`` in each epoch.
+    """
+
+    def __init__(self, dicts: list[dict[str, Any]], seed: int, shuffle: bool = True) -> None:
+        self._dicts = DatasetFromList(dicts)
+        self._seed = seed
+        self._shuffle = shuffle
+        self._epoch = -1
+        self._order = np.arange(len(dicts))
+
+    def __len__(self) -> int:
+        return len(self._dicts)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        epoch, index = divmod(position, len(self))
+        if self._shuffle and epoch != self._epoch:
+            stream = np.random.SeedSequence(self._seed, spawn_key=(_ORDER, epoch))
+            self._order = np.random.default_rng(stream).permutation(len(self))
+            self._epoch = epoch
+        record = copy.deepcopy(self._dicts[int(self._order[index])])
+        record["position"] = position
+        return record
+
+
+class PositionSampler(Sampler[int]):
+    """The positions of one process, without end.
+
+    Batch i of all processes together is [start + i * B, start + (i + 1) * B) with
+    B = batch_size * world_size; rank r has r, r + world_size, ... of it. Inside a worker of a
+    ``DataLoader`` it gives each num_workers-th batch, so that the loader, which asks its workers in
+    turn, yields the same batches as without workers. (Detectron2 0.6 would share out single
+    positions, hence use ``ToIterableDataset(..., shard_sampler=False)``.)
+
+    Args:
+        start: first position.
+        rank: number of this process.
+        world_size: number of processes.
+        batch_size: samples per batch in one process.
+    """
+
+    def __init__(
+        self, start: int = 0, rank: int = 0, world_size: int = 1, batch_size: int = 1
+    ) -> None:
+        self._first = start + rank
+        self._world_size = world_size
+        self._batch_size = batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        stride = self._batch_size * self._world_size
+        for batch in itertools.count(first, step):
+            begin = self._first + batch * stride
+            yield from range(begin, begin + stride, self._world_size)
+
+
+@contextlib.contextmanager
+def sample_randomness(seed: int, position: int) -> Iterator[np.random.Generator]:
+    """Seed Python's, NumPy's and torch's (CPU) global generators from (seed, position).
+
+    Augmentations draw from the global generators; their states are restored afterwards.
+
+    Yields:
+        a generator of its own for code that takes one.
+    """
+    stream = np.random.SeedSequence(seed, spawn_key=(_SAMPLE, position))
+    words = [int(word) for word in stream.generate_state(3)]
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(words[0])
+    np.random.seed(words[1])
+    # Not torch.manual_seed: that would seed the accelerators too.
+    torch.default_generator.manual_seed(words[2])
+    try:
+        yield np.random.default_rng(stream)
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

@@ -1,0 +1,236 @@
+"""Registering folders of images and labels; the built-in sets and their trees."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
+
+from tdos_d2.data import MissingDatasetError, get_dicts, read_label, register_ood_dataset
+from tdos_d2.errors import UserError
+
+DATA = Path(os.getenv("TDOS_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+IMAGE = np.zeros((6, 8, 3), np.uint8)
+LABEL = np.zeros((6, 8), np.uint8)
+
+
+def stems(name: str) -> list[str]:
+    return [record["image_id"] for record in DatasetCatalog.get(name)]
+
+
+def test_nested_folders_and_suffixes(tmp_path, write):
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    for stem, end in (("b/x.y", ".jpg"), ("b/c/z", ".webp"), ("a", ".PNG")):
+        write(images / (stem + end), IMAGE)
+        write(labels / f"{stem}_labels_semantic.png", LABEL)
+    (images / "notes.txt").write_text("no image")
+    write(images / ".hidden.png", IMAGE)
+    register_ood_dataset("mini", images, labels, label_suffix="_labels_semantic.png")
+    assert stems("mini") == ["a", "b/c/z", "b/x.y"]
+    assert DatasetCatalog.get("mini")[2] == {
+        "file_name": str(images / "b/x.y.jpg"),
+        "sem_seg_file_name": str(labels / "b/x.y_labels_semantic.png"),
+        "image_id": "b/x.y",
+        "height": 6,
+        "width": 8,
+    }
+
+
+@pytest.mark.parametrize("suffix", ["_labels_semantic.png", ".labels/labels_semantic.png"])
+def test_labels_among_the_images_are_no_images(tmp_path, write, suffix):
+    for stem in ("one", "deep/two"):
+        write(tmp_path / f"{stem}.png", IMAGE)
+        write(tmp_path / (stem + suffix), LABEL)
+    write(tmp_path / ("stray" + suffix), LABEL)
+    register_ood_dataset("mini", tmp_path, tmp_path, label_suffix=suffix)
+    assert stems("mini") == ["deep/two", "one"]
+
+
+def test_label_folder_inside_the_image_folder(tmp_path, write):
+    write(tmp_path / "a.png", IMAGE)
+    write(tmp_path / "gt" / "a.png", LABEL)
+    register_ood_dataset("mini", tmp_path, tmp_path / "gt")
+    assert stems("mini") == ["a"]
+
+
+def test_image_folder_inside_the_label_folder(tmp_path, write):
+    write(tmp_path / "images" / "a.png", IMAGE)
+    write(tmp_path / "a.png", LABEL)
+    register_ood_dataset("mini", tmp_path / "images", tmp_path)
+    assert stems("mini") == ["a"]
+
+
+def test_glob_and_links(tmp_path, write):
+    for name in ("validation1.jpg", "test1.jpg"):
+        write(tmp_path / "images" / name, IMAGE)
+    write(tmp_path / "labels" / "validation1.png", LABEL)
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    register_ood_dataset("mini", tmp_path / "link", tmp_path / "labels", image_glob="validation*")
+    assert stems("mini") == ["validation1"]
+
+
+def test_registration_is_lazy_and_names_what_is_missing(tmp_path, write):
+    register_ood_dataset("mini", tmp_path / "images", tmp_path / "labels")
+    with pytest.raises(MissingDatasetError, match=f"'mini'.*{tmp_path}/images"):
+        DatasetCatalog.get("mini")
+    (tmp_path / "images").mkdir()
+    with pytest.raises(MissingDatasetError, match=f"{tmp_path}/labels"):
+        DatasetCatalog.get("mini")
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(UserError, match=f"no images in {tmp_path}/images"):
+        DatasetCatalog.get("mini")
+    for stem in "abc":
+        write(tmp_path / "images" / f"{stem}.jpg", IMAGE)
+    write(tmp_path / "labels" / "a.png", LABEL)
+    with pytest.raises(UserError, match=r"2 of 3 images have no label, first .*b\.jpg"):
+        DatasetCatalog.get("mini")
+    for stem in "bc":
+        write(tmp_path / "labels" / f"{stem}.png", LABEL)
+    assert stems("mini") == ["a", "b", "c"]
+    write(tmp_path / "images" / "c.png", IMAGE)
+    with pytest.raises(UserError, match=r"c\.jpg and c\.png"):
+        DatasetCatalog.get("mini")
+
+
+def test_file_that_is_no_image_is_named(tmp_path, write):
+    write(tmp_path / "labels" / "a.png", LABEL)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_text("no image")
+    register_ood_dataset("mini", tmp_path / "images", tmp_path / "labels")
+    with pytest.raises(UserError, match=r"images/a\.png"):
+        DatasetCatalog.get("mini")
+
+
+def test_metadata_of_an_ood_set():
+    register_ood_dataset("plain", "x", "y")
+    metadata = MetadataCatalog.get("plain")
+    assert metadata.evaluator_type == "ood" and metadata.ignore_label == 255
+    assert (metadata.id_values, metadata.ood_values, metadata.ignore_values) == ((0,), (1,), (255,))
+    assert metadata.protocol == "anomaly" and metadata.test_size is None
+    assert metadata.min_pred is None and metadata.min_gt is None
+    register_ood_dataset("full", "x", "y", protocol="obstacle", min_pred=9, test_size=[64, 32])
+    metadata = MetadataCatalog.get("full")
+    assert metadata.protocol == "obstacle" and metadata.min_pred == 9
+    assert metadata.test_size == (64, 32)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"undeclared": "void"}, "undeclared"),
+        ({"protocol": "pixels"}, "anomaly, obstacle"),
+        ({"ood_values": (0, 1)}, "twice"),
+        ({"ood_values": (256,)}, "0..255"),
+        ({"test_size": (0, 5)}, "test_size"),
+    ],
+)
+def test_wrong_arguments(wrong, message):
+    with pytest.raises(UserError, match=f"'mini'.*{message}"):
+        register_ood_dataset("mini", "x", "y", **wrong)
+    assert "mini" not in DatasetCatalog
+
+
+def test_a_name_is_registered_once():
+    register_ood_dataset("mini", "x", "y")
+    with pytest.raises(UserError, match="'mini' is already registered"):
+        register_ood_dataset("mini", "x", "y")
+    DatasetCatalog.remove("mini")
+    with pytest.raises(UserError, match="'mini' already has other metadata"):
+        register_ood_dataset("mini", "x", "y", protocol="obstacle")
+
+
+@pytest.mark.parametrize("name", ["camvid_train", "camvid_ood", "smiyc_anomalytrack_val"])
+def test_builtin_sets_name_the_data_root(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(MissingDatasetError, match=f"{name}.*{tmp_path}.*DETECTRON2_DATASETS"):
+        DatasetCatalog.get(name)
+    monkeypatch.delenv("DETECTRON2_DATASETS")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingDatasetError, match="no folder datasets/"):
+        DatasetCatalog.get(name)
+
+
+@pytest.mark.parametrize("folder", ["RoadAnomaly", "RoadAnomaly_jpg", "dataset_RoadAnomaly"])
+def test_road_anomaly_folder_names(tmp_path, monkeypatch, write, folder):
+    frames = tmp_path / folder / "frames"
+    write(frames / "cow.jpg", IMAGE)
+    label = write(frames / "cow.labels" / "labels_semantic.png", LABEL + 2)
+    write(frames / "cow.labels" / "labels_semantic_color.png", IMAGE)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    assert stems("road_anomaly") == ["cow"]
+    assert (read_label(label, MetadataCatalog.get("road_anomaly")) == 1).all()
+
+
+def make_cityscapes(root: Path, write) -> str:
+    images, labels = root / "leftImg8bit", root / "gtFine"
+    for stem in ("ulm/ulm_0_", "bonn/bonn_0_", "bonn/bonn_1_"):
+        write(images / f"{stem}leftImg8bit.png", IMAGE)
+        for kind in ("labelIds", "instanceIds", "labelTrainIds"):
+            write(labels / f"{stem}gtFine_{kind}.png", LABEL)
+        size = {"imgHeight": 6, "imgWidth": 8}
+        (labels / f"{stem}gtFine_polygons.json").write_text(json.dumps(size))
+    DatasetCatalog.register("city", lambda: load_cityscapes_semantic(str(images), str(labels)))
+    MetadataCatalog.get("city").set(
+        evaluator_type="cityscapes_sem_seg",
+        image_dir=str(images),
+        gt_dir=str(labels),
+        stuff_classes=["road"],
+        ignore_label=255,
+    )
+    return "city"
+
+
+def test_cityscapes_tree_is_checked_before_detectron2_reads_it(tmp_path, write):
+    name = make_cityscapes(tmp_path, write)
+    assert len(get_dicts(name)) == 3
+    stray = write(tmp_path / "leftImg8bit/bonn/.thumb.png", IMAGE)
+    with pytest.raises(UserError, match=r"\.thumb\.png is in the way"):
+        get_dicts(name)
+    stray.unlink()
+    (tmp_path / "gtFine/ulm/ulm_0_gtFine_labelTrainIds.png").unlink()
+    with pytest.raises(UserError, match=r"1 label files.*ulm_0_gtFine_labelTrainIds.*TrainId"):
+        get_dicts(name)
+    (tmp_path / "gtFine/bonn/bonn_1_gtFine_polygons.json").unlink()
+    with pytest.raises(UserError, match="2 label files.*bonn_1_gtFine_polygons.json$"):
+        get_dicts(name)
+    (tmp_path / "gtFine").rename(tmp_path / "elsewhere")
+    with pytest.raises(MissingDatasetError, match=f"{tmp_path}/gtFine.*DETECTRON2_DATASETS"):
+        get_dicts(name)
+
+
+@pytest.mark.parametrize(
+    "name, folder, frames",
+    [
+        ("camvid_train", "CamVid", 367),
+        ("camvid_val", "CamVid", 101),
+        ("camvid_test", "CamVid", 233),
+        ("camvid_ood", "CamVid", 233),
+        ("road_anomaly", "RoadAnomaly", 60),
+        ("smiyc_anomalytrack_val", "dataset_AnomalyTrack", 10),
+    ],
+)
+def test_real_data(monkeypatch, name, folder, frames):
+    if not (DATA / folder).is_dir():
+        pytest.skip(f"no {DATA / folder}")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(DATA))
+    dicts = get_dicts(name)
+    assert len(dicts) == frames
+    metadata = MetadataCatalog.get(name)
+    counts = np.zeros(256, int)
+    for record in dicts:
+        label = read_label(record["sem_seg_file_name"], metadata)
+        assert label.shape == (record["height"], record["width"])
+        counts += np.bincount(label.ravel(), minlength=256)
+    share = 100 * counts / counts.sum()
+    if name == "camvid_ood":
+        assert share[1] == pytest.approx(4.145, abs=1e-3)
+        assert share[255] == pytest.approx(3.656, abs=1e-3)
+    elif metadata.evaluator_type == "ood":
+        assert 5 < share[1] < 20 and share[[0, 1, 255]].sum() == pytest.approx(100)
+    else:
+        assert set(np.flatnonzero(counts)) == {*range(11), 255}

@@ -1,0 +1,134 @@
+"""Images and labels from files of all kinds, and what is said of bad ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from detectron2.data.catalog import Metadata
+from PIL import Image
+
+from tdos_d2.data import read_image, read_label
+from tdos_d2.data.reading import image_size
+from tdos_d2.errors import UserError
+
+CLOSED = Metadata(name="closed", stuff_classes=["a", "b", "c"], ignore_label=255)
+OOD = Metadata(name="open", evaluator_type="ood", id_values=(0, 3), ood_values=(2,))
+
+
+def label_file(folder, values, dtype=np.uint8):
+    path = folder / "label.png"
+    Image.fromarray(np.array([values], dtype)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("file", ["a.png", "a.jpg", "a.JPEG", "a.webp", "a.bmp"])
+def test_image_formats(tmp_path, write, file):
+    image = np.full((6, 8, 3), (200, 100, 50), np.uint8)
+    path = write(tmp_path / file, image)
+    assert np.abs(read_image(path, "RGB").astype(int) - image).max() <= 3  # JPEG loses a little
+    assert np.array_equal(read_image(path, "BGR"), read_image(path, "RGB")[..., ::-1])
+    assert image_size(path) == (8, 6)
+
+
+def test_content_counts_not_name(tmp_path, write):
+    image = np.full((6, 8, 3), 90, np.uint8)
+    assert read_image(write(tmp_path / "a.png", image, "JPEG")).shape == (6, 8, 3)
+    assert read_image(write(tmp_path / "b.jpg", image, "PNG")).shape == (6, 8, 3)
+
+
+def test_grey_palette_and_alpha_images_become_rgb(tmp_path, write):
+    grey = write(tmp_path / "grey.png", np.full((2, 3), 77, np.uint8))
+    assert np.array_equal(read_image(grey), np.full((2, 3, 3), 77))
+    alpha = write(tmp_path / "alpha.png", np.full((2, 3, 4), 9, np.uint8))
+    assert np.array_equal(read_image(alpha), np.full((2, 3, 3), 9))
+    Image.new("P", (3, 2)).save(tmp_path / "palette.png")
+    assert read_image(tmp_path / "palette.png").shape == (2, 3, 3)
+
+
+def test_exif_orientation_turns_image_and_size(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    for name in ("a.jpg", "a.png"):
+        Image.new("RGB", (8, 6)).save(tmp_path / name, exif=exif)
+        assert read_image(tmp_path / name).shape[:2] == (8, 6)
+        assert image_size(tmp_path / name) == (6, 8)
+
+
+@pytest.mark.parametrize("reader", [read_image, image_size, lambda p: read_label(p, CLOSED)])
+def test_bad_files_are_named_in_one_line(tmp_path, reader, write):
+    text = tmp_path / "text.png"
+    text.write_text("no image")
+    cut = write(tmp_path / "cut.png", np.random.default_rng(0).integers(0, 3, (99, 99), np.uint8))
+    if reader is not image_size:  # the header is whole
+        cut.write_bytes(cut.read_bytes()[:600])
+    else:
+        cut.write_bytes(cut.read_bytes()[:20])
+    for path in (text, cut, tmp_path / "absent.png", tmp_path):
+        with pytest.raises(UserError) as error:
+            reader(path)
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_closed_set_labels(tmp_path):
+    assert read_label(label_file(tmp_path, [0, 1, 2, 255]), CLOSED).tolist() == [[0, 1, 2, 255]]
+    assert read_label(label_file(tmp_path, [0]), CLOSED).dtype == np.uint8
+
+
+@pytest.mark.parametrize("values", [[3], [0, 254]])
+def test_closed_set_rejects_undeclared_values(tmp_path, values):
+    path = label_file(tmp_path, values)
+    with pytest.raises(UserError, match=f"{path}.*'closed'.*{values[-1]}"):
+        read_label(path, CLOSED)
+
+
+def test_ignore_label_of_the_metadata_becomes_255(tmp_path):
+    plain = Metadata(name="plain", stuff_classes=["a", "b", "c"], ignore_label=3)
+    assert read_label(label_file(tmp_path, [2, 3, 255]), plain).tolist() == [[2, 255, 255]]
+    more = Metadata(name="more", stuff_classes=["a"], ignore_label=-1, ignore_values=(7, 9))
+    assert read_label(label_file(tmp_path, [0, 7, 9]), more).tolist() == [[0, 255, 255]]
+    with pytest.raises(UserError, match="12"):
+        read_label(label_file(tmp_path, [2, 3, 12]), plain)
+
+
+def test_declared_ood_values_of_a_training_set_become_k(tmp_path):
+    poc = Metadata(name="poc", stuff_classes=["a", "b"], ignore_label=255, ood_values=(254,))
+    assert read_label(label_file(tmp_path, [0, 1, 254, 255]), poc).tolist() == [[0, 1, 2, 255]]
+
+
+def test_ood_labels(tmp_path):
+    path = label_file(tmp_path, [0, 3, 2, 255])
+    assert read_label(path, OOD).tolist() == [[0, 0, 1, 255]]
+
+
+def test_ood_set_rejects_or_ignores_undeclared_values(tmp_path):
+    path = label_file(tmp_path, [0, 2, 1, 200])
+    with pytest.raises(UserError, match=f"{path}.*'open'.*: 1, 200"):
+        read_label(path, OOD)
+    lenient = Metadata(**{**OOD.as_dict(), "undeclared": "ignore"})
+    assert read_label(path, lenient).tolist() == [[0, 1, 255, 255]]
+
+
+def test_palette_and_one_bit_labels(tmp_path):
+    palette = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).convert("P")
+    palette.putdata([0, 1, 2])
+    palette.save(tmp_path / "p.png")
+    assert read_label(tmp_path / "p.png", CLOSED).tolist() == [[0, 1, 2]]
+    Image.fromarray(np.array([[False, True]])).save(tmp_path / "bit.png")
+    assert read_label(tmp_path / "bit.png", CLOSED).tolist() == [[0, 1]]
+
+
+def test_16_bit_labels(tmp_path):
+    assert read_label(label_file(tmp_path, [0, 2], np.uint16), CLOSED).tolist() == [[0, 2]]
+    with pytest.raises(UserError, match="1000"):
+        read_label(label_file(tmp_path, [0, 1000], np.uint16), CLOSED)
+
+
+def test_colour_labels_are_refused(tmp_path, write):
+    path = write(tmp_path / "colour.png", np.zeros((2, 2, 3), np.uint8))
+    with pytest.raises(UserError, match="3 channels"):
+        read_label(path, CLOSED)
+
+
+def test_set_without_classes_is_named(tmp_path):
+    with pytest.raises(UserError, match="'bare'.*stuff_classes"):
+        read_label(label_file(tmp_path, [0]), Metadata(name="bare"))
