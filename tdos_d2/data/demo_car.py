@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from tdos_d2.data.demo_sprites import CIRCLE, Colour, any_colour, hsv
+from tdos_d2.data.demo_sprites import CIRCLE, Colour, hsv, known_colour
 from tdos_d2.data.demo_street import CAR, Canvas
 
 _TYRE = np.array([20.0, 20, 22])
@@ -22,7 +22,7 @@ class Car:
         self.half, self.length = rng.uniform(0.82, 0.95), rng.uniform(3.6, 4.7)
         self.belt, self.roof = rng.uniform(0.85, 1.0), rng.uniform(1.4, 1.9)
         self.slope = rng.uniform(0.15, 0.8)
-        self.paint = any_colour(rng)
+        self.paint = known_colour(rng)
         self.glass = hsv(0.58, 0.25, rng.uniform(0.1, 0.45))
         self.front = rng.random() < 0.35
         end = z + self.length

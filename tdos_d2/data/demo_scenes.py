@@ -1,8 +1,9 @@
 """Street scenes drawn by the program: training and test pictures that need no download.
 
 ``render_scene`` puts together a street (``demo_street``), known objects (``demo_sprites``) and, on
-demand, objects of no known class (``demo_objects``). Known things come in all hues, so the colour
-alone does not tell what is unknown. Scenes are drawn at twice their size and reduced.
+demand, objects of no known class (``demo_objects``). Known things have the colours that they mostly
+have; many unknown ones share them, so colour alone does not tell what is unknown. Scenes are drawn
+at twice their size and reduced.
 """
 
 from __future__ import annotations
@@ -208,10 +209,10 @@ def _posts(rng: np.random.Generator, canvas: Canvas, layout: Layout) -> list[_It
     items = []
     for side in (0, 1):
         x = layout.road[side] - (0.5 if side == 0 else -0.5)
-        tall, thick = rng.uniform(4.5, 9), rng.uniform(0.25, 0.4)
+        tall, thick = rng.uniform(4.5, 9), rng.uniform(0.28, 0.42)
         step = rng.uniform(9, 20)
         if rng.random() < 0.75:
-            for z in np.arange(rng.uniform(6, 12), 28, step):
+            for z in np.arange(rng.uniform(6, 12), 25, step):
                 draw = partial(sprites.pole, rng, aspect=thick / tall)
                 items.append(_standing(rng, canvas, draw, tall, x, z, street.POLE))
         for _ in range(int(rng.integers(0, 3))):
@@ -226,7 +227,7 @@ def _draw_sign(rng: np.random.Generator, canvas: Canvas, x: float, z: float, up:
     column, foot = canvas.camera.project(np.array([x, 0.0, z]))
     half = 0.1 * pixels
     mast = sprites.box(column - half, foot - (up + 0.4) * pixels, column + half, foot)
-    canvas.polygon(mast, hsv(0, 0, rng.uniform(0.4, 0.7)), street.POLE)
+    canvas.polygon(mast, hsv(0, 0, rng.uniform(0.6, 0.75)), street.POLE)
     for i in range(1 + (rng.random() < 0.25)):
         side = rng.uniform(0.9, 1.3)
         canvas.paste(

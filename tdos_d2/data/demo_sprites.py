@@ -55,6 +55,16 @@ def any_colour(rng: np.random.Generator) -> Colour:
     return hsv(rng.random(), rng.uniform(0.3, 0.95), rng.uniform(0.25, 0.95))
 
 
+def known_colour(rng: np.random.Generator) -> Colour:
+    """What cars, clothes and shop fronts mostly are: white to black, blue, seldom dark red."""
+    mood = rng.random()
+    if mood < 0.65:
+        return hsv(rng.random(), rng.uniform(0, 0.1), rng.choice([0.12, 0.3, 0.5, 0.7, 0.92]))
+    if mood < 0.9:
+        return hsv(rng.uniform(0.57, 0.66), rng.uniform(0.35, 0.8), rng.uniform(0.25, 0.6))
+    return hsv(rng.uniform(0.96, 1.0), rng.uniform(0.6, 0.85), rng.uniform(0.3, 0.6))
+
+
 def disc(cx: float, cy: float, rx: float, ry: float, turn: float = 0.0) -> np.ndarray:
     """Ellipse around (cx, cy), its axes turned by ``turn`` radians, as a polygon (24, 2)."""
     axes = np.array(
@@ -129,7 +139,7 @@ def person(rng: np.random.Generator, height: float) -> Pen:
     pen = Pen(height, 0.46)
     middle, stride, build = 0.23, rng.uniform(0.0, 0.1), rng.uniform(0.85, 1.25)
     skin = hsv(rng.uniform(0.04, 0.09), rng.uniform(0.3, 0.6), rng.uniform(0.3, 0.95))
-    top, legs, shoes = any_colour(rng), any_colour(rng), any_colour(rng) * 0.5
+    top, legs, shoes = known_colour(rng), known_colour(rng), known_colour(rng) * 0.5
     hip = 0.52
     for sign, tone in ((-1, 0.8), (1, 1.0)):
         foot = (middle + sign * (stride + 0.035), 0.95)
@@ -145,14 +155,15 @@ def person(rng: np.random.Generator, height: float) -> Pen:
     pen.draw(limb((middle - wide, 0.22), (middle - wide - swing, 0.5), 0.06, 0.05), top * 0.8)
     pen.draw(smooth([*torso, (middle - 0.8 * wide, 0.56)], 1), top)
     if rng.random() < 0.4:
-        pen.detail(box(middle - wide, 0.3, middle + wide, rng.uniform(0.34, 0.42)), any_colour(rng))
+        belt = box(middle - wide, 0.3, middle + wide, rng.uniform(0.34, 0.42))
+        pen.detail(belt, known_colour(rng))
     hand = (middle + wide + swing, 0.5)
     pen.draw(limb((middle + wide, 0.22), hand, 0.06, 0.05), top * 0.9)
     pen.draw(disc(*hand, 0.025, 0.025), skin)
     pen.draw(box(middle - 0.025, 0.13, middle + 0.025, 0.21), skin * 0.9)
     pen.draw(disc(middle, 0.085, 0.055, 0.075), skin)
     hair = disc(middle, 0.05, 0.058, 0.05)
-    pen.draw(hair, any_colour(rng) if rng.random() < 0.3 else skin * 0.25)
+    pen.draw(hair, known_colour(rng) if rng.random() < 0.3 else skin * 0.25)
     return pen
 
 
@@ -161,7 +172,7 @@ def tree(rng: np.random.Generator, height: float) -> Pen:
     aspect = rng.uniform(0.55, 0.95)
     pen = Pen(height, aspect)
     middle = aspect / 2
-    trunk = hsv(rng.uniform(0.05, 0.1), rng.uniform(0.2, 0.5), rng.uniform(0.15, 0.4))
+    trunk = hsv(rng.uniform(0.05, 0.1), rng.uniform(0.45, 0.65), rng.uniform(0.25, 0.4))
     lean = rng.uniform(-0.05, 0.05)
     pen.draw(limb((middle + lean, 1.0), (middle, 0.4), 0.07, 0.04), trunk)
     leaf = foliage(rng)
@@ -192,7 +203,7 @@ def sign(rng: np.random.Generator, height: float) -> Pen:
     start = {3: -np.pi / 2, 4: rng.choice([0.0, np.pi / 4]), 8: np.pi / 8, 24: 0.0}[corners]
     t = start + np.arange(corners) * 2 * np.pi / corners
     outline = np.stack([np.cos(t), np.sin(t)], 1)
-    strong = hsv(rng.choice([0.0, 0.6, 0.13, 0.35, rng.random()]), 0.85, rng.uniform(0.6, 0.95))
+    strong = hsv(rng.choice([0.0, 0.6, 0.13]), 0.85, rng.uniform(0.6, 0.95))
     light = hsv(rng.random(), rng.uniform(0, 0.15), rng.uniform(0.8, 1.0))
     rim, face = (strong, light) if rng.random() < 0.6 else (light, strong)
     pen.draw(0.5 + 0.49 * outline, rim)
@@ -208,7 +219,7 @@ def pole(rng: np.random.Generator, height: float, aspect: float) -> Pen:
     """Lamp post, mast or bollard; ``aspect`` is the thickness of the shaft over the height."""
     arm = rng.uniform(0.08, 0.25) if rng.random() < 0.6 else 0.0
     pen = Pen(height, arm + 2 * aspect)
-    colour = hsv(rng.random(), rng.uniform(0, 0.25), rng.uniform(0.15, 0.75))
+    colour = hsv(rng.random(), rng.uniform(0, 0.1), rng.uniform(0.2, 0.4))
     pen.draw(box(0, 0, aspect, 1), colour)
     if arm:
         pen.draw(box(0, 0.0, arm, 0.7 * aspect), colour)
@@ -220,7 +231,7 @@ def pole(rng: np.random.Generator, height: float, aspect: float) -> Pen:
 def car_side(rng: np.random.Generator, height: float) -> Pen:
     """Car seen from the side."""
     pen = Pen(height, 2.8)
-    paint, glass = any_colour(rng), hsv(0.58, 0.3, rng.uniform(0.12, 0.5))
+    paint, glass = known_colour(rng), hsv(0.58, 0.3, rng.uniform(0.12, 0.5))
     back = rng.uniform(0.05, 0.6)  # where the roof begins: estate to saloon
     roof = [(back, 0.42), (back + 0.2, 0.03), (1.65, 0.03), (2.1, 0.42)]
     pen.draw(smooth([*roof, (2.72, 0.5), (2.78, 0.8), (0.03, 0.8), (0.03, 0.45)], 1), paint)

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from tdos_d2.data.demo_sprites import Colour, Pen, any_colour, box, fill, fixed_point, foliage, hsv
+from tdos_d2.data.demo_sprites import (
+    Colour,
+    Pen,
+    box,
+    fill,
+    fixed_point,
+    foliage,
+    hsv,
+    known_colour,
+)
 
 CLASSES = (
     "road",
@@ -183,7 +192,7 @@ def draw_sky(rng: np.random.Generator, canvas: Canvas) -> None:
     while x < width:
         step, tall = rng.uniform(0.04, 0.15) * width, rng.uniform(0.02, 0.13) * height
         green = rng.random() < 0.5
-        colour = 0.6 * (foliage(rng) if green else any_colour(rng)) + 0.4 * light.horizon
+        colour = 0.6 * (foliage(rng) if green else known_colour(rng)) + 0.4 * light.horizon
         top, bottom = horizon - tall, horizon + 2
         corner = 0.3 * step if green else 0.0
         shape = [(x, bottom), (x, top + corner), (x + corner, top), (x + step - corner, top)]
@@ -295,8 +304,8 @@ def _draw_building(
         windows = [_wall(x, y, y + tall, z, z + step - gap) for y in rows for z in columns]
         kinds = rng.random(len(windows))
         glass = hsv(rng.uniform(0.5, 0.65), rng.uniform(0.05, 0.4), rng.uniform(0.1, 0.55))
-        other = any_colour(rng) if rng.random() < 0.5 else hsv(0.13, 0.4, 0.95)
-        for chosen, colour in ((kinds < 0.85, glass), (kinds >= 0.85, other)):
+        other = known_colour(rng) if rng.random() < 0.5 else hsv(0.13, 0.4, 0.95)
+        for chosen, colour in ((kinds < 0.92, glass), (kinds >= 0.92, other)):
             if chosen.any():
                 canvas.polygons(np.array(windows)[chosen], colour)
     if shop:
@@ -304,8 +313,8 @@ def _draw_building(
             _wall(x, 0.4, 2.3, z0 + 0.5, z1 - 0.5), hsv(0.58, 0.2, rng.uniform(0.1, 0.4))
         )
         for z in columns[::2]:
-            canvas.polygon(_wall(x, 0.0, 2.2, z, z + 0.9), any_colour(rng) * lit)
-        canvas.polygon(_wall(x, 2.3, 3.0, z0 + 0.3, z1 - 0.3), any_colour(rng) * lit)
+            canvas.polygon(_wall(x, 0.0, 2.2, z, z + 0.9), known_colour(rng) * lit)
+        canvas.polygon(_wall(x, 2.3, 3.0, z0 + 0.3, z1 - 0.3), known_colour(rng) * lit)
 
 
 def _draw_hedge(rng: np.random.Generator, canvas: Canvas, x: float, z0: float, z1: float) -> None:
