@@ -1,7 +1,7 @@
 """tdos_d2: text-driven out-of-distribution segmentation for driving scenes, on Detectron2.
 
-Importing it registers data sets, backbones and the meta-architecture ``TDOS``. Where Detectron2 is not
-installed, ``tdos_d2.evaluation`` still works; everything else says what is missing.
+Importing it registers data sets, backbones and the meta-architecture ``TDOS``. Where Detectron2 is
+not installed, ``tdos_d2.evaluation`` still works; everything else says what is missing.
 """
 
 from __future__ import annotations

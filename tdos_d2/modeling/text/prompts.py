@@ -15,9 +15,9 @@ class PromptedText(nn.Module):
     """N = K + 1 + M text embeddings through CLIP's frozen text encoder with learnable tokens.
 
     A name becomes ``[start] [context] [name] [end]``, a negative
-    ``[start] [context] [its own tokens] [end]``; the context is shared by all. The embedding is read
-    at the end token, and every token gets its position, unlike in the published code (defects 1, 3
-    and 4).
+    ``[start] [context] [its own tokens] [end]``; the context is shared by all. The embedding is
+    read at the end token, and every token gets its position, unlike in the published code (defects
+    1, 3 and 4).
 
     Args:
         tower: CLIP's text encoder; it is frozen here and stays in eval mode.

@@ -1,0 +1,1 @@
+"""Using a trained model: drawing (the predictor and reports come here too)."""
