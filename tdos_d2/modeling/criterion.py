@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from detectron2.projects.point_rend.point_features import (
-    get_uncertain_point_coords_with_randomness,
-    point_sample,
-)
 from detectron2.utils import comm
 from torch import Tensor, nn
 
@@ -120,14 +116,22 @@ class TDOSCriterion(nn.Module):
         return mask.sum() / count, dice.sum() / count
 
     def _sample_points(self, masks: Tensor) -> Tensor:
+        """(O * n, P, 2) points in [0, 1]: some where the mask is least certain, some at random.
+
+        The rule is PointRend's (section 3.1): of ``oversample_ratio`` * P random points the ones
+        with the smallest |logit|, filled up by random ones.
+        """
+        masks = masks.flatten(0, 1)[:, None]
         num_points = min(self.num_points, masks.shape[-2] * masks.shape[-1])
-        return get_uncertain_point_coords_with_randomness(
-            masks.detach().flatten(0, 1)[:, None],
-            lambda values: -values.abs(),
-            num_points,
-            self.oversample_ratio,
-            self.importance_ratio,
+        num_uncertain = int(self.importance_ratio * num_points)
+        candidates = torch.rand(
+            len(masks), int(self.oversample_ratio * num_points), 2, device=masks.device
         )
+        certainty = _sample(masks, candidates)[:, 0].abs()
+        chosen = certainty.topk(num_uncertain, dim=1, largest=False, sorted=False).indices
+        uncertain = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
+        others = torch.rand(len(masks), num_points - num_uncertain, 2, device=masks.device)
+        return torch.cat([uncertain, others], dim=1)
 
     def _score_map_loss(self, score_map: Tensor, labels: Tensor) -> Tensor:
         """Cross entropy of the cosines over a temperature, mean over pixels that are not void."""
@@ -141,4 +145,6 @@ class TDOSCriterion(nn.Module):
 
 def _sample(maps: Tensor, points: Tensor) -> Tensor:
     """(n, 1, h, w) at (n, P, 2) points in [0, 1] -> (n, 1, P); the border continues outwards."""
-    return point_sample(maps, points, align_corners=False, padding_mode="border")
+    # All points in one row: on a CPU grid_sample is vectorised along the last axis only.
+    grid = 2 * points[:, None] - 1
+    return F.grid_sample(maps, grid, padding_mode="border", align_corners=False)[:, :, 0]

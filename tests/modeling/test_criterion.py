@@ -101,3 +101,16 @@ def test_nothing_but_void_gives_finite_losses_with_a_graph():
     sum(losses.values()).backward()
     assert all(torch.isfinite(v) for v in losses.values())
     assert masks.grad is not None and masks.grad.abs().sum() == 0
+
+
+def test_points_are_drawn_where_the_mask_is_uncertain():
+    """A mask with a ramp along x: the uncertain points lie near its zero, the rest everywhere."""
+    criterion = TDOSCriterion(1, num_points=200, oversample_ratio=4.0, importance_ratio=0.75)
+    ramp = torch.linspace(-8, 8, 32).expand(1, 1, 32, 32)  # (O, n, h, w), zero at x = 0.5
+    torch.manual_seed(0)
+    points = criterion._sample_points(ramp)
+    assert points.shape == (1, 200, 2) and points.min() >= 0 and points.max() <= 1
+    distance = (points[0, :, 0] - 0.5).abs()
+    assert distance[:150].max() < 0.15  # 150 of 800 candidates: within 0.094 on average
+    assert distance[150:].max() > 0.3
+    assert points[0, :150, 1].std() > 0.2
