@@ -1,0 +1,150 @@
+"""Component metrics of SegmentMeIfYouCan: sIoU, PPV and mean F1 over connected components.
+
+A frame is scored in this order: pixels with score >= threshold are predicted OOD, except where
+the label is void; OOD pixels of label and prediction fall into 8-connected components; predicted
+components below ``min_pred`` pixels are dropped; true components below ``min_gt`` pixels become
+void, and predictions are cut there; a predicted component of which nothing is left does not count.
+
+sIoU of a true component is its IoU with the union of the predicted components that touch it, where
+pixels of that union on other true components do not count. PPV of a predicted component is the
+share of its pixels on true components. At each of the thresholds t = 0.25, 0.30 ... 0.75 a true
+component is found (TP) if sIoU >= t, else missed (FN); a predicted one is false (FP) if PPV < t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from ..errors import UserError
+from .frames import OOD, VOID, Frame
+
+# Smallest predicted and true component in pixels, for frames of 1280x720 and larger.
+PROTOCOLS = {"anomaly": (500, 100), "obstacle": (50, 10)}
+_THRESHOLDS = np.arange(25, 80, 5) / 100
+
+
+class ComponentScores(NamedTuple):
+    """sIoU of true and PPV of predicted components, 1-D float64 arrays of fractions."""
+
+    siou: np.ndarray
+    ppv: np.ndarray
+
+
+def component_sizes(
+    protocol: str, min_pred: int | None = None, min_gt: int | None = None
+) -> tuple[int, int]:
+    """Smallest predicted and true component in pixels.
+
+    Args:
+        protocol: "anomaly" (500 and 100 pixels) or "obstacle" (50 and 10).
+        min_pred, min_gt: sizes that take the place of the protocol's.
+
+    Raises:
+        UserError: unknown protocol.
+    """
+    if protocol not in PROTOCOLS:
+        raise UserError(f"unknown protocol {protocol!r}: there are {', '.join(PROTOCOLS)}")
+    default_pred, default_gt = PROTOCOLS[protocol]
+    return (
+        default_pred if min_pred is None else min_pred,
+        default_gt if min_gt is None else min_gt,
+    )
+
+
+def score_components(
+    frames: Iterable[Frame], threshold: float, sizes: tuple[int, int], strict: bool = False
+) -> ComponentScores:
+    """sIoU and PPV of all components of some frames.
+
+    Args:
+        frames: frames as ``check_frame`` gives them.
+        threshold: scores from here on are predicted OOD.
+        sizes: smallest predicted and true component in pixels.
+        strict: scores have to be above the threshold, as in the official tool.
+
+    Returns:
+        scores of the components; concatenated over parts of a data set they are those of the whole.
+    """
+    return concatenate(_score_frame(frame, threshold, sizes, strict) for frame in frames)
+
+
+def concatenate(parts: Iterable[ComponentScores]) -> ComponentScores:
+    """The components of all ``parts``."""
+    empty = ComponentScores(np.empty(0), np.empty(0))
+    return ComponentScores(*map(np.concatenate, zip(empty, *parts, strict=True)))
+
+
+def component_metrics(scores: ComponentScores) -> dict[str, float]:
+    """Metrics in percent from the components of a data set, the same in whatever order they come.
+
+    Returns:
+        "sIoU", the mean over true components, and "PPV", the mean over predicted ones, each NaN if
+        there is none; "mF1", the mean over thresholds of 2 TP / (2 TP + FN + FP), NaN if there is
+        neither a true nor a predicted component.
+    """
+    siou, ppv = scores
+    f1 = []
+    for threshold in _THRESHOLDS:
+        tp = np.count_nonzero(siou >= threshold)
+        false = len(siou) - tp + np.count_nonzero(ppv < threshold)
+        f1.append(2 * tp / (2 * tp + false) if tp + false else math.nan)
+    return {"sIoU": _percent(siou), "PPV": _percent(ppv), "mF1": _percent(f1)}
+
+
+def _percent(values: np.ndarray | list[float]) -> float:
+    # The exact sum does not depend on the order of the components.
+    return 100 * math.fsum(values) / len(values) if len(values) else math.nan
+
+
+def _score_frame(
+    frame: Frame, threshold: float, sizes: tuple[int, int], strict: bool
+) -> ComponentScores:
+    score, label = frame
+    limit = np.float32(threshold)
+    predicted = ((score > limit) if strict else (score >= limit)) & (label != VOID)
+    pred_map, pred_counts = _components(predicted, sizes[0])
+    true_map, true_counts = _components(label == OOD, sizes[1])
+    # All that follows needs only the pixels of components, less those that became void.
+    pixels = np.flatnonzero(predicted | (label == OOD))
+    pred, true = pred_map.ravel()[pixels], true_map.ravel()[pixels]
+    inside = (true == 0) | true_counts[true]
+    pred, true = (pred * pred_counts[pred])[inside], true[inside]
+
+    pred_area = np.bincount(pred, minlength=len(pred_counts))
+    true_area = np.bincount(true, minlength=len(true_counts))
+    shared = (true > 0) & (pred > 0)
+    # One number per pair of components that touch, and the pixels that they share.
+    pairs = true[shared].astype(np.int64) * len(pred_counts) + pred[shared]
+    pairs, shared_area = np.unique(pairs, return_counts=True)
+    return _ratios(*np.divmod(pairs, len(pred_counts)), shared_area, true_area, pred_area)
+
+
+def _ratios(
+    true: np.ndarray,
+    pred: np.ndarray,
+    shared_area: np.ndarray,
+    true_area: np.ndarray,
+    pred_area: np.ndarray,
+) -> ComponentScores:
+    """sIoU and PPV; ``shared_area`` is that of true component ``true[i]`` with ``pred[i]``."""
+    hit = np.bincount(true, shared_area, len(true_area))
+    on_true = np.bincount(pred, shared_area, len(pred_area))
+    # The union of a true component with those that touch it, less their pixels on other true ones:
+    # the component itself, and their pixels on none.
+    union = true_area + np.bincount(true, (pred_area - on_true)[pred], len(true_area))
+    has_true, has_pred = true_area > 0, pred_area > 0
+    has_true[0] = has_pred[0] = False  # the background
+    return ComponentScores(hit[has_true] / union[has_true], on_true[has_pred] / pred_area[has_pred])
+
+
+def _components(mask: np.ndarray, min_area: int) -> tuple[np.ndarray, np.ndarray]:
+    """(H, W) int32 map of 8-connected components, 0 = none, and (n + 1,) bool: is large enough."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
+    large = stats[:, cv2.CC_STAT_AREA] >= min_area
+    large[0] = False
+    return labels, large

@@ -1,0 +1,66 @@
+"""mIoU of the known classes: Detectron2's metrics with our label reader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2 import evaluation
+from detectron2.data import MetadataCatalog
+
+from ..data import read_label
+from ..errors import UserError
+
+
+class SemSegEvaluator(evaluation.SemSegEvaluator):
+    """Detectron2's semantic segmentation metrics, in percent, over a whole data set.
+
+    mIoU is the mean over the classes that occur in the labels. Other than the base class it reads
+    labels with ``tdos_d2.data.read_label`` (the base class cannot, under NumPy 2), reports sizes
+    and classes that do not fit, and does without what costs much and is not shown: boundary IoU,
+    and the COCO file of all predictions.
+
+    Args:
+        dataset_name: a registered set with ``stuff_classes`` and label files.
+        distributed: gather the frames of all processes; else each evaluates its own.
+    """
+
+    def __init__(self, dataset_name: str, distributed: bool = True) -> None:
+        try:
+            super().__init__(dataset_name, distributed)
+        except KeyError as error:
+            if error.args != ("sem_seg_file_name",):
+                raise
+            raise UserError(f"dataset '{dataset_name}': a frame has no label") from error
+        self._compute_boundary_iou = False
+        self._metadata = MetadataCatalog.get(dataset_name)
+
+    def process(
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Count the pixels of some frames. Void pixels count nowhere, OOD pixels neither.
+
+        Args:
+            inputs: dicts with the ``file_name`` of the data set.
+            outputs: dicts with ``sem_seg`` (K, H, W), one channel per class of the data set, of the
+                size of the label.
+
+        Raises:
+            UserError: another number of channels, another size, or a label that cannot be read.
+        """
+        for input_, output in zip(inputs, outputs, strict=True):
+            path = self.input_file_to_gt_file[input_["file_name"]]
+            label = read_label(path, self._metadata)
+            shape = (self._num_classes, *label.shape)
+            if tuple(output["sem_seg"].shape) != shape:
+                raise UserError(
+                    f"dataset '{self._dataset_name}', label {path}: the model's sem_seg is "
+                    f"{tuple(output['sem_seg'].shape)}, expected {shape} (classes, height, width)"
+                )
+            known = label < self._num_classes
+            predicted = output["sem_seg"].argmax(dim=0).cpu().numpy()[known]
+            # Rows are predictions, columns labels; the last ones are void.
+            size = self._num_classes + 1
+            cells = predicted * size + label[known]
+            self._conf_matrix += np.bincount(cells, minlength=size**2).reshape(size, size)

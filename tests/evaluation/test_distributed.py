@@ -1,0 +1,79 @@
+"""Two processes give what one gives, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from datasets_on_disk import OOD_METADATA, register, unregister
+from detectron2.utils import comm
+
+from tdos_d2.errors import UserError
+from tdos_d2.evaluation import OODEvaluator, SemSegEvaluator
+
+NUM_FRAMES = 5
+CLASSES = ["road", "sky"]
+
+
+def frame(i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Label and score of frame i; classes 0 and 1 are known and OOD, or road and sky."""
+    rng = np.random.default_rng(i)
+    label = rng.choice([0, 1, 255], (20 + i, 30)).astype(np.uint8)
+    return label, rng.normal(label == 1, 1).astype(np.float32)
+
+
+def evaluate(folder: Path, shares: list[list[int]]) -> dict | None:
+    """Results of the main process; process r evaluates the frames ``shares[r]``."""
+    labels = [frame(i)[0] for i in range(NUM_FRAMES)]
+    ood = register("dist_ood", folder, labels, **OOD_METADATA)
+    seg = register("dist_seg", folder, labels, ignore_label=255, stuff_classes=CLASSES)
+    evaluators = [(OODEvaluator("dist_ood"), ood), (SemSegEvaluator("dist_seg"), seg)]
+    results = {}
+    try:
+        for evaluator, dicts in evaluators:
+            evaluator.reset()
+            for i in shares[comm.get_rank()]:
+                score = torch.from_numpy(frame(i)[1])
+                output = {"ood_score": score, "sem_seg": torch.stack([-score, score])}
+                evaluator.process([dicts[i]], [output])
+            results.update(evaluator.evaluate() or {})
+    finally:
+        unregister("dist_ood")
+        unregister("dist_seg")
+    return results
+
+
+def worker(rank: int, folder: Path) -> None:
+    store = f"file://{folder / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    folder = folder / str(rank)
+    folder.mkdir()
+    results = evaluate(folder, [[0, 2, 4], [1, 3]])
+    try:
+        evaluate(folder, [[0, 1, 2], [2, 3, 4]])
+    except UserError as error:
+        results["error"] = str(error)
+    (folder / "results.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path):
+    expected = evaluate(tmp_path, [list(range(NUM_FRAMES))])
+    assert not any(math.isnan(value) for value in expected["ood"].values())
+
+    mp.start_processes(worker, (tmp_path,), nprocs=2, start_method="spawn")
+    main, other = (json.loads((tmp_path / r / "results.json").read_text()) for r in "01")
+    assert "frame 2 was evaluated 2 times" in main.pop("error")
+    assert main == expected
+    assert list(other) == ["error"]  # told on every process, results on the main one only
+
+
+@pytest.mark.parametrize("shares", [[[0, 1, 2, 3, 4]], [[4, 2, 0, 3, 1]]])
+def test_order_of_frames_does_not_matter(tmp_path, shares):
+    assert evaluate(tmp_path, shares) == evaluate(tmp_path, [list(range(NUM_FRAMES))])
