@@ -22,7 +22,9 @@ from tdos_d2.data.demo_sprites import hsv
 from tdos_d2.data.demo_street import Canvas, Layout
 
 _SUPERSAMPLING = 2
-_TRIES = 100
+_TRIES = 200
+# Least share of the OOD pixels painted that nothing hides.
+_VISIBLE = 0.85
 # Roughness of the classes' surfaces (OOD last, as rough as a car or a person): deviation in grey
 # levels of fine and of coarse noise.
 _FINE = np.array([5, 5, 4, 6, 3, 2, 15, 0, 4, 3, 4], np.float32)
@@ -51,17 +53,18 @@ def render_scene(
     """
     kind = None if ood_kind is None else KINDS[ood_kind]
     for _ in range(_TRIES):
-        image, label = _draw(rng, size, kind)
+        image, label, visible = _draw(rng, size, kind)
         share = float((label == street.OOD).mean())
         # Cars and people in front may hide too much of the object: then another scene is drawn.
-        if kind is None or kind.share[0] <= share <= kind.share[1]:
+        if kind is None or (kind.share[0] <= share <= kind.share[1] and visible >= _VISIBLE):
             return image, label
     raise RuntimeError(f"no room for kind '{ood_kind}' in scenes of size {size}")
 
 
 def _draw(
     rng: np.random.Generator, size: tuple[int, int], kind: Kind | None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Image, label, and the visible share of the OOD pixels (1 where there are none)."""
     height, width = (_SUPERSAMPLING * side for side in size)
     camera, light = street.random_camera(rng, height, width), street.random_light(rng)
     layout = street.random_layout(rng)
@@ -76,8 +79,9 @@ def _draw(
         items += _outliers(rng, canvas, layout, kind)
     for _, paint in sorted(items, key=lambda item: -item[0]):
         paint()
+    visible = np.count_nonzero(canvas.label == street.OOD) / max(canvas.painted_ood, 1)
     label = cv2.resize(canvas.label, size[::-1], interpolation=cv2.INTER_NEAREST)
-    return _expose(rng, canvas, size), label
+    return _expose(rng, canvas, size), label, visible if kind is not None else 1.0
 
 
 def _expose(rng: np.random.Generator, canvas: Canvas, size: tuple[int, int]) -> np.ndarray:
@@ -176,8 +180,8 @@ def _cars(rng: np.random.Generator, canvas: Canvas, layout: Layout) -> list[_Ite
 
 def _people(rng: np.random.Generator, canvas: Canvas, layout: Layout) -> list[_Item]:
     items = []
-    for _ in range(int(rng.integers(2, 9))):
-        z = rng.uniform(4.5, 13)
+    for _ in range(int(rng.integers(2, 7))):
+        z = rng.uniform(4, 10)
         if rng.random() < 0.2:
             x = rng.uniform(*layout.road)
         else:
@@ -209,14 +213,14 @@ def _posts(rng: np.random.Generator, canvas: Canvas, layout: Layout) -> list[_It
     items = []
     for side in (0, 1):
         x = layout.road[side] - (0.5 if side == 0 else -0.5)
-        tall, thick = rng.uniform(4.5, 9), rng.uniform(0.28, 0.42)
+        tall, thick = rng.uniform(4.5, 9), rng.uniform(0.32, 0.45)
         step = rng.uniform(9, 20)
         if rng.random() < 0.75:
-            for z in np.arange(rng.uniform(6, 12), 25, step):
+            for z in np.arange(rng.uniform(6, 12), 22, step):
                 draw = partial(sprites.pole, rng, aspect=thick / tall)
                 items.append(_standing(rng, canvas, draw, tall, x, z, street.POLE))
         for _ in range(int(rng.integers(0, 3))):
-            z, up = rng.uniform(5, 14), rng.uniform(2.0, 3.2)
+            z, up = rng.uniform(5, 13), rng.uniform(2.0, 3.2)
             beside = x + rng.uniform(-0.3, 0.3)
             items.append((z, partial(_draw_sign, rng, canvas, beside, z, up)))
     return items
@@ -225,11 +229,11 @@ def _posts(rng: np.random.Generator, canvas: Canvas, layout: Layout) -> list[_It
 def _draw_sign(rng: np.random.Generator, canvas: Canvas, x: float, z: float, up: float) -> None:
     pixels = canvas.camera.focal / z
     column, foot = canvas.camera.project(np.array([x, 0.0, z]))
-    half = 0.1 * pixels
+    half = 0.11 * pixels
     mast = sprites.box(column - half, foot - (up + 0.4) * pixels, column + half, foot)
     canvas.polygon(mast, hsv(0, 0, rng.uniform(0.6, 0.75)), street.POLE)
     for i in range(1 + (rng.random() < 0.25)):
-        side = rng.uniform(0.9, 1.3)
+        side = rng.uniform(1.0, 1.4)
         canvas.paste(
             sprites.sign(rng, side * pixels), column, foot - (up - i) * pixels, street.SIGN
         )

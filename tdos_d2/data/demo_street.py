@@ -87,6 +87,7 @@ class Canvas:
         self.label = np.full((height, width), SKY, np.uint8)
         self.camera = camera
         self.light = light
+        self.painted_ood = 0  # pixels of OOD objects, hidden later or not
 
     def polygon(self, points: np.ndarray, colour: Colour, label: int | None = None) -> None:
         """Fill a polygon (n, 2) in pixels or (n, 3) in metres; without ``label`` only the image."""
@@ -116,6 +117,8 @@ class Canvas:
         inside = pen.mask[inner] > 0
         self.image[rows, cols][inside] = pen.image[inner][inside]
         self.label[rows, cols][inside] = label
+        if label == OOD:
+            self.painted_ood += np.count_nonzero(inside)
 
     def shadow(self, outline: np.ndarray, strength: float = 1.0) -> None:
         """Darken the ground within a polygon (n, 2) in pixels, with a soft rim."""

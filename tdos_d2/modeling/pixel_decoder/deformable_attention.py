@@ -26,17 +26,18 @@ def multi_scale_deformable_attention(
         (B, Q, H * D).
     """
     batch, queries, heads, _, points = locations.shape[:5]
-    # (B * H, L, 1, Q * P, 2): on a CPU grid_sample is vectorised along the last axis only.
-    grids = (2 * locations - 1).permute(0, 2, 3, 1, 4, 5).flatten(3, 4).flatten(0, 1)[:, :, None]
+    # (B * H, L, 1, P * Q, 2): on a CPU grid_sample is vectorised along the last axis only, and
+    # sums are fast along any axis but that.
+    grids = (2 * locations - 1).permute(0, 2, 3, 4, 1, 5).flatten(3, 4).flatten(0, 1)[:, :, None]
     levels = value.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], dim=-1)
     samples = [
         F.grid_sample(
             level.unflatten(-1, shape), grids[:, i], padding_mode="zeros", align_corners=False
-        ).view(batch * heads, -1, queries, points)
+        ).view(batch * heads, -1, points, queries)
         for i, (level, shape) in enumerate(zip(levels, shapes, strict=True))
     ]
-    weights = weights.transpose(1, 2).reshape(batch * heads, 1, queries, -1)
-    output = (torch.cat(samples, dim=-1) * weights).sum(-1)
+    weights = weights.permute(0, 2, 3, 4, 1).reshape(batch * heads, 1, -1, queries)
+    output = (torch.cat(samples, dim=2) * weights).sum(2)
     return output.view(batch, -1, queries).transpose(1, 2)
 
 
