@@ -1,0 +1,24 @@
+"""Training: Detectron2's engine with exact resume, checks before the start and clear errors."""
+
+from __future__ import annotations
+
+from .checkpoint import TDOSCheckpointer, read_checkpoint_info
+from .launch import exit_with_one_line, launch_job
+from .optimizer import build_lr_scheduler, build_optimizer
+from .preflight import check
+from .setup import load_config
+from .trainer import Trainer, results_table, verify
+
+__all__ = [
+    "TDOSCheckpointer",
+    "Trainer",
+    "build_lr_scheduler",
+    "build_optimizer",
+    "check",
+    "exit_with_one_line",
+    "launch_job",
+    "load_config",
+    "read_checkpoint_info",
+    "results_table",
+    "verify",
+]

@@ -1,0 +1,108 @@
+"""Starting the processes, and ending with one clear line when something is wrong."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import launch
+from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+from ..errors import UserError
+
+_MARK = "UserError: "
+# Ends of tracebacks that users can do something about.
+_KNOWN = {
+    "cuda is not available. Please check your installation": (
+        "this Detectron2 starts several processes on GPUs only: use --num-gpus 1"
+    ),
+    "EADDRINUSE": (
+        "the port of --dist-url is taken by another run, or by what is left of one: end that run "
+        "or use --dist-url auto"
+    ),
+}
+
+
+def launch_job(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more: object) -> None:
+    """Run ``main(args, cfg, *more)`` in every process that ``args`` asks for.
+
+    Raises:
+        UserError: some process raised it; the message is that one's.
+        SystemExit: some process ended by itself, for example because results were not as expected.
+    """
+    try:
+        launch(
+            _worker,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(main, args, cfg, *more),
+        )
+    except ProcessRaisedException as error:
+        message = user_message(str(error))
+        if message is None:
+            raise
+        raise UserError(message) from error
+    except ProcessExitedException as error:
+        if error.exit_code < 0:  # killed, for example for want of memory
+            raise
+        sys.exit(error.exit_code)
+
+
+def exit_with_one_line(function: Callable[[], object]) -> None:
+    """Call ``function``; a UserError becomes ``error: ...`` on stderr and exit status 2."""
+    try:
+        function()
+    except UserError as error:
+        sys.stdout.flush()
+        print(f"error: {user_message(f'{_MARK}{error}')}", file=sys.stderr)
+        sys.exit(2)
+
+
+def user_message(text: str) -> str | None:
+    """The message of the last UserError in a traceback, or None if its cause is another one.
+
+    Data loader workers and child processes hand on exceptions as text.
+    """
+    last = text.strip().splitlines()[-1]
+    for symptom, message in _KNOWN.items():
+        if symptom in last:
+            return message
+    return last.rpartition(_MARK)[2] if _MARK in last else None
+
+
+def _worker(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more: object) -> None:
+    _share_cores(comm.get_local_size())
+    # The trainer logs exceptions with their traceback; users' own mistakes need none.
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_user_error)
+    try:
+        main(args, cfg, *more)
+    except UserError:
+        raise
+    except Exception:
+        if comm.get_world_size() > 1:
+            # A process fails by itself or because another one is gone. Waiting lets the launcher
+            # see the one that failed first, and report that.
+            time.sleep(3)
+        raise
+    if comm.get_world_size() > 1:
+        comm.synchronize()
+        torch.distributed.destroy_process_group()
+
+
+def _share_cores(num_processes: int) -> None:
+    """Without this every process on a CPU starts a thread per core."""
+    if num_processes > 1 and not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
+
+
+def _is_no_user_error(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], UserError))

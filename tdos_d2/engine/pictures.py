@@ -1,0 +1,69 @@
+"""Pictures for TensorBoard: image, truth, prediction and score heat map of a few test frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+
+from ..data import read_image, read_label
+from ..inference.drawing import frame_pictures
+
+_PANEL_WIDTH = 480
+_DRAWN = ("sem_seg", "ood_score")
+
+
+class PictureEvaluator(DatasetEvaluator):
+    """Keeps the first frames of a test set and puts them into Detectron2's event storage.
+
+    It has no metrics. Only the main process draws, from its own share of the frames.
+
+    Args:
+        dataset_name: a registered data set.
+        num_pictures: frames to draw.
+    """
+
+    def __init__(self, dataset_name: str, num_pictures: int) -> None:
+        self._name = dataset_name
+        self._num = num_pictures if comm.is_main_process() else 0
+        self._labels: dict[str, str] = {}
+        self._pictures: list[np.ndarray] = []
+
+    def reset(self) -> None:
+        """Forget the frames of the last evaluation."""
+        self._pictures = []
+
+    def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> None:
+        """Draw these frames if there is room."""
+        for frame, output in zip(inputs, outputs, strict=True):
+            if len(self._pictures) < self._num:
+                self._pictures.append(self._draw(frame["file_name"], output))
+
+    def evaluate(self) -> None:
+        """Hand the pictures to the event storage, named ``<data set>/<number>``."""
+        for i, picture in enumerate(self._pictures):
+            get_event_storage().put_image(f"{self._name}/{i}", picture.transpose(2, 0, 1))
+
+    def _draw(self, file_name: str, output: Mapping[str, torch.Tensor]) -> np.ndarray:
+        if not self._labels:
+            frames = DatasetCatalog.get(self._name)
+            self._labels = {f["file_name"]: f["sem_seg_file_name"] for f in frames}
+        metadata = MetadataCatalog.get(self._name)
+        label = read_label(self._labels[file_name], metadata)
+        arrays = {key: output[key].cpu().numpy() for key in _DRAWN if key in output}
+        panels = frame_pictures(read_image(file_name, "RGB"), label, arrays, metadata)
+        return np.concatenate([_shrink(panel) for panel in panels], axis=1)
+
+
+def _shrink(panel: np.ndarray) -> np.ndarray:
+    height, width = panel.shape[:2]
+    if width <= _PANEL_WIDTH:
+        return panel
+    size = (_PANEL_WIDTH, max(1, round(height * _PANEL_WIDTH / width)))
+    return cv2.resize(panel, size, interpolation=cv2.INTER_AREA)

@@ -1,0 +1,217 @@
+"""What can be known to be wrong before any process starts is said then, in one line."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+
+from ..data.checks import check_classes, check_dataset, present_datasets
+from ..data.ood_paste import SOURCES
+from ..errors import UserError
+from ..modeling.clip import is_weights_file
+from ..modeling.merge import MERGE_RULES
+from ..modeling.scores import SCORES, get_score
+from .seeding import set_key
+from .setup import local_weights, resolve_from_checkpoint, use_cpu_without_gpu
+
+_POSITIVE = (
+    "SOLVER.MAX_ITER",
+    "SOLVER.IMS_PER_BATCH",
+    "SOLVER.BASE_LR",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.WINDOW.BATCH",
+    "MODEL.TDOS.NUM_POINTS",
+)
+_NOT_NEGATIVE = (
+    "SOLVER.WARMUP_ITERS",
+    "SOLVER.WEIGHT_DECAY",
+    "SOLVER.REFERENCE_WORLD_SIZE",
+    "DATALOADER.NUM_WORKERS",
+    "TEST.EVAL_PERIOD",
+    "TEST.NUM_PICTURES",
+    "TEST.WINDOW.SIZE",
+    "MODEL.TDOS.CONTEXT_LENGTH",
+    "MODEL.TDOS.NUM_NEGATIVE",
+)
+_CHOICES = {
+    "TEST.MISSING": ("error", "skip"),
+    "INPUT.FORMAT": ("RGB", "BGR"),
+    "INPUT.OOD_PASTE.SOURCE": (*SOURCES, "none"),
+    "MODEL.TDOS.MERGE": MERGE_RULES,
+    "MODEL.TDOS.SCORE": tuple(SCORES),
+}
+
+
+def check(cfg: CfgNode, args: Namespace) -> list[str]:
+    """Check everything a run needs; fill in ``cfg`` in place what only the machine can tell.
+
+    Called in the parent process, before ``launch``. Test sets that are not on disk leave
+    ``DATASETS.TEST`` where ``TEST.MISSING`` is "skip".
+
+    Args:
+        cfg: the complete config.
+        args: ``num_gpus``, ``num_machines``, ``resume`` and ``eval_only`` of Detectron2's parser.
+
+    Returns:
+        Lines for the log: what was filled in or left out.
+
+    Raises:
+        UserError: the first thing that is wrong, naming the key, file or data set.
+    """
+    _check_values(cfg)
+    notes = use_cpu_without_gpu(cfg)
+    _check_processes(cfg, args)
+    _check_names(cfg)
+    notes += _check_datasets(cfg, args)
+    _check_weights(cfg)
+    notes += resolve_from_checkpoint(cfg, resume=args.resume, eval_only=args.eval_only)
+    _check_pretrained(cfg)
+    _check_class_count(cfg, args)
+    _check_output(cfg)
+    if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume):
+        notes.append("MODEL.WEIGHTS is empty: this evaluates an untrained model")
+    return notes
+
+
+def _check_values(cfg: CfgNode) -> None:
+    _check_numbers(cfg, _POSITIVE, lambda value: value > 0, "greater than 0")
+    _check_numbers(cfg, _NOT_NEGATIVE, lambda value: value >= 0, "0 or greater")
+    for key, choices in _CHOICES.items():
+        if _get(cfg, key) not in choices:
+            known = ", ".join(choices)
+            raise UserError(f"{key}: '{_get(cfg, key)}' is not known; there are {known}")
+    for name in cfg.MODEL.TDOS.EXTRA_SCORES:
+        get_score(name)
+    if cfg.SEED >= 2**32:
+        raise UserError(f"SEED must be below 2**32, not {cfg.SEED}")
+    window = cfg.TEST.WINDOW
+    if window.SIZE and not 0 < window.STRIDE <= window.SIZE:
+        raise UserError(
+            f"TEST.WINDOW.STRIDE must be 1 to TEST.WINDOW.SIZE ({window.SIZE}), not {window.STRIDE}"
+        )
+    if cfg.INPUT.CROP.ENABLED and min(cfg.INPUT.CROP.SIZE) <= 0:
+        raise UserError(f"INPUT.CROP.SIZE must be greater than 0, not {cfg.INPUT.CROP.SIZE}")
+    for row in cfg.SOLVER.MULTIPLIERS:
+        if len(row) != 2 or not isinstance(row[0], str) or not _is_number(row[1]) or row[1] < 0:
+            raise UserError(f"SOLVER.MULTIPLIERS: {row} is not [module, factor of 0 or more]")
+    for row in cfg.TEST.EXPECTED_RESULTS:
+        if len(row) != 4 or not _is_number(row[2]) or not _is_number(row[3]):
+            raise UserError(f"TEST.EXPECTED_RESULTS: {row} is not [task, metric, value, tolerance]")
+
+
+def _check_numbers(
+    cfg: CfgNode, keys: tuple[str, ...], valid: Callable[[float], bool], what: str
+) -> None:
+    for key in keys:
+        if not valid(_get(cfg, key)):
+            raise UserError(f"{key} must be {what}, not {_get(cfg, key)}")
+
+
+def _check_processes(cfg: CfgNode, args: Namespace) -> None:
+    per_machine, gpus = args.num_gpus, torch.cuda.device_count()
+    if per_machine < 1 or args.num_machines < 1:
+        raise UserError("--num-gpus (without GPUs: CPU processes) and --num-machines start at 1")
+    world = per_machine * args.num_machines
+    if world > 1 and torch.cuda.is_available():
+        if per_machine > gpus:
+            raise UserError(f"--num-gpus {per_machine}, but this machine has {gpus}")
+        if not cfg.MODEL.DEVICE.startswith("cuda"):
+            raise UserError(
+                f"MODEL.DEVICE {cfg.MODEL.DEVICE} with {world} processes: Detectron2 connects them "
+                "through the GPUs; hide those (CUDA_VISIBLE_DEVICES=) or use --num-gpus 1"
+            )
+    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    # With a reference world size Detectron2 scales the batch to the processes there are.
+    if not args.eval_only and batch % (reference or world):
+        divisor = "SOLVER.REFERENCE_WORLD_SIZE" if reference else "the number of processes"
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {batch} is not divisible by {divisor} ({reference or world})"
+        )
+
+
+def _check_names(cfg: CfgNode) -> None:
+    for key, registry in (
+        ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY),
+        ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY),
+    ):
+        if _get(cfg, key) not in registry:
+            raise UserError(f"{key}: '{_get(cfg, key)}' is not registered")
+
+
+def _check_datasets(cfg: CfgNode, args: Namespace) -> list[str]:
+    if not args.eval_only:
+        if not cfg.DATASETS.TRAIN:
+            raise UserError("DATASETS.TRAIN is empty: name a training set")
+        for name in cfg.DATASETS.TRAIN:
+            check_dataset(name, training=True)
+        check_classes(cfg)
+    present = present_datasets(cfg)
+    absent = [name for name in cfg.DATASETS.TEST if name not in present]
+    set_key(cfg, "DATASETS.TEST", tuple(present))
+    if args.eval_only and not present:
+        raise UserError("DATASETS.TEST has no set that is on disk: nothing to evaluate")
+    return [f"not tested, TEST.MISSING is skip: {', '.join(absent)}"] if absent else []
+
+
+def _check_weights(cfg: CfgNode) -> None:
+    path = local_weights(cfg)
+    if path is not None and not path.is_file():
+        raise UserError(f"MODEL.WEIGHTS: {path} does not exist")
+
+
+def _check_pretrained(cfg: CfgNode) -> None:
+    weights, embeddings = cfg.MODEL.CLIP.WEIGHTS, cfg.MODEL.TEXT.EMBEDDINGS
+    if embeddings and not os.path.isfile(embeddings):
+        raise UserError(f"MODEL.TEXT.EMBEDDINGS: {embeddings} does not exist")
+    if cfg.MODEL.META_ARCHITECTURE != "TDOS" or not weights:
+        return
+    if is_weights_file(weights) and not os.path.isfile(os.path.expanduser(weights)):
+        raise UserError(
+            f"MODEL.CLIP.WEIGHTS: {weights} does not exist; put OpenAI's CLIP checkpoint there, "
+            'set the key to "openai" to let open_clip fetch it, or to "" for random weights'
+        )
+
+
+def _check_class_count(cfg: CfgNode, args: Namespace) -> None:
+    """Labels of these sets are class numbers, so they need the same number of names."""
+    num_classes = len(cfg.MODEL.TDOS.CLASS_NAMES)
+    if cfg.MODEL.META_ARCHITECTURE == "TDOS" and not num_classes:
+        raise UserError("MODEL.TDOS.CLASS_NAMES is empty, and DATASETS.TRAIN has no class names")
+    for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("evaluator_type") == "ood":
+            continue
+        of_set = len(metadata.get("stuff_classes", ()))
+        if num_classes and of_set and of_set != num_classes:
+            raise UserError(
+                f"data set {name} has {of_set} classes, the model {num_classes} "
+                "(MODEL.TDOS.CLASS_NAMES, or those of its checkpoint)"
+            )
+
+
+def _check_output(cfg: CfgNode) -> None:
+    try:
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written to ({error.strerror})"
+        ) from error
+
+
+def _get(cfg: CfgNode, key: str):
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,71 @@
+"""Random state as a function of (seed, iteration, rank), so that a resumed run is the same run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+
+def settle_seed(cfg: CfgNode) -> bool:
+    """Replace a negative ``cfg.SEED`` in place by a random one, the same in all processes.
+
+    Every process must call it. Returns whether a seed was drawn.
+    """
+    seed = int(comm.all_gather(cfg.SEED)[0])
+    drawn = seed < 0
+    if drawn:
+        own = int(np.random.SeedSequence().generate_state(1)[0] >> 1)  # 31 bits fit everywhere
+        seed = comm.all_gather(own)[0]
+    set_key(cfg, "SEED", seed)
+    return drawn
+
+
+def set_key(cfg: CfgNode, key: str, value: Any) -> None:
+    """Set ``cfg.<key>`` in place, also where the config is frozen (and then stays so)."""
+    frozen = cfg.is_frozen()
+    cfg.defrost()
+    *path, last = key.split(".")
+    node = cfg
+    for name in path:
+        node = node[name]
+    node[last] = value
+    if frozen:
+        cfg.freeze()
+
+
+def seed_iteration(seed: int, iteration: int, rank: int) -> None:
+    """Seed python's, NumPy's and torch's global generators for one training iteration."""
+    words = np.random.SeedSequence([seed, iteration, rank]).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.manual_seed(int(words[2]))
+
+
+class SeededBatches:
+    """Training batches from any iteration on, each handed out with the random state it belongs to.
+
+    The loader is built when the first batch is asked for. Seeding happens after a batch is there:
+    starting worker processes draws from torch's generator too, and would otherwise tell a resumed
+    run from an uninterrupted one.
+
+    Args:
+        build: gives the loader whose first batch is that of the iteration passed.
+        seed: the run's seed.
+    """
+
+    def __init__(self, build: Callable[[int], Iterable], seed: int) -> None:
+        self._build = build
+        self.seed = seed
+        self.start_iteration = 0
+
+    def __iter__(self) -> Iterator:
+        batches = self._build(self.start_iteration)
+        for iteration, batch in enumerate(batches, self.start_iteration):
+            seed_iteration(self.seed, iteration, comm.get_rank())
+            yield batch

@@ -1,0 +1,237 @@
+"""Bad input: one clear line naming the thing, status 2, before training starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from tdos_d2.engine import check, exit_with_one_line, load_config
+from tdos_d2.engine.checkpoint import TDOSCheckpointer
+from tdos_d2.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+ARGS = {"num_gpus": 1, "num_machines": 1, "resume": False, "eval_only": False}
+
+
+@pytest.fixture
+def train_net():
+    spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def config_file(small_cfg, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(small_cfg.dump())
+    return path
+
+
+@pytest.fixture
+def error_of(train_net, config_file, monkeypatch, capsys):
+    """Runs train_net.py with these words after --config-file; gives its one line of error."""
+
+    def run(*words: str, config: Path | str = config_file) -> str:
+        monkeypatch.setattr(sys, "argv", ["train_net.py", "--config-file", str(config), *words])
+        started = []
+        monkeypatch.setattr(train_net, "launch_job", lambda *args: started.append(args))
+        with pytest.raises(SystemExit) as caught:
+            exit_with_one_line(train_net.run)
+        assert caught.value.code == 2 and not started
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error
+        return error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("MODEL.FOO 1", "command line: unknown config key MODEL.FOO"),
+        ("SOLVER.MAX_ITER", "KEY VALUE pairs"),
+        ("SOLVER.MAX_ITER 1 --resume", "--resume must come before"),
+        ("SOLVER.MAX_ITER many", "SOLVER.MAX_ITER must be of type int, not str (many)"),
+        ("SOLVER.MAX_ITER 0", "SOLVER.MAX_ITER must be greater than 0, not 0"),
+        ("SOLVER.IMS_PER_BATCH -2", "SOLVER.IMS_PER_BATCH must be greater than 0"),
+        ("SOLVER.CHECKPOINT_PERIOD 0", "SOLVER.CHECKPOINT_PERIOD"),
+        ("TEST.EVAL_PERIOD -1", "TEST.EVAL_PERIOD must be 0 or greater, not -1"),
+        ("TEST.WINDOW.STRIDE 600", "TEST.WINDOW.STRIDE must be 1 to TEST.WINDOW.SIZE (512)"),
+        ("TEST.MISSING maybe", "TEST.MISSING: 'maybe' is not known; there are error, skip"),
+        ("INPUT.FORMAT L", "INPUT.FORMAT: 'L'"),
+        ("INPUT.OOD_PASTE.SOURCE cats", "INPUT.OOD_PASTE.SOURCE: 'cats' is not known"),
+        ("MODEL.TDOS.MERGE median", "MODEL.TDOS.MERGE: 'median' is not known; there are max, mean"),
+        ("MODEL.TDOS.SCORE foo", "MODEL.TDOS.SCORE: 'foo'"),
+        ("MODEL.TDOS.EXTRA_SCORES ['foo']", "'foo'"),
+        ("MODEL.TEXT.EMBEDDINGS gone.npz", "MODEL.TEXT.EMBEDDINGS: gone.npz does not exist"),
+        ("SEED 4294967296", "SEED must be below"),
+        ("SOLVER.MULTIPLIERS [['backbone']]", "SOLVER.MULTIPLIERS: ['backbone'] is not"),
+        ("TEST.EXPECTED_RESULTS [['ood','AP']]", "TEST.EXPECTED_RESULTS: ['ood', 'AP'] is not"),
+        ("MODEL.META_ARCHITECTURE TDSO", "MODEL.META_ARCHITECTURE: 'TDSO' is not registered"),
+        ("MODEL.BACKBONE.NAME ViT", "MODEL.BACKBONE.NAME: 'ViT' is not registered"),
+        ("DATASETS.TRAIN ()", "DATASETS.TRAIN"),
+        ("DATASETS.TRAIN ('nowhere',)", "'nowhere'"),
+        ("DATASETS.TEST ('nowhere',)", "'nowhere'"),
+        ("TEST.MISSING skip DATASETS.TEST ('nowhere',)", "'nowhere'"),
+        ("MODEL.WEIGHTS gone.pth", "MODEL.WEIGHTS: gone.pth does not exist"),
+        ("MODEL.CLIP.WEIGHTS pretrained/gone.pt", "MODEL.CLIP.WEIGHTS: pretrained/gone.pt"),
+        ("MODEL.TDOS.CLASS_NAMES ['road']", "MODEL.TDOS.CLASS_NAMES has 1 name"),
+        ("OUTPUT_DIR /dev/null/x", "OUTPUT_DIR /dev/null/x cannot be written to"),
+    ],
+)
+def test_wrong_values(error_of, words, expected):
+    assert expected in error_of(*words.split(" "))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--num-gpus", "0"], "--num-gpus"),
+        (["--num-gpus", "3"], "SOLVER.IMS_PER_BATCH 2 is not divisible by"),
+        (["SOLVER.REFERENCE_WORLD_SIZE", "4"], "SOLVER.REFERENCE_WORLD_SIZE (4)"),
+        (["--eval-only"], "DATASETS.TEST"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts CPU processes")
+def test_wrong_flags(error_of, words, expected):
+    assert expected in error_of(*words)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("SOLVER:\n  BAR: 1\n", "unknown config key SOLVER.BAR"),
+        ("SOLVER: [\n", "not valid YAML"),
+        ("VERSION: 2\nSOLVER: 3\n", "SOLVER must be of type"),
+        ("_BASE_: nowhere.yaml\n", "nowhere.yaml does not exist"),
+        ("just words\n", "not a config"),
+        ("", "not a config"),
+        ("OUTPUT_DIR: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+    ],
+)
+def test_wrong_files(error_of, tmp_path, text, expected):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    error = error_of(config=path)
+    assert expected in error and "wrong.yaml" in error
+
+
+def test_missing_config_file(error_of):
+    assert "config file gone.yaml does not exist" in error_of(config="gone.yaml")
+
+
+def test_damaged_checkpoints(error_of, small_cfg, tmp_path):
+    bad = tmp_path / "bad.pth"
+    bad.write_text("no checkpoint")
+    words = "--eval-only", "DATASETS.TEST", str(small_cfg.DATASETS.TRAIN), "MODEL.WEIGHTS", str(bad)
+    assert "bad.pth cannot be read" in error_of(*words)
+    output = Path(small_cfg.OUTPUT_DIR)
+    output.mkdir()
+    (output / "last_checkpoint").write_text("model_0000009.pth")
+    assert "last_checkpoint names model_0000009.pth" in error_of("--resume")
+
+
+class Named(torch.nn.Module):
+    def __init__(self, names: list[str], **info: str) -> None:
+        super().__init__()
+        self.info = {"class_names": names, **info}
+
+    def checkpoint_info(self) -> dict:
+        return self.info
+
+
+def save(folder: Path, names: list[str], seed: int = 11, **info: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    TDOSCheckpointer(Named(names, **info), str(folder), run_info={"seed": seed}).save("model")
+    return folder / "model.pth"
+
+
+def test_resume_takes_seed_and_refuses_other_classes(small_cfg):
+    output = Path(small_cfg.OUTPUT_DIR)
+    save(output, ["road", "traffic sign", "car"])
+    small_cfg.MODEL.TDOS.CLASS_NAMES = []
+    notes = check(small_cfg, Namespace(**{**ARGS, "resume": True}))
+    assert small_cfg.SEED == 11 and any("SEED is 11" in note for note in notes)
+    save(output, ["road", "sky", "car"])
+    with pytest.raises(UserError, match="road, sky, car"):
+        check(small_cfg, Namespace(**{**ARGS, "resume": True}))
+
+
+def test_class_names_are_filled_in(small_cfg, tmp_path):
+    small_cfg.MODEL.TDOS.CLASS_NAMES = []
+    check(small_cfg, Namespace(**ARGS))
+    assert small_cfg.MODEL.TDOS.CLASS_NAMES == ["road", "traffic sign", "car"]
+
+    names = ["street", "sign", "vehicle"]
+    weights = save(tmp_path / "old", names, ood_name="thing", clip_name="tiny-quickgelu")
+    small_cfg.MODEL.WEIGHTS = str(weights)
+    small_cfg.DATASETS.TEST = small_cfg.DATASETS.TRAIN
+    finetuned = small_cfg.clone()
+    notes = check(finetuned, Namespace(**ARGS))
+    assert finetuned.MODEL.TDOS.CLASS_NAMES == ["road", "traffic sign", "car"]
+
+    small_cfg.MODEL.TDOS.CLASS_NAMES = []
+    small_cfg.MODEL.CLIP.WEIGHTS = "pretrained/gone.pt"  # not needed: the checkpoint has all
+    notes = check(small_cfg, Namespace(**{**ARGS, "eval_only": True}))
+    assert names == small_cfg.MODEL.TDOS.CLASS_NAMES
+    assert small_cfg.MODEL.TDOS.OOD_NAME == "thing"
+    assert (small_cfg.MODEL.CLIP.NAME, small_cfg.MODEL.CLIP.WEIGHTS) == ("tiny-quickgelu", "")
+    assert any("thing" in note for note in notes)
+
+    small_cfg.MODEL.TDOS.OOD_NAME = "animal"
+    check(small_cfg, Namespace(**{**ARGS, "eval_only": True}))
+    assert small_cfg.MODEL.TDOS.OOD_NAME == "animal"
+
+
+def test_test_set_of_other_classes(small_cfg):
+    small_cfg.DATASETS.TEST = small_cfg.DATASETS.TRAIN
+    small_cfg.DATASETS.TRAIN = ("two_classes",)
+    small_cfg.MODEL.TDOS.CLASS_NAMES = []
+    frames = DatasetCatalog.get(small_cfg.DATASETS.TEST[0])
+    DatasetCatalog.register("two_classes", lambda: frames[:1])
+    MetadataCatalog.get("two_classes").set(
+        stuff_classes=["a", "b"], ignore_values=(2,), ignore_label=255, evaluator_type="sem_seg"
+    )
+    try:
+        with pytest.raises(UserError, match="has 3 classes, the model 2"):
+            check(small_cfg, Namespace(**ARGS))
+    finally:
+        DatasetCatalog.remove("two_classes")
+        MetadataCatalog.remove("two_classes")
+
+
+def test_missing_test_sets_are_left_out_on_request(small_cfg, monkeypatch, tmp_path):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    present = small_cfg.DATASETS.TRAIN[0]
+    small_cfg.DATASETS.TEST = (present, "road_anomaly")
+    with pytest.raises(UserError, match="road_anomaly"):
+        check(small_cfg.clone(), Namespace(**ARGS))
+    small_cfg.TEST.MISSING = "skip"
+    notes = check(small_cfg, Namespace(**ARGS))
+    assert tuple(small_cfg.DATASETS.TEST) == (present,)
+    assert any("road_anomaly" in note for note in notes)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_device_without_gpu(small_cfg):
+    small_cfg.MODEL.DEVICE = "cuda"
+    notes = check(small_cfg, Namespace(**ARGS))
+    assert small_cfg.MODEL.DEVICE == "cpu" and any("MODEL.DEVICE" in note for note in notes)
+
+
+def test_file_then_command_line(config_file):
+    cfg = load_config(str(config_file), ["SOLVER.BASE_LR", "1e-4", "SEED", "5"])
+    assert (cfg.SOLVER.BASE_LR, cfg.SEED, cfg.SOLVER.IMS_PER_BATCH) == (1e-4, 5, 2)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_configs(path):
+    cfg = load_config(str(path))
+    assert cfg.MODEL.META_ARCHITECTURE == "TDOS" and cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupPolyLR"

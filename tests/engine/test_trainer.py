@@ -1,0 +1,222 @@
+"""Training: exact resume, longer resume, results, pictures."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.evaluation import DatasetEvaluator
+
+from tdos_d2.engine import Trainer, read_checkpoint_info, verify
+from tdos_d2.errors import UserError
+
+
+def train(cfg, folder, *, resume: bool = False, **solver) -> Trainer:
+    cfg = cfg.clone()
+    for key, value in solver.items():
+        cfg.SOLVER[key] = value
+    cfg.OUTPUT_DIR = str(folder)
+    Path(folder).mkdir(exist_ok=True)
+    # what a process happens to have drawn before must not matter
+    random.seed(len(str(folder)))
+    np.random.seed(len(str(folder)))
+    torch.manual_seed(0 if not resume else 12345)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def interrupted_copy(source: Path, target: Path, name: str) -> None:
+    """A folder as it is when the run stops right after the checkpoint ``name``."""
+    target.mkdir()
+    shutil.copy(source / name, target)
+    (target / "last_checkpoint").write_text(name)
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def assert_same(a, b, path: str = "checkpoint") -> None:
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert list(a) == list(b), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{path}[{i}]")
+    else:
+        assert a == b, path
+
+
+def random_state() -> list:
+    numpy_state = np.random.get_state()
+    return [random.getstate(), numpy_state[1].tolist(), numpy_state[2], torch.get_rng_state()]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_20_and_20_iterations_are_40(small_cfg, tmp_path, workers):
+    """Dropout, cropping, colours, pasting, point sampling: all of it random, all of it the same."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(small_cfg, whole, MAX_ITER=40, CHECKPOINT_PERIOD=20)
+    end_of_whole = random_state()
+    interrupted_copy(whole, parts, "model_0000019.pth")
+
+    small_cfg.DATALOADER.NUM_WORKERS = workers
+    small_cfg.SEED = -1  # the checkpoint knows the run's seed
+    train(small_cfg, parts, resume=True, MAX_ITER=40, CHECKPOINT_PERIOD=20)
+    assert_same(random_state(), end_of_whole, "random state")
+    checkpoints = [torch.load(f / "model_final.pth", weights_only=True) for f in (whole, parts)]
+    assert_same(*checkpoints)
+    assert checkpoints[1]["tdos"]["seed"] == 3
+    assert metrics(whole)[-1]["total_loss"] == metrics(parts)[-1]["total_loss"]
+
+
+def test_other_seed_is_another_run(small_cfg, tmp_path):
+    weights = []
+    for seed in (1, 2):
+        small_cfg.SEED = seed
+        trainer = train(small_cfg, tmp_path / str(seed), MAX_ITER=2)
+        weights.append(trainer.model.state_dict())
+    with pytest.raises(AssertionError):
+        assert_same(*weights)
+
+
+def test_negative_seed_is_drawn_and_kept(small_cfg, tmp_path):
+    small_cfg.SEED = -1
+    trainer = train(small_cfg, tmp_path / "a", MAX_ITER=1)
+    assert trainer.cfg.SEED >= 0 and small_cfg.SEED == -1
+    info = read_checkpoint_info(tmp_path / "a" / "model_final.pth")
+    assert info["seed"] == trainer.cfg.SEED
+    assert info["class_names"] == ["road", "traffic sign", "car"]
+
+
+def test_resume_with_larger_max_iter(small_cfg, tmp_path):
+    train(small_cfg, tmp_path / "a", MAX_ITER=4)
+    trainer = train(small_cfg, tmp_path / "a", resume=True, MAX_ITER=8)
+    assert trainer.iter == 8
+    lines = metrics(tmp_path / "a")
+    assert [line["iteration"] for line in lines] == [3, 7]
+    # the last step of 8 in the polynomial schedule that ends at 0.01 of 1e-3
+    assert lines[1]["lr"] == pytest.approx(1e-3 * (0.01 + 0.99 * (1 / 8) ** 0.9))
+
+
+def test_first_step_after_a_longer_resume_is_on_the_new_schedule(small_cfg, tmp_path):
+    train(small_cfg, tmp_path / "a", MAX_ITER=4)
+    trainer = train(small_cfg, tmp_path / "a", resume=True, MAX_ITER=5)
+    lr = trainer.storage.history("lr").values()[0][0]
+    assert lr == pytest.approx(1e-3 * (0.01 + 0.99 * (1 / 5) ** 0.9))
+
+
+def test_resume_errors(small_cfg, tmp_path):
+    train(small_cfg, tmp_path / "a", MAX_ITER=3)
+    with pytest.raises(UserError, match="MAX_ITER is 2"):
+        train(small_cfg, tmp_path / "a", resume=True, MAX_ITER=2)
+    with pytest.raises(UserError, match="cannot resume"):
+        train(small_cfg, tmp_path / "a", resume=True, MAX_ITER=4, MULTIPLIERS=[["neck", 0.0]])
+
+
+def test_amp_is_ignored_without_gpu(small_cfg, tmp_path, caplog):
+    small_cfg.SOLVER.AMP.ENABLED = True
+    with caplog.at_level("INFO", logger="tdos_d2"):
+        train(small_cfg, tmp_path / "a", MAX_ITER=1)
+    assert caplog.text.count("AMP") == 1
+
+
+def test_evaluation_needs_no_clip_file(small_cfg, tmp_path):
+    """A checkpoint holds the frozen encoders too, and says what they are."""
+    from detectron2.modeling import build_model
+
+    from tdos_d2.engine import TDOSCheckpointer, check
+    from tdos_d2.modeling.clip import build_clip
+
+    clip, _ = build_clip("tiny-quickgelu", "")
+    torch.save(clip.state_dict(), tmp_path / "clip.pt")
+    small_cfg.MODEL.CLIP.NAME = "tiny-quickgelu"
+    small_cfg.MODEL.CLIP.WEIGHTS = str(tmp_path / "clip.pt")
+    trained = train(small_cfg, tmp_path / "a", MAX_ITER=1).model.eval()
+
+    (tmp_path / "clip.pt").unlink()
+    small_cfg.MODEL.CLIP.NAME = "tiny"
+    small_cfg.MODEL.WEIGHTS = str(tmp_path / "a" / "model_final.pth")
+    small_cfg.DATASETS.TEST = small_cfg.DATASETS.TRAIN
+    check(small_cfg, Namespace(num_gpus=1, num_machines=1, resume=False, eval_only=True))
+    model = build_model(small_cfg).eval()
+    TDOSCheckpointer(model).load(small_cfg.MODEL.WEIGHTS)
+    frame = [{"image": torch.randint(0, 256, (3, 64, 64))}]
+    with torch.no_grad():
+        assert_same(model(frame), trained(frame))
+
+
+class FixedResult(DatasetEvaluator):
+    """Needs no labels; sees what the model gives."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+
+    def reset(self) -> None:
+        self.frames = 0
+
+    def process(self, inputs, outputs) -> None:
+        self.frames += len(inputs)
+
+    def evaluate(self) -> dict:
+        return {"ood": {"AP": 10.0 * self.frames, "AP-tree": 1.0}}
+
+
+@pytest.fixture
+def evaluated_cfg(small_cfg, small_dataset, monkeypatch, tmp_path):
+    build = staticmethod(lambda cfg, name: FixedResult())
+    monkeypatch.setattr(Trainer, "build_evaluator", build)
+    small_cfg.DATASETS.TEST = (small_dataset,)
+    small_cfg.TEST.NUM_PICTURES = 2
+    return small_cfg
+
+
+def test_evaluation_during_training(evaluated_cfg, small_dataset, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    evaluated_cfg.TEST.EVAL_PERIOD = 2
+    evaluated_cfg.TEST.EXPECTED_RESULTS = [["ood", "AP", 50.0, 0.1]]
+    train(evaluated_cfg, tmp_path / "a", MAX_ITER=4)
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert results == {small_dataset: {"ood": {"AP": 50.0, "AP-tree": 1.0}}}
+    events = EventAccumulator(str(tmp_path / "a"), {"images": 0, "scalars": 0}).Reload()
+    scalars, pictures = events.Tags()["scalars"], events.Tags()["images"]
+    assert {"total_loss", "loss_class", "loss_mask", "loss_dice", "lr", "ood/AP"} <= set(scalars)
+    assert pictures == [f"{small_dataset}/0", f"{small_dataset}/1"]
+    shown = events.Images(pictures[0])
+    assert [p.step for p in shown] == [1, 4]  # one at each evaluation
+    assert (shown[0].height, shown[0].width) == (64, 4 * 96)
+
+
+def test_expected_results(evaluated_cfg, small_dataset):
+    results = {"ood": {"AP": 50.0}}
+    evaluated_cfg.TEST.EXPECTED_RESULTS = [["ood", "AP", 50.0, 0.1]]
+    verify(evaluated_cfg, results)
+    with pytest.raises(SystemExit):
+        verify(evaluated_cfg, {"ood": {"AP": 49.0}})
+    evaluated_cfg.TEST.EXPECTED_RESULTS = [["sem_seg", "mIoU", 50.0, 0.1]]
+    with pytest.raises(UserError, match="sem_seg"):
+        verify(evaluated_cfg, results)
+
+
+def test_expected_results_of_several_sets(evaluated_cfg):
+    evaluated_cfg.DATASETS.TEST = ("a", "b")
+    results = {"a": {"ood": {"AP": 1.0}}, "b": {"ood": {"AP": 2.0}}}
+    evaluated_cfg.TEST.EXPECTED_RESULTS = [["b/ood", "AP", 2.0, 0.1]]
+    verify(evaluated_cfg, results)
+    evaluated_cfg.TEST.EXPECTED_RESULTS = [["a/ood", "AP", 2.0, 0.1]]
+    with pytest.raises(SystemExit):
+        verify(evaluated_cfg, results)
