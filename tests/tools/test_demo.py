@@ -1,0 +1,50 @@
+"""The demo from end to end with two iterations, and its baseline."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_demo():
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "tools" / "demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_demo_writes_picture_table_and_results(tmp_path):
+    command = [sys.executable, "tools/demo.py", "--output", str(tmp_path), "SOLVER.MAX_ITER", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["demo_ood"]) == {
+        "ood", "ood_max_logit", "ood_untrained", "ood_colour_histogram"
+    }
+    assert 0 <= results["demo_val"]["sem_seg"]["mIoU"] <= 100
+    kinds = {name for name in results if "/" in name}
+    assert kinds >= {"demo_ood/sofa", "demo_ood_hard/ladder"}
+    for name in ("TDOS", "untrained", "colour histogram", "ladder (shown only)", "mIoU"):
+        assert name in done.stdout
+    assert str(tmp_path / "contact_sheet.png") in done.stdout
+    assert (tmp_path / "contact_sheet.png").stat().st_size > 50_000
+
+
+def test_histogram_scores_rare_colours_higher(monkeypatch):
+    demo = load_demo()
+    red, blue = np.zeros((2, 8, 8, 3), np.uint8)
+    red[..., 0], blue[..., 2] = 255, 255
+    monkeypatch.setattr(demo.DatasetCatalog, "get", lambda name: [{"file_name": "x"}] * 3)
+    monkeypatch.setattr(demo, "read_image", lambda path, fmt: red)
+    both = np.concatenate([red, blue])
+    scores = demo.colour_histogram_scores("train", [(both, None, None, "")])[0]
+    # 192 red pixels and one imagined pixel in each of 4,096 bins
+    expected = -np.log([193 / 4288, 1 / 4288])
+    np.testing.assert_allclose(scores[[0, 8], 0], expected)
