@@ -145,6 +145,8 @@ def _add_input(cfg: CN) -> None:
 
 def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"
+    # Polynomial decay with warm-up.
+    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"
     # Learning rate factors: [["module prefix", factor], ...]; the longest prefix that fits wins.
     cfg.SOLVER.MULTIPLIERS = [["backbone", 0.1]]
     # Power of the polynomial schedule and the learning rate that it ends at, as a share of BASE_LR.

@@ -7,27 +7,31 @@ Needs no data, no weights and no GPU; takes a few minutes on two CPU cores. Writ
 
 from __future__ import annotations
 
+import sys
+import warnings
+from pathlib import Path
+
+# Detectron2 compiles with torch.jit when it is imported; torch warns of that in every process.
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+# ruff: noqa: E402
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tabulate import tabulate
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.utils.env import seed_all_rng
+from tabulate import tabulate
 
 from tdos_d2.config import get_config_file
-from tdos_d2.data import read_image, read_label
+from tdos_d2.data import build_test_loader, read_image, read_label
 from tdos_d2.engine import (
     TDOSCheckpointer,
     Trainer,
@@ -62,9 +66,9 @@ def run() -> None:
     frames = {name: list(_frames(name)) for name in (COUNTED, SHOWN)}
     seed_all_rng(cfg.SEED)
     model = Trainer.build_model(cfg)
-    untrained = _predict(model, frames[COUNTED])
+    untrained = _predict(cfg, model, COUNTED)
     TDOSCheckpointer(model).load(str(output / "model_final.pth"), checkpointables=[])
-    outputs = {name: _predict(model, items) for name, items in frames.items()}
+    outputs = {name: _predict(cfg, model, name) for name in frames}
     results[COUNTED]["ood_untrained"] = _evaluate(frames[COUNTED], untrained["ood_score"])
     results[COUNTED]["ood_colour_histogram"] = _evaluate(
         frames[COUNTED], colour_histogram_scores(cfg.DATASETS.TRAIN[0], frames[COUNTED])
@@ -111,13 +115,14 @@ def _frames(name: str) -> Iterator[Frame]:
 
 
 @torch.no_grad()
-def _predict(model: torch.nn.Module, frames: list[Frame]) -> Mapping[str, list[np.ndarray]]:
+def _predict(
+    cfg: CfgNode, model: torch.nn.Module, dataset_name: str
+) -> Mapping[str, list[np.ndarray]]:
     """``ood_score`` and ``prediction`` of every frame."""
     model.eval()
     scores, predictions = [], []
-    for image, *_ in frames:
-        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        output = model([{"image": tensor}])[0]
+    for inputs in build_test_loader(cfg, dataset_name):
+        output = model(inputs)[0]
         scores.append(output["ood_score"].cpu().numpy())
         predictions.append(output["sem_seg"].argmax(0).cpu().numpy().astype(np.uint8))
     return {"ood_score": scores, "prediction": predictions}

@@ -191,7 +191,7 @@ def tree(rng: np.random.Generator, height: float) -> Pen:
 
 def foliage(rng: np.random.Generator) -> Colour:
     """Colour of leaves."""
-    if rng.random() < 0.06:  # autumn
+    if rng.random() < 0.03:  # autumn
         return hsv(rng.uniform(0.02, 0.14), rng.uniform(0.4, 0.8), rng.uniform(0.35, 0.7))
     return hsv(rng.uniform(0.2, 0.36), rng.uniform(0.4, 0.75), rng.uniform(0.25, 0.55))
 

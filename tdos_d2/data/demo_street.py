@@ -147,11 +147,11 @@ def random_light(rng: np.random.Generator) -> Light:
     """Clear day, overcast, or dusk."""
     mood, side = rng.random(), rng.uniform(-1, 1)
     tint = 1 + rng.uniform(-0.05, 0.05, 3)
-    if mood < 0.6:
+    if mood < 0.65:
         hue = rng.uniform(0.54, 0.62)
         top, horizon = hsv(hue, rng.uniform(0.35, 0.7), rng.uniform(0.6, 0.9)), hsv(hue, 0.12, 0.95)
         return Light(rng.uniform(0.9, 1.1) * tint, side, 0.8, top, horizon, rng.uniform(0, 0.7))
-    if mood < 0.88:
+    if mood < 0.95:
         top = hsv(0.6, rng.uniform(0, 0.15), rng.uniform(0.55, 0.85))
         return Light(rng.uniform(0.8, 1.0) * tint, side * 0.3, 0.2, top, top * 1.1, 0.3)
     top = hsv(rng.uniform(0.6, 0.75), rng.uniform(0.3, 0.6), rng.uniform(0.3, 0.6))
@@ -290,7 +290,7 @@ def _draw_building(
     floors, storey = int(rng.integers(2, 8)), rng.uniform(2.8, 3.6)
     top = floors * storey + rng.uniform(0.4, 1.5)
     plaster = hsv(rng.random(), rng.uniform(0.0, 0.15), rng.uniform(0.5, 0.9))
-    if rng.random() < 0.65:  # brick and stone
+    if rng.random() < 0.25:  # brick and stone
         plaster = hsv(rng.uniform(0.0, 0.12), rng.uniform(0.25, 0.6), rng.uniform(0.45, 0.8))
     # The light falls on one of the two walls.
     lit = 1 - 0.25 * side * canvas.light.side
