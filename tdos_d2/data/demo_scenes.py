@@ -2,8 +2,8 @@
 
 ``render_scene`` puts together a street (``demo_street``), known objects (``demo_sprites``) and, on
 demand, objects of no known class (``demo_objects``). Known things have the colours that they mostly
-have; many unknown ones share them, so colour alone does not tell what is unknown. Scenes are drawn
-at twice their size and reduced.
+have; unknown ones may share them, so rarity of colour alone is a weak sign. Scenes are drawn at
+twice their size and reduced.
 """
 
 from __future__ import annotations
