@@ -12,9 +12,10 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from .data import class_names
 from .errors import UserError
 from .modeling.backbone import TAPS, ScaleNeck
-from .modeling.build import build_text, class_names_from
+from .modeling.build import build_text
 from .modeling.clip import release_weights
 from .modeling.criterion import IGNORE, TDOSCriterion
 from .modeling.merge import MERGE_RULES, merge_classes, merge_maps
@@ -104,7 +105,7 @@ class TDOS(nn.Module):
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
         node, pixel, query = cfg.MODEL.TDOS, cfg.MODEL.PIXEL_DECODER, cfg.MODEL.TRANSFORMER_DECODER
-        names = class_names_from(cfg)
+        names = class_names(cfg)
         backbone = build_backbone(cfg)
         text = build_text(cfg, [*names, node.OOD_NAME])
         release_weights()

@@ -144,7 +144,7 @@ def present_datasets(cfg: CfgNode) -> list[str]:
 
 def _train_class_names(cfg: CfgNode) -> list[str]:
     if not cfg.DATASETS.TRAIN:
-        raise UserError("DATASETS.TRAIN is empty")
+        raise UserError("DATASETS.TRAIN is empty: set it, or MODEL.TDOS.CLASS_NAMES")
     name = cfg.DATASETS.TRAIN[0]
     names = MetadataCatalog.get(name).get("stuff_classes")
     if not names:

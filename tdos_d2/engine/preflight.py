@@ -15,7 +15,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from ..data.checks import check_classes, check_dataset, present_datasets
 from ..data.ood_paste import SOURCES
 from ..errors import UserError
-from ..modeling.clip import is_weights_file
+from ..modeling.clip import check_weights_file
 from ..modeling.merge import MERGE_RULES
 from ..modeling.scores import SCORES, get_score
 from .seeding import set_key
@@ -170,13 +170,8 @@ def _check_pretrained(cfg: CfgNode) -> None:
     weights, embeddings = cfg.MODEL.CLIP.WEIGHTS, cfg.MODEL.TEXT.EMBEDDINGS
     if embeddings and not os.path.isfile(embeddings):
         raise UserError(f"MODEL.TEXT.EMBEDDINGS: {embeddings} does not exist")
-    if cfg.MODEL.META_ARCHITECTURE != "TDOS" or not weights:
-        return
-    if is_weights_file(weights) and not os.path.isfile(os.path.expanduser(weights)):
-        raise UserError(
-            f"MODEL.CLIP.WEIGHTS: {weights} does not exist; put OpenAI's CLIP checkpoint there, "
-            'set the key to "openai" to let open_clip fetch it, or to "" for random weights'
-        )
+    if cfg.MODEL.META_ARCHITECTURE == "TDOS":
+        check_weights_file(weights)
 
 
 def _check_class_count(cfg: CfgNode, args: Namespace) -> None:

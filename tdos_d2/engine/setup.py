@@ -15,7 +15,7 @@ from detectron2.data import MetadataCatalog
 
 from ..config import add_tdos_config
 from ..errors import UserError
-from ..modeling.clip import is_weights_file
+from ..modeling.clip import missing_weights_file
 from .checkpoint import read_checkpoint_info
 from .seeding import set_key
 
@@ -129,7 +129,7 @@ def _take_model(cfg: CfgNode, info: dict[str, Any], path: Path | None) -> list[s
     if cfg.MODEL.TDOS.OOD_NAME == load_config().MODEL.TDOS.OOD_NAME:  # not another word by choice
         notes += _take(cfg, "MODEL.TDOS.OOD_NAME", info.get("ood_name"), path)
     weights = cfg.MODEL.CLIP.WEIGHTS
-    if info.get("clip_name") and is_weights_file(weights) and not os.path.isfile(weights):
+    if info.get("clip_name") and missing_weights_file(weights):
         notes += _take(cfg, "MODEL.CLIP.NAME", info["clip_name"], path)
         notes += _take(cfg, "MODEL.CLIP.WEIGHTS", "", path)
     return notes

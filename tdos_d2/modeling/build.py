@@ -1,32 +1,13 @@
-"""What a model takes from the config besides numbers: class names and the text side."""
+"""The text side as the config describes it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from detectron2.data import MetadataCatalog
 from torch import nn
 
-from ..errors import UserError
 from .clip import TextTower, build_clip
 from .text import FixedText, PromptedText
-
-
-def class_names_from(cfg) -> list[str]:
-    """Names of the known classes: ``MODEL.TDOS.CLASS_NAMES``, else those of the first training set.
-
-    Raises:
-        UserError: neither gives any name.
-    """
-    names = list(cfg.MODEL.TDOS.CLASS_NAMES)
-    if not names and cfg.DATASETS.TRAIN:
-        names = list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("stuff_classes", []))
-    if not names:
-        raise UserError(
-            "no class names: set MODEL.TDOS.CLASS_NAMES, or a DATASETS.TRAIN whose metadata has "
-            "stuff_classes"
-        )
-    return names
 
 
 def build_text(cfg, names: Sequence[str]) -> nn.Module:

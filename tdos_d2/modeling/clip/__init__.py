@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .build import build_clip, is_weights_file, release_weights
+from .build import build_clip, check_weights_file, missing_weights_file, release_weights
 from .tokens import END, START, tokenize
 from .towers import ImageTokens, TextTower, ViTTower
 
@@ -13,7 +13,8 @@ __all__ = [
     "TextTower",
     "ViTTower",
     "build_clip",
-    "is_weights_file",
+    "check_weights_file",
+    "missing_weights_file",
     "release_weights",
     "tokenize",
 ]

@@ -61,6 +61,20 @@ def is_weights_file(weights: str) -> bool:
     return path.is_file() or bool(path.suffix) or "/" in weights or "\\" in weights
 
 
+def missing_weights_file(weights: str) -> bool:
+    """Whether ``MODEL.CLIP.WEIGHTS`` names a file that is not there."""
+    return is_weights_file(weights) and not Path(weights).expanduser().is_file()
+
+
+def check_weights_file(weights: str) -> None:
+    """Raise UserError if ``MODEL.CLIP.WEIGHTS`` names a file that is not there."""
+    if missing_weights_file(weights):
+        raise UserError(
+            f"MODEL.CLIP.WEIGHTS: {weights} does not exist; put OpenAI's CLIP checkpoint there, "
+            'set the key to "openai" to let open_clip fetch it, or to "" for random weights'
+        )
+
+
 def release_weights() -> None:
     """Forget the weights kept between building the image and the text tower of one model."""
     _read_file.cache_clear()
@@ -89,12 +103,8 @@ def _find_weights(name: str, weights: str) -> tuple[dict[str, Tensor] | None, bo
         return None, False
     if not is_weights_file(weights):
         return _read_tag(name, weights)
+    check_weights_file(weights)
     path = Path(weights).expanduser()
-    if not path.is_file():
-        raise UserError(
-            f"MODEL.CLIP.WEIGHTS: no file '{weights}'; put CLIP's weights there, name another file "
-            'or an open_clip tag, or set MODEL.CLIP.WEIGHTS "" for random weights'
-        )
     return _read_file(str(path), path.stat().st_mtime_ns)
 
 
