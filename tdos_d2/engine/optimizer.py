@@ -40,8 +40,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         multipliers=solver.MULTIPLIERS,
     )
+    # The fused step undoes GradScaler's scaling itself, so clipping before it would act on scaled
+    # gradients.
+    fused = not solver.AMP.ENABLED
     optimizer = torch.optim.AdamW(
-        groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=True
+        groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=fused
     )
     if solver.CLIP_GRADIENTS.ENABLED:
         _clip_before_step(optimizer, solver.CLIP_GRADIENTS)

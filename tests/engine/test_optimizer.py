@@ -123,6 +123,20 @@ def test_clipping(cfg, clip_type):
     assert got == pytest.approx(expected, rel=1e-5)
 
 
+def test_clipping_sees_unscaled_gradients_with_mixed_precision(cfg):
+    cfg.SOLVER.AMP.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 10.0
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = build_optimizer(cfg, model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(3 * model.weight.sum()).backward()
+    scaler.step(optimizer)
+    # 3 is below the limit of 10: scaled gradients, 3,072, would have been cut to 10
+    assert model.weight.grad.item() == pytest.approx(3.0)
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("OPTIMIZER", "SGD"), ("CLIP_GRADIENTS.CLIP_TYPE", "foo")]
 )
