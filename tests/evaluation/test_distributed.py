@@ -60,6 +60,7 @@ def worker(rank: int, folder: Path) -> None:
     except UserError as error:
         results["error"] = str(error)
     (folder / "results.json").write_text(json.dumps(results))
+    dist.barrier()  # a process that leaves while the other still talks can take it down
     dist.destroy_process_group()
 
 
