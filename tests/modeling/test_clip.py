@@ -7,39 +7,18 @@ import json
 import open_clip
 import pytest
 import torch
+from clip_models import SMALL_VIT, images, random_clip, write
 from torch import nn
 
 from tdos_d2.errors import UserError
 from tdos_d2.modeling.clip import TextTower, ViTTower, build_clip, tokenize
 
-# Widths are multiples of 64 because OpenAI's files do not name the number of heads.
-SMALL = {
-    "embed_dim": 64,
-    "vision_cfg": {"image_size": 32, "layers": 4, "width": 64, "head_width": 64, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
-}
-
 
 @pytest.fixture(scope="module", autouse=True)
 def small_architecture(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    (folder / "test-small.json").write_text(json.dumps(SMALL))
+    (folder / "test-small.json").write_text(json.dumps(SMALL_VIT))
     open_clip.add_model_config(folder)
-
-
-def random_clip(name: str = "tiny", seed: int = 0) -> nn.Module:
-    """A CLIP in which no layer is at a start value (zero or one) that would hide an omission."""
-    clip, _ = build_clip(name, "")
-    generator = torch.Generator().manual_seed(seed)
-    for key, value in clip.state_dict().items():
-        scale = 0.02 if "token_embedding" in key else 0.2
-        # representable in half precision, which OpenAI's files are rounded to
-        value.copy_((scale * torch.randn(value.shape, generator=generator)).half().float())
-    return clip.eval()
-
-
-def images(height: int, width: int) -> torch.Tensor:
-    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
@@ -73,16 +52,39 @@ def test_taps_and_dense_tokens_are_open_clips():
     torch.testing.assert_close(ours.dense, dense.permute(0, 3, 1, 2), atol=1e-5, rtol=1e-5)
 
 
+def encode_text(clip: nn.Module, text: torch.Tensor) -> torch.Tensor:
+    return TextTower(clip)(clip.token_embedding(text), text.argmax(-1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("block", range(2))
+def test_text_parity_notices_a_skipped_block(block):
+    clip = random_clip()
+    text = open_clip.tokenize(["a road", "lost cargo on the road"])
+    expected = clip.encode_text(text)
+    torch.testing.assert_close(encode_text(clip, text), expected, atol=1e-5, rtol=1e-5)
+    clip.transformer.resblocks[block] = _SkippedTextBlock()
+    assert (encode_text(clip, text) - expected).abs().max() > 1e-2
+
+
+class _SkippedTextBlock(nn.Identity):
+    def forward(self, x, attn_mask=None):
+        return x
+
+
 @torch.no_grad()
 def test_vit_b16_at_224():
     clip = random_clip("ViT-B-16")
     x = images(224, 224)[:1]
     tower = ViTTower(clip.visual, [4, 6, 8, 12])
-    torch.testing.assert_close(tower(x).embedding, clip.encode_image(x), atol=1e-5, rtol=1e-5)
+    expected = clip.encode_image(x)
+    torch.testing.assert_close(tower(x).embedding, expected, atol=1e-5, rtol=1e-5)
     text = open_clip.tokenize(["a road", "lost cargo on the road"])
-    embedded = clip.token_embedding(text)
-    ours = TextTower(clip)(embedded, text.argmax(-1))
-    torch.testing.assert_close(ours, clip.encode_text(text), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        encode_text(clip, text), clip.encode_text(text), atol=1e-5, rtol=1e-5
+    )
+    clip.visual.transformer.resblocks[7] = nn.Identity()
+    assert (tower(x).embedding - expected).abs().max() > 1e-2
 
 
 def test_other_sizes_keep_the_stored_positions_and_pass_gradients():
@@ -107,49 +109,6 @@ def test_rows_and_columns_are_not_swapped():
     positions = ViTTower(clip.visual, [1])._positions((6, 24))[1:, 0].view(6, 24)
     assert torch.allclose(positions, positions[:, :1].expand(-1, 24), atol=1e-4)
     assert (positions[1:, 0] > positions[:-1, 0]).all()
-
-
-def openai_archive(clip: nn.Module, path) -> None:
-    """Write ``clip`` as OpenAI does: a TorchScript archive, three numbers beside the weights."""
-
-    class Archive(nn.Module):
-        def __init__(self):
-            super().__init__()
-            for key, value in {
-                "input_resolution": 32, "context_length": 77, "vocab_size": 49408
-            }.items():
-                self.register_buffer(key, torch.tensor(value))
-            self.visual, self.transformer = clip.visual, clip.transformer
-            self.token_embedding, self.ln_final = clip.token_embedding, clip.ln_final
-            self.positional_embedding = clip.positional_embedding
-            self.text_projection, self.logit_scale = clip.text_projection, clip.logit_scale
-
-        def forward(self, x):
-            return self.visual(x)
-
-    torch.jit.trace(Archive().eval(), images(32, 32), check_trace=False).save(str(path))
-
-
-def write(clip: nn.Module, kind: str, folder) -> str:
-    state = clip.state_dict()
-    path = folder / f"{kind}.pt"
-    if kind == "archive":
-        openai_archive(clip, path)
-    elif kind == "openai_state":
-        numbers = {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}
-        torch.save({**state, **{k: torch.tensor(v) for k, v in numbers.items()}}, path)
-    elif kind == "openai_mixed":  # what OpenAI's own loader gives on a GPU: matrices in half
-        torch.save({k: v.half() if v.ndim > 1 else v for k, v in state.items()}, path)
-    elif kind == "state":
-        torch.save(state, path)
-    elif kind == "training":
-        torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
-    else:
-        from safetensors.torch import save_file
-
-        path = folder / "weights.safetensors"
-        save_file({k: v.clone() for k, v in state.items()}, str(path))
-    return str(path)
 
 
 @torch.no_grad()

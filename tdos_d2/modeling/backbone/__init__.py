@@ -1,8 +1,20 @@
-"""CLIP image encoders as Detectron2 backbones, and the trainable neck."""
+"""CLIP image encoders as Detectron2 backbones, and the trainable necks."""
 
 from __future__ import annotations
 
-from .clip_vit import TAPS, CLIPVisionTransformer
-from .neck import ScaleNeck
+from .clip_resnet import CLIPModifiedResNet
+from .clip_vit import CLIPVisionTransformer
+from .encoder import TAPS, CLIPImageEncoder, check_encoder
+from .neck import NECKS, FPNNeck, ScaleNeck, build_neck
 
-__all__ = ["TAPS", "CLIPVisionTransformer", "ScaleNeck"]
+__all__ = [
+    "NECKS",
+    "TAPS",
+    "CLIPImageEncoder",
+    "CLIPModifiedResNet",
+    "CLIPVisionTransformer",
+    "FPNNeck",
+    "ScaleNeck",
+    "build_neck",
+    "check_encoder",
+]

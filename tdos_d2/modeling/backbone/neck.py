@@ -1,12 +1,16 @@
-"""The trainable neck: four ViT maps of one stride become a pyramid of strides 4, 8, 16, 32."""
+"""The trainable necks: an encoder's four maps become a pyramid of strides 4, 8, 16, 32."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+import torch
 from detectron2.layers import ShapeSpec, get_norm
+from detectron2.modeling import FPN, Backbone
 from torch import Tensor, nn
+
+from ...errors import UserError
 
 # Stride of the finest level, exact where the patch size is a power of two (14 gives 3.5).
 FINEST_STRIDE = 4
@@ -16,23 +20,29 @@ class ScaleNeck(nn.Module):
     """Rescale ViT taps by deconvolution and pooling (ViT-Adapter/DenseCLIP style).
 
     The published code keeps these layers inside its frozen backbone, as fixed random projections
-    (defect 6); here they are a module of their own, and trained.
+    (defect 6); here they are a module of their own, and trained. Every level keeps the channels of
+    its tap.
 
     Args:
         in_shapes: the four taps, finest level first, all of one stride (the patch size).
         norm: normalisation between two deconvolutions, a name of Detectron2's ``get_norm``.
+
+    Raises:
+        UserError: taps of different strides.
     """
 
     def __init__(self, in_shapes: Sequence[ShapeSpec], norm: str = "LN") -> None:
         super().__init__()
         strides = {shape.stride for shape in in_shapes}
         if len(strides) != 1:
-            raise ValueError(f"the taps of a ViT have one stride, these have {sorted(strides)}")
+            raise UserError(
+                "MODEL.NECK.NAME: ScaleNeck is for the taps of a ViT, which have one stride; "
+                f"these have strides {sorted(strides)}"
+            )
         stride = strides.pop()
         octaves = round(math.log2(stride / FINEST_STRIDE))
         self.levels = nn.ModuleList(
-            _rescale(shape.channels, octaves - level, norm)
-            for level, shape in enumerate(in_shapes)
+            _rescale(shape.channels, octaves - level, norm) for level, shape in enumerate(in_shapes)
         )
         self.channels = [shape.channels for shape in in_shapes]
         self.strides = [stride * 2.0 ** (level - octaves) for level in range(len(in_shapes))]
@@ -42,9 +52,98 @@ class ScaleNeck(nn.Module):
         """Images must be padded to a multiple of this, so that every level has whole cells."""
         return int(self.strides[-1])
 
-    def forward(self, taps: Sequence[Tensor]) -> list[Tensor]:
-        """(B, C, h, w) taps -> the same channels at strides 4, 8, 16, 32 (for patch 8, 16, 32)."""
+    def forward(self, taps: Sequence[Tensor], score_map: Tensor | None = None) -> list[Tensor]:
+        """(B, C, h, w) taps -> the same channels at strides 4, 8, 16, 32 (for patch 8, 16, 32).
+
+        ``score_map`` is for other necks; it does not enter these levels.
+        """
         return [level(tap) for level, tap in zip(self.levels, taps, strict=True)]
+
+
+class FPNNeck(nn.Module):
+    """A feature pyramid whose last input is the last tap together with the score map (DenseCLIP).
+
+    Args:
+        in_shapes: the four taps, finest level first, each of twice the stride of the one before.
+        score_channels: N, channels of the score map.
+        channels: channels of every level.
+        norm: normalisation after every convolution, a name of Detectron2's ``get_norm``, or "".
+
+    Raises:
+        UserError: taps whose strides do not double.
+    """
+
+    def __init__(
+        self,
+        in_shapes: Sequence[ShapeSpec],
+        score_channels: int,
+        channels: int = 768,
+        norm: str = "LN",
+    ) -> None:
+        super().__init__()
+        self.strides = [shape.stride for shape in in_shapes]
+        if any(b != 2 * a for a, b in zip(self.strides, self.strides[1:], strict=False)):
+            raise UserError(
+                "MODEL.NECK.NAME: FPNNeck needs taps whose strides double, like those of a "
+                f"ResNet; these have strides {self.strides}"
+            )
+        *finer, last = in_shapes
+        joined = ShapeSpec(channels=last.channels + score_channels, stride=last.stride)
+        given = _Given([*finer, joined])
+        self.pyramid = FPN(given, list(given.output_shape()), channels, norm=norm)
+        self.channels = [channels] * len(in_shapes)
+
+    @property
+    def size_divisibility(self) -> int:
+        """Images must be padded to a multiple of this, so that every level has whole cells."""
+        return self.strides[-1]
+
+    def forward(self, taps: Sequence[Tensor], score_map: Tensor) -> list[Tensor]:
+        """
+        Args:
+            taps: (B, C_i, h_i, w_i), finest first.
+            score_map: (B, N, h, w), raw cosines on the grid of the last tap.
+
+        Returns:
+            (B, ``channels``, h_i, w_i), finest first.
+        """
+        *finer, last = taps
+        joined = [*finer, torch.cat([last, score_map], dim=1)]
+        return list(self.pyramid({str(i): tap for i, tap in enumerate(joined)}).values())
+
+
+NECKS = {"ScaleNeck": ScaleNeck, "FPNNeck": FPNNeck}
+
+
+def build_neck(
+    name: str, in_shapes: Sequence[ShapeSpec], *, score_channels: int, channels: int, norm: str
+) -> ScaleNeck | FPNNeck:
+    """The neck ``name``; "" = FPNNeck for taps of several strides, ScaleNeck for one.
+
+    Raises:
+        UserError: an unknown name, or a neck that does not fit the taps.
+    """
+    if not name:
+        name = "ScaleNeck" if len({shape.stride for shape in in_shapes}) == 1 else "FPNNeck"
+    if name not in NECKS:
+        raise UserError(f"MODEL.NECK.NAME: '{name}' is none of {', '.join(NECKS)}")
+    if name == "ScaleNeck":
+        return ScaleNeck(in_shapes, norm)
+    return FPNNeck(in_shapes, score_channels, channels, norm)
+
+
+class _Given(Backbone):
+    """Detectron2's FPN takes its maps from a backbone: this one hands on what it is given."""
+
+    def __init__(self, shapes: Sequence[ShapeSpec]) -> None:
+        super().__init__()
+        self.shapes = {str(i): shape for i, shape in enumerate(shapes)}
+
+    def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        return maps
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return self.shapes
 
 
 def _rescale(channels: int, octaves: int, norm: str) -> nn.Module:
@@ -54,6 +153,6 @@ def _rescale(channels: int, octaves: int, norm: str) -> nn.Module:
     layers: list[nn.Module] = []
     for octave in range(octaves):
         if octave:
-            layers += [get_norm(norm, channels), nn.GELU()]
+            layers += [get_norm(norm, channels) or nn.Identity(), nn.GELU()]
         layers.append(nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2))
     return nn.Sequential(*layers)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from .build import build_clip, check_weights_file, missing_weights_file, release_weights
-from .tokens import END, START, tokenize
-from .towers import ImageTokens, TextTower, ViTTower
+from .build import (
+    build_clip,
+    check_weights_file,
+    image_encoder_kind,
+    missing_weights_file,
+    release_weights,
+)
+from .tokens import END, START, token_batch, tokenize
+from .towers import ImageTokens, ResNetTower, TextTower, ViTTower
 
 __all__ = [
     "END",
     "START",
     "ImageTokens",
+    "ResNetTower",
     "TextTower",
     "ViTTower",
     "build_clip",
     "check_weights_file",
+    "image_encoder_kind",
     "missing_weights_file",
     "release_weights",
+    "token_batch",
     "tokenize",
 ]

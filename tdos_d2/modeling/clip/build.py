@@ -18,12 +18,26 @@ logger = logging.getLogger(__name__)
 
 QUICK_GELU_SUFFIX = "-quickgelu"
 
-# A CLIP that trains on a CPU in minutes. Its text transformer is CLIP's, only narrower; the
+# CLIPs that train on a CPU in minutes. Their text transformer is CLIP's, only narrower; the
 # tokenizer is the real one.
-TINY_CONFIG: dict[str, Any] = {
-    "embed_dim": 64,
-    "vision_cfg": {"image_size": 96, "layers": 4, "width": 96, "head_width": 32, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+_TINY_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+TINY_CONFIGS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "embed_dim": 64,
+        "vision_cfg": {
+            "image_size": 96,
+            "layers": 4,
+            "width": 96,
+            "head_width": 32,
+            "patch_size": 8,
+        },
+        "text_cfg": _TINY_TEXT,
+    },
+    "tiny-rn": {
+        "embed_dim": 64,
+        "vision_cfg": {"image_size": 96, "layers": [1, 2, 2, 1], "width": 24, "head_width": 64},
+        "text_cfg": _TINY_TEXT,
+    },
 }
 
 # What OpenAI's archives hold beside weights; plain open_clip state dicts have none of them.
@@ -34,8 +48,8 @@ def build_clip(name: str, weights: str) -> tuple[nn.Module, str]:
     """Build an open_clip ``CLIP`` model in float32.
 
     Args:
-        name: an open_clip model name such as ``"ViT-B-16"``, or ``"tiny"``; the suffix
-            ``-quickgelu`` asks for OpenAI's activation.
+        name: an open_clip model name such as ``"ViT-B-16"``, or ``"tiny"`` (ViT) or ``"tiny-rn"``
+            (ResNet); the suffix ``-quickgelu`` asks for OpenAI's activation.
         weights: a file (OpenAI TorchScript archive, state dict, safetensors, open_clip checkpoint),
             an open_clip tag such as ``"openai"``, or ``""`` for random weights.
 
@@ -53,6 +67,20 @@ def build_clip(name: str, weights: str) -> tuple[nn.Module, str]:
     if state is not None:
         _load(model, state, name, weights)
     return model.float(), base + QUICK_GELU_SUFFIX if quick_gelu else base
+
+
+def image_encoder_kind(name: str) -> str:
+    """The kind of image encoder that the CLIP model ``name`` has: "ViT" or "ResNet".
+
+    Raises:
+        UserError: an unknown name, or an image encoder of another kind.
+    """
+    vision = _model_config(name.removesuffix(QUICK_GELU_SUFFIX))["vision_cfg"]
+    if vision.get("timm_model_name"):
+        raise UserError(
+            f"MODEL.CLIP.NAME: the image encoder of '{name}' is neither CLIP's ViT nor its ResNet"
+        )
+    return "ResNet" if isinstance(vision["layers"], (list, tuple)) else "ViT"
 
 
 def is_weights_file(weights: str) -> bool:
@@ -80,17 +108,23 @@ def release_weights() -> None:
     _read_file.cache_clear()
 
 
+def _model_config(base: str) -> dict[str, Any]:
+    if base in TINY_CONFIGS:
+        return copy.deepcopy(TINY_CONFIGS[base])
+    import open_clip
+
+    config = open_clip.get_model_config(base)
+    if config is None:
+        raise UserError(
+            f"MODEL.CLIP.NAME: open_clip has no model '{base}' (see open_clip.list_models())"
+        )
+    return config
+
+
 def _build_architecture(base: str, quick_gelu: bool) -> nn.Module:
     import open_clip
 
-    if base == "tiny":
-        config = copy.deepcopy(TINY_CONFIG)
-    else:
-        config = open_clip.get_model_config(base)
-        if config is None:
-            raise UserError(
-                f"MODEL.CLIP.NAME: open_clip has no model '{base}' (see open_clip.list_models())"
-            )
+    config = _model_config(base)
     if "custom_text" in config or "hf_model_name" in config.get("text_cfg", {}):
         raise UserError(f"MODEL.CLIP.NAME: '{base}' has another text encoder than CLIP's")
     config["quick_gelu"] = quick_gelu

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+
+import torch
+from torch import Tensor
 
 START = 49406
 END = 49407
@@ -18,3 +22,11 @@ def _tokenizer():
 def tokenize(text: str) -> list[int]:
     """CLIP's token numbers of ``text``, without start and end token."""
     return _tokenizer().encode(text.strip().lower())
+
+
+def token_batch(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """(n, L) token numbers padded behind the end token, and the (n,) index of that token."""
+    sequences = [[START, *tokenize(text), END] for text in texts]
+    length = max(len(s) for s in sequences)
+    tokens = torch.tensor([s + [END] * (length - len(s)) for s in sequences])
+    return tokens, torch.tensor([len(s) - 1 for s in sequences])

@@ -8,22 +8,24 @@ public functions is tested to 1e-5.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..semantic_augmentation import coverage
+
 
 @dataclass
 class ImageTokens:
-    """What a CLIP image encoder gives for B images on an (h, w) grid of patches.
+    """What a CLIP image encoder gives for B images.
 
     Attributes:
-        taps: un-normalised patch tokens after the chosen blocks, each (B, C, h, w).
+        taps: maps after the chosen blocks or stages, each (B, C, h, w).
         embedding: (B, D), CLIP's image embedding (not normalised).
-        dense: (B, D, h, w), patch tokens in the same space (not normalised).
+        dense: (B, D, h, w), local embeddings in the same space (not normalised).
     """
 
     taps: list[Tensor]
@@ -37,19 +39,27 @@ class ViTTower(nn.Module):
     Args:
         visual: the ``visual`` of an open_clip ``CLIP`` with class-token pooling.
         taps: numbers of the blocks, counted from 1, whose output is returned.
+        noise: a ``QueryNoise`` for the attention of some blocks.
     """
 
-    def __init__(self, visual: nn.Module, taps: Sequence[int]) -> None:
+    def __init__(
+        self, visual: nn.Module, taps: Sequence[int], noise: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.visual = visual
+        self.noise = noise
+        self.noisy_blocks = noise.in_blocks(len(visual.transformer.resblocks)) if noise else set()
         self.taps = tuple(taps)
         self.patch_size: int = visual.patch_size[0]
         self.grid_size: tuple[int, int] = tuple(visual.grid_size)
         self.width: int = visual.conv1.out_channels
         self.embed_dim: int = visual.proj.shape[1]
 
-    def forward(self, images: Tensor) -> ImageTokens:
-        """Encode normalised images (B, 3, H, W), H and W multiples of the patch size."""
+    def forward(self, images: Tensor, region: Tensor | None = None) -> ImageTokens:
+        """Encode normalised images (B, 3, H, W), H and W multiples of the patch size.
+
+        ``region`` (B, H, W) in [0, 1] is where ``noise`` perturbs queries; None: nowhere.
+        """
         visual = self.visual
         x = visual.conv1(images)
         grid = x.shape[-2:]
@@ -59,21 +69,84 @@ class ViTTower(nn.Module):
         x = visual.ln_pre(x)
         taps = []
         for number, block in enumerate(visual.transformer.resblocks, start=1):
-            x = block(x)
+            if region is not None and number in self.noisy_blocks:
+                x = self._perturbed(block, x, coverage(region, grid))
+            else:
+                x = block(x)
             if number in self.taps:
                 taps.append(_to_map(x[:, 1:], grid))
         x = visual.ln_post(x) @ visual.proj
         return ImageTokens(taps, x[:, 0], _to_map(x[:, 1:], grid))
 
+    def _perturbed(self, block: nn.Module, x: Tensor, cover: Tensor) -> Tensor:
+        """What ``block`` gives for tokens (B, 1 + h * w, C) where ``cover`` (B, 1, h, w) is 0."""
+        attended = self.noise(block.ln_1(x), cover, block.attention)
+        x = x + block.ls_1(attended)
+        return x + block.ls_2(block.mlp(block.ln_2(x)))
+
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """The positional table (1 + h * w, C) for ``grid``; the stored one stays as it is."""
-        table = self.visual.positional_embedding
-        if tuple(grid) == self.grid_size:
-            return table
-        old = table[1:].T.reshape(1, -1, *self.grid_size)
-        # float32: bicubic is not there for half precision on every device
-        new = F.interpolate(old.float(), size=tuple(grid), mode="bicubic", align_corners=False)
-        return torch.cat([table[:1], new.flatten(2)[0].T.to(table.dtype)])
+        return _resize_positions(self.visual.positional_embedding, self.grid_size, grid)
+
+
+class ResNetTower(nn.Module):
+    """CLIP's modified ResNet for any image size.
+
+    The image embedding is CLIP's: the mean token attends to all tokens through the query, key and
+    value projections. Dense embeddings use the value projection in all three places ("v-v"
+    attention, CLIP Surgery, arXiv 2304.05653): in CLIP's training only the mean token ever was a
+    query, so the query projection of a location means nothing, while values are what the output
+    projection takes to text space, and attention among them keeps each location's own content.
+
+    Args:
+        visual: the ``visual`` of an open_clip ``CLIP`` with a ModifiedResNet.
+    """
+
+    strides = (4, 8, 16, 32)
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__()
+        self.visual = visual
+        side = visual.image_size // self.strides[-1]
+        self.grid_size: tuple[int, int] = (side, side)
+        self.widths = [stage[-1].conv3.out_channels for stage in self._stages()]
+        self.embed_dim: int = visual.attnpool.c_proj.out_features
+
+    def forward(
+        self, images: Tensor, after_first: Callable[[Tensor], Tensor] | None = None
+    ) -> ImageTokens:
+        """Encode normalised images (B, 3, H, W), H and W multiples of 32.
+
+        ``after_first`` changes the first stage's map (B, C, H / 4, W / 4). The taps are the maps
+        of the four stages.
+        """
+        x = self.visual.stem(images)
+        taps = []
+        for stage in self._stages():
+            x = stage(x)
+            if not taps and after_first is not None:
+                x = after_first(x)
+            taps.append(x)
+        return ImageTokens(taps, *self._pool(x))
+
+    def _stages(self) -> list[nn.Module]:
+        return [self.visual.layer1, self.visual.layer2, self.visual.layer3, self.visual.layer4]
+
+    def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, h, w) -> image embedding (B, D) and dense embeddings (B, D, h, w)."""
+        pool, grid = self.visual.attnpool, x.shape[-2:]
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
+        x = x + _resize_positions(pool.positional_embedding, self.grid_size, grid).to(x.dtype)
+        query, key, value = (
+            projection(tokens).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
+            for projection, tokens in ((pool.q_proj, x[:, :1]), (pool.k_proj, x), (pool.v_proj, x))
+        )
+        embedding = F.scaled_dot_product_attention(query, key, value)
+        dense = F.scaled_dot_product_attention(value[:, :, 1:], value, value)
+        tokens = torch.cat([embedding, dense], dim=2).transpose(1, 2).flatten(2)
+        tokens = pool.c_proj(tokens)
+        return tokens[:, 0], _to_map(tokens[:, 1:], grid)
 
 
 class TextTower(nn.Module):
@@ -119,6 +192,16 @@ class TextTower(nn.Module):
         x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
         x = self.ln_final(x)
         return x[torch.arange(len(x), device=x.device), end] @ self.text_projection
+
+
+def _resize_positions(table: Tensor, stored: tuple[int, int], grid: Sequence[int]) -> Tensor:
+    """The positional table (1 + h * w, C) for an (h, w) ``grid``; ``table`` stays as it is."""
+    if tuple(grid) == stored:
+        return table
+    old = table[1:].T.reshape(1, -1, *stored)
+    # float32: bicubic is not there for half precision on every device
+    new = F.interpolate(old.float(), size=tuple(grid), mode="bicubic", align_corners=False)
+    return torch.cat([table[:1], new.flatten(2)[0].T.to(table.dtype)])
 
 
 def _to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -1,0 +1,93 @@
+"""What CLIP's two kinds of image encoder have in common as Detectron2 backbones."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ..clip import ImageTokens, build_clip, image_encoder_kind
+
+logger = logging.getLogger(__name__)
+
+TAPS = ("tap1", "tap2", "tap3", "tap4")
+
+
+class CLIPImageEncoder(Backbone):
+    """Four intermediate maps, the image embedding and the dense embedding of a CLIP encoder."""
+
+    kind: str  # of ``image_encoder_kind``
+
+    def __init__(self, tower: nn.Module, frozen: bool, architecture: str) -> None:
+        """
+        Args:
+            tower: of ``tdos_d2.modeling.clip``.
+            frozen: keep weights, statistics and mode as they are and compute no gradients.
+            architecture: name that builds the same architecture without weights.
+        """
+        super().__init__()
+        self.tower = tower
+        self.frozen = frozen
+        self.architecture = architecture
+        if frozen:
+            self.requires_grad_(False)
+        self.train(self.training)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: ShapeSpec | None = None) -> dict:
+        check_encoder(cfg)
+        clip, architecture = build_clip(cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.WEIGHTS)
+        if not cfg.MODEL.CLIP.WEIGHTS:
+            logger.info(
+                "MODEL.CLIP.WEIGHTS is empty: CLIP starts from random weights; the image encoder "
+                "is trained, and the text side carries no meaning of words"
+            )
+        return {
+            "visual": clip.visual,
+            "frozen": cfg.MODEL.CLIP.FREEZE_IMAGE and bool(cfg.MODEL.CLIP.WEIGHTS),
+            "architecture": architecture,
+        }
+
+    def train(self, mode: bool = True) -> CLIPImageEncoder:
+        """Set the mode of everything but a frozen tower, which stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.tower.eval()
+        return self
+
+    def forward(self, images: Tensor, region: Tensor | None = None) -> dict[str, Tensor]:
+        """Encode normalised images.
+
+        Args:
+            images: (B, 3, H, W), H and W multiples of ``size_divisibility``.
+            region: (B, H, W) in [0, 1], 1 where semantic augmentation perturbs; None: nowhere.
+
+        Returns:
+            ``tap1`` ... ``tap4`` (B, C, h, w) of the strides in ``output_shape``; ``embedding``
+            (B, D); ``dense`` (B, D, h, w) in CLIP's text space.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            tokens = self._encode(images, region)
+        features = dict(zip(TAPS, tokens.taps, strict=True))
+        return {**features, "embedding": tokens.embedding, "dense": tokens.dense}
+
+    def _encode(self, images: Tensor, region: Tensor | None) -> ImageTokens:
+        raise NotImplementedError
+
+
+def check_encoder(cfg) -> None:
+    """Raise UserError if ``MODEL.BACKBONE.NAME`` is not for the encoder of ``MODEL.CLIP.NAME``."""
+    backbone = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)
+    kind = image_encoder_kind(cfg.MODEL.CLIP.NAME)
+    fitting = [name for name, other in BACKBONE_REGISTRY if getattr(other, "kind", None) == kind]
+    # A backbone of the user's own has no kind and may do with CLIP what it likes.
+    if getattr(backbone, "kind", kind) != kind:
+        raise UserError(
+            f"MODEL.BACKBONE.NAME: {cfg.MODEL.BACKBONE.NAME} is for a {backbone.kind}, but the "
+            f"image encoder of MODEL.CLIP.NAME '{cfg.MODEL.CLIP.NAME}' is a {kind}: "
+            f"use {' or '.join(fitting)}"
+        )
