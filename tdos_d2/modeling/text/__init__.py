@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .context_decoder import ContextDecoder
-from .fixed import FixedText
+from .fixed import FixedText, read_embeddings
 from .prompts import PromptedText
 
-__all__ = ["ContextDecoder", "FixedText", "PromptedText"]
+__all__ = ["ContextDecoder", "FixedText", "PromptedText", "read_embeddings"]

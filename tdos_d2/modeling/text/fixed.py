@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class FixedText(nn.Module):
@@ -21,15 +25,29 @@ class FixedText(nn.Module):
     Args:
         vectors: (n, D) fixed embeddings of the first n of the K + 1 names.
         num_random: how many learnable vectors follow them.
+        prototypes: (M, D) unit vectors of word groups, of length 0 where there is none.
+        start_at_prototypes: negatives start there, as far as there are any, not at random.
     """
 
-    def __init__(self, vectors: Tensor, num_random: int) -> None:
+    def __init__(
+        self,
+        vectors: Tensor,
+        num_random: int,
+        prototypes: Tensor | None = None,
+        start_at_prototypes: bool = False,
+    ) -> None:
         super().__init__()
+        if prototypes is None:
+            prototypes = vectors.new_zeros(0, vectors.shape[1])
+        self.register_buffer("prototypes", prototypes.float(), persistent=False)
         self.register_buffer("vectors", vectors.float())
         self.residual = nn.Parameter(torch.zeros_like(self.vectors))
-        random = torch.randn(num_random, vectors.shape[1])
+        start = F.normalize(torch.randn(num_random, vectors.shape[1]), dim=1)
+        if start_at_prototypes:
+            there = self._there()
+            start[num_random - len(self.prototypes) :][there] = self.prototypes[there]
         norm = self.vectors.norm(dim=1).mean()
-        self.negatives = nn.Parameter(norm * nn.functional.normalize(random, dim=1))
+        self.negatives = nn.Parameter(norm * start)
 
     @property
     def embed_dim(self) -> int:
@@ -44,8 +62,26 @@ class FixedText(nn.Module):
         """(N, D) embeddings, not normalised."""
         return torch.cat([self.vectors + self.residual, self.negatives])
 
+    def references(self) -> tuple[Tensor, Tensor]:
+        """(R, D) unit vectors that do not change and the (R,) numbers of their queries."""
+        there = self._there().nonzero()[:, 0]
+        first_negative = len(self.vectors) + len(self.negatives) - len(self.prototypes)
+        queries = torch.arange(len(self.vectors), device=there.device)
+        references = torch.cat([F.normalize(self.vectors, dim=1), self.prototypes[there]])
+        return references, torch.cat([queries, first_negative + there])
+
+    def _there(self) -> Tensor:
+        return self.prototypes.norm(dim=1) > 0
+
     @classmethod
-    def from_file(cls, path: str, names: Sequence[str], num_negative: int) -> FixedText:
+    def from_file(
+        cls,
+        path: str,
+        names: Sequence[str],
+        num_negative: int,
+        groups: Sequence[Sequence[str]] = (),
+        start_at_prototypes: bool = False,
+    ) -> FixedText:
         """Read a .npz with ``names`` (n,) and ``embeddings`` (n, D).
 
         Args:
@@ -53,23 +89,58 @@ class FixedText(nn.Module):
             names: the K known classes and, last, the OOD word; the file must have the known ones
                 (upper and lower case are the same).
             num_negative: M.
+            groups: M groups of words; a group's prototype is made from those that the file has.
+            start_at_prototypes: the negatives of groups with a prototype start there.
 
         Raises:
             UserError: missing or malformed file, or a known class that it lacks.
         """
-        if not Path(path).is_file():
-            raise UserError(f"MODEL.TEXT.EMBEDDINGS: no file '{path}'")
-        try:
-            with np.load(path, allow_pickle=False) as data:
-                file_names = [str(name).lower() for name in data["names"]]
-                embeddings = torch.from_numpy(data["embeddings"].astype(np.float32))
-        except (KeyError, ValueError, OSError) as error:
-            raise UserError(
-                f"MODEL.TEXT.EMBEDDINGS: '{path}' is no .npz with 'names' and 'embeddings': {error}"
-            ) from error
+        file_names, embeddings = read_embeddings(path)
         rows = [file_names.index(n.lower()) if n.lower() in file_names else -1 for n in names]
         lacking = [name for name, row in zip(names[:-1], rows[:-1], strict=True) if row < 0]
         if lacking:
             raise UserError(f"MODEL.TEXT.EMBEDDINGS: '{path}' lacks {', '.join(lacking)}")
         known = [row for row in rows if row >= 0]
-        return cls(embeddings[known], num_random=len(names) - len(known) + num_negative)
+        prototypes = _prototypes(groups, file_names, embeddings) if groups else None
+        num_random = len(names) - len(known) + num_negative
+        return cls(embeddings[known], num_random, prototypes, start_at_prototypes)
+
+
+def read_embeddings(path: str) -> tuple[list[str], Tensor]:
+    """The n names in lower case, and (n, D) float32 embeddings, of ``MODEL.TEXT.EMBEDDINGS``.
+
+    Raises:
+        UserError: missing or malformed file.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"MODEL.TEXT.EMBEDDINGS: no file '{path}'")
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            names = [str(name).lower() for name in data["names"]]
+            return names, torch.from_numpy(data["embeddings"].astype(np.float32))
+    except (KeyError, ValueError, OSError) as error:
+        raise UserError(
+            f"MODEL.TEXT.EMBEDDINGS: '{path}' is no .npz with 'names' and 'embeddings': {error}"
+        ) from error
+
+
+def _prototypes(
+    groups: Sequence[Sequence[str]], names: Sequence[str], embeddings: Tensor
+) -> Tensor:
+    """(M, D) normalised means of the normalised vectors of each group's words that have one."""
+    rows = {name: row for row, name in enumerate(names)}
+    unit = F.normalize(embeddings, dim=1)
+    prototypes = embeddings.new_zeros(len(groups), embeddings.shape[1])
+    for prototype, words in zip(prototypes, groups, strict=True):
+        there = [rows[word.lower()] for word in words if word.lower() in rows]
+        if there:
+            prototype.copy_(F.normalize(unit[there].mean(dim=0), dim=0))
+    lacking = int((prototypes.norm(dim=1) == 0).sum())
+    if lacking:
+        logger.info(
+            "MODEL.TEXT.EMBEDDINGS has no word of %d of %d groups of OOD words: their negatives "
+            "start at random and have no prototype",
+            lacking,
+            len(groups),
+        )
+    return prototypes

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ..clip import END, START, TextTower, tokenize
+from ..clip import END, START, TextTower, token_batch, tokenize
 
 
 class PromptedText(nn.Module):
@@ -26,6 +26,8 @@ class PromptedText(nn.Module):
         num_negative: M.
         negative_length: learnable tokens of one negative.
         prompt_std: standard deviation that learnable tokens start with.
+        negative_words: words that each of the M negatives starts from (see ``words_to_tokens``);
+            None = at random.
 
     Raises:
         UserError: a prompt is longer than the encoder's positional table.
@@ -40,6 +42,7 @@ class PromptedText(nn.Module):
         num_negative: int = 50,
         negative_length: int = 20,
         prompt_std: float = 0.02,
+        negative_words: Sequence[Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
         self.tower = tower.requires_grad_(False)
@@ -47,7 +50,10 @@ class PromptedText(nn.Module):
         self.negatives = nn.Parameter(
             prompt_std * torch.randn(num_negative, negative_length, tower.width)
         )
-        tokens, end = _name_tokens(names)
+        if negative_words is not None:
+            start = torch.tensor([words_to_tokens(w, negative_length) for w in negative_words])
+            self.negatives.data.copy_(tower.token_embedding.weight[start])
+        tokens, end = token_batch(names)
         longest = context_length + max(
             tokens.shape[1], 2 + negative_length if num_negative else 0
         )
@@ -110,9 +116,15 @@ class PromptedText(nn.Module):
         return torch.cat([start, self.context.expand(len(start), -1, -1), rest], dim=1)
 
 
-def _name_tokens(names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """(n, L) token numbers padded behind the end token, and the (n,) index of that token."""
-    sequences = [[START, *tokenize(name), END] for name in names]
-    length = max(len(s) for s in sequences)
-    tokens = torch.tensor([s + [END] * (length - len(s)) for s in sequences])
-    return tokens, torch.tensor([len(s) - 1 for s in sequences])
+def words_to_tokens(words: Sequence[str], length: int) -> list[int]:
+    """``length`` CLIP tokens that stand for a group of words.
+
+    They spell as many of the words, taken evenly from the whole group, as fit; what is left over is
+    filled by starting again.
+    """
+    for count in range(min(len(words), length), 0, -1):
+        chosen = [words[i * len(words) // count] for i in range(count)]
+        tokens = [token for word in chosen for token in tokenize(word)]
+        if len(tokens) <= length:
+            break
+    return [tokens[i % len(tokens)] for i in range(length)]

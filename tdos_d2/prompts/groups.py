@@ -1,0 +1,134 @@
+"""The mined word list: OOD words sorted by their distance to the known classes, in groups."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+
+_FOLDER = Path(__file__).resolve().parent
+_KEYS = ("known", "words", "distances", "groups", "source", "parameters", "licence")
+
+
+@dataclass(frozen=True)
+class WordGroups:
+    """OOD words from the nearest to the farthest, cut into M groups.
+
+    Attributes:
+        known: names of the known classes that distances are to.
+        words: n words, nearest first.
+        distances: n distances, never decreasing; their unit is that of ``parameters["distance"]``.
+        bounds: M pairs (start, stop) into ``words``: consecutive, none empty, all words covered.
+        source: what the words were taken from.
+        parameters: how they were chosen.
+        licence: terms of the source.
+    """
+
+    known: tuple[str, ...]
+    words: tuple[str, ...]
+    distances: tuple[float, ...]
+    bounds: tuple[tuple[int, int], ...]
+    source: str
+    parameters: Mapping[str, Any]
+    licence: str
+
+    @property
+    def groups(self) -> list[list[str]]:
+        """The words of each group, nearest group first."""
+        return [list(self.words[start:stop]) for start, stop in self.bounds]
+
+    def cut(self, num_groups: int) -> WordGroups:
+        """The same words in ``num_groups`` groups (the same object if it has as many)."""
+        if num_groups == len(self.bounds):
+            return self
+        return replace(self, bounds=cut_evenly(len(self.words), num_groups))
+
+    def save(self, path: str | Path) -> None:
+        """Write the JSON that :func:`load_groups` reads; one word and its distance per line."""
+        head = {key: getattr(self, key) for key in ("source", "licence", "parameters", "known")}
+        lines = [f" {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in head.items()]
+        for key, values, per_line in (
+            ("groups", self.bounds, 10),
+            ("words", self.words, 8),
+            ("distances", self.distances, 16),
+        ):
+            texts = [json.dumps(value, ensure_ascii=False) for value in values]
+            rows = [texts[i : i + per_line] for i in range(0, len(texts), per_line)]
+            body = ",\n  ".join(", ".join(row) for row in rows)
+            lines.append(f' "{key}": [\n  {body}\n ]')
+        Path(path).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def cut_evenly(num_words: int, num_groups: int) -> tuple[tuple[int, int], ...]:
+    """(start, stop) of consecutive groups whose sizes differ by at most one word.
+
+    Raises:
+        UserError: fewer words than groups.
+    """
+    if not 1 <= num_groups <= num_words:
+        raise UserError(f"{num_words} OOD words cannot make {num_groups} groups")
+    edges = [num_words * i // num_groups for i in range(num_groups + 1)]
+    return tuple(pairwise(edges))
+
+
+def load_groups(name_or_path: str | Path, num_groups: int | None = None) -> WordGroups:
+    """Read a word list; needs neither WordNet nor an encoder.
+
+    Args:
+        name_or_path: a list that ships with the package ("cityscapes"), or a JSON file that
+            ``tools/mine_ood_words.py`` wrote.
+        num_groups: M; the list is cut again if the file has another number. None = as in the file.
+
+    Raises:
+        UserError: there is no such list, it is malformed, or has fewer words than groups.
+    """
+    shipped = _FOLDER / f"{name_or_path}.json"
+    path = shipped if shipped.parent == _FOLDER and shipped.is_file() else Path(name_or_path)
+    path = path.expanduser()
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in _FOLDER.glob("*.json")))
+        raise UserError(f"OOD words: no file '{name_or_path}', and no list of that name ({names})")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        groups = _from_json(data)
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"OOD words: '{path}' is no word list: {error}") from error
+    return groups if num_groups is None else groups.cut(num_groups)
+
+
+def _from_json(data: Any) -> WordGroups:
+    if not isinstance(data, dict):
+        raise ValueError("not a JSON object")
+    lacking = [key for key in _KEYS if key not in data]
+    if lacking:
+        raise ValueError(f"it lacks {', '.join(lacking)}")
+    words, distances = tuple(data["words"]), tuple(float(d) for d in data["distances"])
+    bounds = tuple((int(start), int(stop)) for start, stop in data["groups"])
+    if not words or not all(isinstance(word, str) and word.strip() for word in words):
+        raise ValueError("'words' must be texts, at least one")
+    if len(words) != len(distances):
+        raise ValueError(f"{len(words)} words, but {len(distances)} distances")
+    if any(b < a for a, b in pairwise(distances)):
+        raise ValueError("the distances are not sorted")
+    if not _covers(bounds, len(words)):
+        raise ValueError("the groups must follow each other, none empty, and cover all words")
+    return WordGroups(
+        tuple(data["known"]),
+        words,
+        distances,
+        bounds,
+        str(data["source"]),
+        dict(data["parameters"]),
+        str(data["licence"]),
+    )
+
+
+def _covers(bounds: Sequence[tuple[int, int]], num_words: int) -> bool:
+    edges = [0, *(stop for _, stop in bounds)]
+    follow = all(start == edge for (start, _), edge in zip(bounds, edges, strict=False))
+    return follow and all(start < stop for start, stop in bounds) and edges[-1] == num_words

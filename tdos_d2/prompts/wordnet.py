@@ -1,0 +1,116 @@
+"""Reading WordNet through NLTK: its own corpus, or a folder with WordNet's dictionary files."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+
+_NEEDED = ("data.noun", "index.noun")
+# NLTK opens all of these; nouns need nothing of them but that they are there.
+_OPENED = (
+    *(f"{kind}.{part}" for kind in ("data", "index") for part in ("adj", "adv", "verb")),
+    *(f"{part}.exc" for part in ("adj", "adv", "noun", "verb")),
+    "cntlist.rev",
+    "index.sense",
+)
+# The names of WordNet's lexicographer files, in the order of their numbers (lexnames(5WN)).
+_LEXNAMES = (
+    "adj.all", "adj.pert", "adv.all", "noun.Tops", "noun.act", "noun.animal", "noun.artifact",
+    "noun.attribute", "noun.body", "noun.cognition", "noun.communication", "noun.event",
+    "noun.feeling", "noun.food", "noun.group", "noun.location", "noun.motive", "noun.object",
+    "noun.person", "noun.phenomenon", "noun.plant", "noun.possession", "noun.process",
+    "noun.quantity", "noun.relation", "noun.shape", "noun.state", "noun.substance", "noun.time",
+    "verb.body", "verb.change", "verb.cognition", "verb.communication", "verb.competition",
+    "verb.consumption", "verb.contact", "verb.creation", "verb.emotion", "verb.motion",
+    "verb.perception", "verb.possession", "verb.social", "verb.stative", "verb.weather", "adj.ppl",
+)  # fmt: skip
+_PARTS = {"noun": 1, "verb": 2, "adj": 3, "adv": 4}
+
+
+@contextmanager
+def open_wordnet(folder: str | Path | None = None) -> Iterator[WordNetCorpusReader]:
+    """NLTK's reader of WordNet.
+
+    Args:
+        folder: where ``data.noun`` and ``index.noun`` are, for example ``/usr/share/wordnet`` of
+            Debian's wordnet-base. Its files are copied to a temporary folder, with those that it
+            lacks: NLTK reads only below its search path and follows no links that lead out.
+            None = NLTK's own corpus.
+
+    Raises:
+        UserError: the files are not there or not WordNet's.
+    """
+    if folder is None:
+        yield _own_corpus()
+        return
+    import nltk
+
+    source = Path(folder).expanduser()
+    lacking = [name for name in _NEEDED if not (source / name).is_file()]
+    if lacking:
+        raise UserError(f"WordNet: no {' and '.join(lacking)} in {source}")
+    # Private, as NLTK demands of what it reads.
+    with tempfile.TemporaryDirectory() as root:
+        copy = Path(root, "corpora", "wordnet")
+        _copy_files(source, copy)
+        nltk.data.path.insert(0, root)
+        try:
+            reader = _reader(copy, source)
+            yield reader
+        finally:
+            nltk.data.path.remove(root)
+
+
+def version(reader: WordNetCorpusReader) -> str:
+    """What the file of nouns says it is, such as "WordNet 3.0"."""
+    with reader.open("data.noun") as lines:
+        header = "".join(islice(lines, 30))
+    found = re.search(r"WordNet [\d.]+", header)
+    return found.group() if found else "WordNet (unknown version)"
+
+
+def _own_corpus() -> WordNetCorpusReader:
+    from nltk.corpus import wordnet
+
+    try:
+        wordnet.ensure_loaded()
+    except LookupError as error:
+        raise UserError(
+            'WordNet: NLTK has no corpus "wordnet"; run nltk.download("wordnet"), or give a folder '
+            "with WordNet 3.0's dictionary files (Debian's wordnet-base: /usr/share/wordnet)"
+        ) from error
+    return wordnet
+
+
+def _copy_files(source: Path, copy: Path) -> None:
+    copy.mkdir(parents=True)
+    for name in (*_NEEDED, *_OPENED):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, copy / name)
+        else:
+            (copy / name).touch()
+    lines = [f"{i:02d}\t{n}\t{_PARTS[n.split('.')[0]]}\n" for i, n in enumerate(_LEXNAMES)]
+    (copy / "lexnames").write_text("".join(lines))
+
+
+def _reader(copy: Path, source: Path) -> WordNetCorpusReader:
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The multilingual functions are not available")
+        try:
+            return WordNetCorpusReader(str(copy), None)
+        except Exception as error:  # a malformed line raises whatever reading it hits first
+            raise UserError(f"WordNet: the files in {source} cannot be read: {error}") from error

@@ -1,0 +1,77 @@
+"""tools/mine_ood_words.py from end to end, on a WordNet that the test writes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_wordnet import write_wordnet
+
+from tdos_d2.errors import UserError
+from tdos_d2.modeling.clip import build_clip
+from tdos_d2.prompts import load_groups
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    folder = write_wordnet(tmp_path / "wordnet")
+    return ["--wordnet", str(folder), "--output", str(tmp_path / "words.json")]
+
+
+@pytest.fixture
+def run(arguments):
+    """The tool in this process, without its last resort: errors are raised."""
+    spec = importlib.util.spec_from_file_location("mine", ROOT / "tools" / "mine_ood_words.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return lambda *args: tool.main(tool._parser().parse_args([*arguments, *map(str, args)]))
+
+
+def test_a_list_for_ones_own_classes(run, tmp_path, capsys):
+    run("--classes", "car", "crane", "--sense", "crane=crane.n.02", "--groups", 3)
+    found = load_groups(tmp_path / "words.json")
+    assert found.known == ("car", "crane") and len(found.groups) == 3
+    assert {"sofa", "dog"} <= set(found.words) and "derrick" not in found.words
+    assert f"{len(found.words)} words in 3 groups" in capsys.readouterr().out
+
+
+def test_distances_from_clip(run, tmp_path):
+    clip, _ = build_clip("tiny", "")
+    torch.save(clip.state_dict(), tmp_path / "clip.pt")
+    run("--classes", "car", "--groups", 2, "--distance", "clip", "--clip-name", "tiny",
+        "--clip-weights", tmp_path / "clip.pt", "--template", "the nice {}",
+        "--quantile", 0.95)  # fmt: skip
+    data = json.loads((tmp_path / "words.json").read_text())
+    given = {key: data["parameters"][key] for key in ("distance", "template", "quantile")}
+    assert given == {"distance": "clip", "template": "the nice {}", "quantile": 0.95}
+    assert len(set(data["distances"])) > 5  # WordNet has only four distances here
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (("--classes", "traffic cone"), "class 'traffic cone': WordNet has no such noun"),
+        (("--dataset", "cityscape"), "unknown dataset 'cityscape'"),
+        (("--classes", "car", "--sense", "car"), "--sense: 'car' is not of the form"),
+        (("--classes", "car", "--distance", "clip"), "needs --clip-weights"),
+        (("--classes", "car", "--wordnet", "/nowhere"), "no data.noun and index.noun in /nowhere"),
+        (("--classes", "car", "--output", "/nowhere/x.json"), "--output: no folder /nowhere"),
+    ],
+)
+def test_mistakes(run, args, message):
+    with pytest.raises(UserError, match=message):
+        run(*args)
+
+
+def test_a_mistake_ends_the_command_with_one_line(arguments):
+    command = [sys.executable, "tools/mine_ood_words.py", *arguments, "--classes", "traffic cone"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: class 'traffic cone': WordNet has no")
