@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,8 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
 from ..errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # What torch.load and unpickling raise on files that are damaged, cut off or something else.
 _UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError)
@@ -80,6 +84,7 @@ class TDOSCheckpointer(DetectionCheckpointer):
     ) -> None:
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.run_info = dict(run_info or {})
+        self.not_loaded: list[str] = []
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``<save_dir>/<name>.pth``, then point ``last_checkpoint`` at it."""
@@ -101,17 +106,57 @@ class TDOSCheckpointer(DetectionCheckpointer):
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load the model, and the checkpointables asked for, from ``path``.
 
+        What fits is loaded, whatever the number of classes or negatives the file was trained with.
+        The log says which parts of the model were and were not; the names of tensors that were not
+        are in ``not_loaded``.
+
         Raises:
-            UserError: the file is missing or damaged; the message names it.
+            UserError: the file is missing or damaged, or nothing in it fits; the message names it.
         """
         try:
-            return super().load(path, *args, **kwargs)
+            rest = super().load(path, *args, **kwargs)
+            if path:
+                self._report(path, rest.get("tdos", {}))
+            return rest
         except (AssertionError, FileNotFoundError) as error:
             if os.path.isfile(path):
                 raise
             raise UserError(f"checkpoint {path} does not exist") from error
         finally:
             self._parsed_url_during_load = None  # Detectron2 leaves it set after an error
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        self._incompatible = super()._load_model(checkpoint)
+        return self._incompatible
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        """Nothing: ``_report`` says it part by part."""
+
+    def _report(self, path: str, info: Mapping[str, Any]) -> None:
+        """Log which parts of the model ``path`` filled."""
+        incompatible = self._incompatible
+        keys = list(self.model.state_dict())
+        shapes = {key: (there, here) for key, there, here in incompatible.incorrect_shapes}
+        lacking = {*incompatible.missing_keys, *shapes}
+        self.not_loaded = [key for key in keys if key in lacking]
+        if len(self.not_loaded) == len(keys):
+            raise UserError(f"checkpoint {path} has nothing that fits this model")
+        own = getattr(self.model, "checkpoint_info", dict)().get("class_names", [])
+        names = info.get("class_names", own)
+        if list(names) != list(own):
+            logger.warning(f"{path} was trained with the classes {', '.join(names)}")
+        if incompatible.unexpected_keys:
+            parts = Counter(map(_part, incompatible.unexpected_keys))
+            counts = ", ".join(f"{part} ({count})" for part, count in parts.items())
+            logger.warning(f"{path} has tensors that this model does not: {counts}")
+        if not self.not_loaded:
+            logger.info(f"loaded all {len(keys)} tensors of the model from {path}")
+            return
+        logger.warning(f"loaded {_by_part(keys, self.not_loaded)} from {path}")
+        for key in self.not_loaded:
+            there, here = shapes.get(key, (None, None))
+            why = f"is {there} there and {here} here" if there else "is not there"
+            logger.warning(f"not loaded from {path}: {key} {why}; it keeps its start value")
 
     def _info(self) -> dict[str, Any]:
         describe = getattr(self.model, "checkpoint_info", dict)
@@ -125,6 +170,22 @@ class TDOSCheckpointer(DetectionCheckpointer):
 
     def _torch_load(self, f: str) -> Any:
         return _load(f)
+
+
+def _part(key: str) -> str:
+    return key.partition(".")[0]
+
+
+def _by_part(keys: list[str], not_loaded: list[str]) -> str:
+    """Such as "all of backbone; none of neck; 3 of 4 of text", in tensors."""
+    total, lacking = Counter(map(_part, keys)), Counter(map(_part, not_loaded))
+    parts = {"all": [], "some": [], "none": []}
+    for part, count in total.items():
+        loaded = count - lacking[part]
+        kind = "all" if loaded == count else "some" if loaded else "none"
+        parts[kind].append(f"{loaded} of {count} of {part}" if kind == "some" else part)
+    texts = [f"{kind} of {', '.join(parts[kind])}" for kind in ("all", "none") if parts[kind]]
+    return "; ".join([*texts, *parts["some"]])
 
 
 def _load(path: str | Path, *, mmap: bool = False) -> Any:

@@ -21,7 +21,7 @@ class TDOSCriterion(nn.Module):
         class_weight: weight of the class cross entropy.
         mask_weight: weight of the point-wise binary cross entropy.
         dice_weight: weight of the dice loss.
-        score_map_weight: weight of the score map's cross entropy.
+        score_map_weight: weight of the score map's cross entropy; 0 = without that term.
         ood_weight: weight of the OOD class in the class cross entropy.
         no_object_weight: weight of "no object" there.
         num_points: points per mask, at most one per cell of the mask.
@@ -67,18 +67,21 @@ class TDOSCriterion(nn.Module):
 
         Returns:
             The weighted terms ``loss_class``, ``loss_mask``, ``loss_dice`` (summed over the
-            outputs) and ``loss_score_map``.
+            outputs) and, unless its weight is 0, ``loss_score_map``.
         """
         classes = torch.arange(self.num_known + 1, device=labels.device)
         targets = labels[:, None] == classes[:, None, None]  # (B, K + 1, H, W)
         present = targets.flatten(2).any(-1)
         mask, dice = self._mask_losses(mask_logits.float(), targets, present)
-        return {
+        losses = {
             "loss_class": self.class_weight * self._class_loss(class_logits.float(), present),
             "loss_mask": self.mask_weight * mask,
             "loss_dice": self.dice_weight * dice,
-            "loss_score_map": self.score_map_weight * self._score_map_loss(score_map, labels),
         }
+        if self.score_map_weight:
+            term = self._score_map_loss(score_map, labels)
+            losses["loss_score_map"] = self.score_map_weight * term
+        return losses
 
     def _class_loss(self, logits: Tensor, present: Tensor) -> Tensor:
         """sum_q w[y_q] CE_q / sum_q w[y_q], summed over outputs."""

@@ -99,6 +99,12 @@ def test_truncated_checkpoint(checkpointer, tmp_path):
         checkpointer.load(str(path))
 
 
+def test_file_of_something_else(checkpointer, tmp_path):
+    torch.save({"model": {"other.weight": torch.zeros(3)}}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"other\.pth has nothing that fits"):
+        checkpointer.load(str(tmp_path / "other.pth"))
+
+
 def test_missing_file_and_next_load(checkpointer, tmp_path):
     with pytest.raises(UserError, match=r"gone\.pth does not exist"):
         checkpointer.load(str(tmp_path / "gone.pth"))

@@ -1,0 +1,126 @@
+"""Regularizers: the text queries keep their words' meaning, the image embedding keeps CLIP's.
+
+The third one of the method, the cross entropy of the score map, is part of the criterion.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import Backbone
+from torch import Tensor, nn
+
+References = Callable[[], tuple[Tensor, Tensor]]
+
+
+class Regularization(nn.Module):
+    """The regularizers that are switched on.
+
+    Args:
+        language: None = off.
+        vision: None = off.
+    """
+
+    def __init__(self, language: LanguageLoss | None, vision: VisionLoss | None) -> None:
+        super().__init__()
+        self.language = language
+        self.vision = vision
+
+    def forward(self, text: Tensor, images: Tensor, embedding: Tensor) -> dict[str, Tensor]:
+        """
+        Args:
+            text: (B, N, D_t), text embeddings after the context decoder.
+            images: (B, 3, H, W), normalised.
+            embedding: (B, D_v), image embedding of the trained encoder.
+
+        Returns:
+            The weighted terms ``loss_language`` and ``loss_vision``, as far as they are on.
+        """
+        losses = {}
+        if self.language is not None:
+            losses["loss_language"] = self.language(text)
+        if self.vision is not None:
+            losses["loss_vision"] = self.vision(images, embedding)
+        return losses
+
+
+class LanguageLoss(nn.Module):
+    """Each text query is told apart from all others by the fixed embedding of its own words.
+
+    weight * CE_j(cos(t_k, r_j) / temperature) with target j = k, mean over images and queries. The
+    references r are those of the known names, the OOD word and, for the negatives, prototypes of
+    word groups; queries without a reference are left out. Without a temperature, as published,
+    cosines leave the term next to no range (defect 18).
+
+    Args:
+        references: gives (R, D) unit vectors and the (R,) numbers of the queries that they belong
+            to. Called once, at the first training step: only then are the weights loaded that they
+            are made with, and inference needs none.
+        weight: of the term.
+        temperature: of the cosines.
+    """
+
+    def __init__(
+        self, references: References, *, weight: float = 1.0, temperature: float = 0.07
+    ) -> None:
+        super().__init__()
+        self._make_references = references
+        self.weight, self.temperature = weight, temperature
+        self.register_buffer("references", None, persistent=False)
+        self.register_buffer("queries", None, persistent=False)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """(B, N, D) text embeddings -> the weighted term."""
+        if self.references is None:
+            with torch.no_grad(), torch.autocast(text.device.type, enabled=False):
+                references, queries = self._make_references()
+            self.references = references.detach().to(text.device, torch.float32)
+            self.queries = queries.to(text.device)
+        text = F.normalize(text[:, self.queries].float(), dim=-1)
+        logits = text @ self.references.T / self.temperature
+        targets = torch.arange(len(self.queries), device=text.device).expand(len(text), -1)
+        return self.weight * F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+class VisionLoss(nn.Module):
+    """The image embedding stays near that of the encoder as it was loaded.
+
+    mse_weight * MSE(g, g0) + cosine_weight * mean(1 - cos(g, g0)), the published form. g0 comes
+    from a copy of the encoder that never sees augmentation, gradients or training mode (defect 14).
+    The copy is no submodule: optimizers, checkpoints and ``train()`` do not find it; it moves with
+    ``to()``.
+
+    Args:
+        encoder: gives ``embedding`` for images; copied as it is now.
+        mse_weight: of the squared distance.
+        cosine_weight: of the cosine distance.
+    """
+
+    def __init__(
+        self, encoder: Backbone, *, mse_weight: float = 10.0, cosine_weight: float = 2.0
+    ) -> None:
+        super().__init__()
+        self._hidden = (copy.deepcopy(encoder).requires_grad_(False).eval(),)
+        self.mse_weight, self.cosine_weight = mse_weight, cosine_weight
+
+    @property
+    def reference(self) -> nn.Module:
+        """The encoder as it was loaded."""
+        return self._hidden[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VisionLoss:
+        self.reference._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def forward(self, images: Tensor, embedding: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised images and the (B, D) embedding of the trained encoder."""
+        with torch.no_grad():
+            target = self.reference(images)["embedding"].float()
+        embedding = embedding.float()
+        distance = 1 - F.cosine_similarity(embedding, target)
+        return self.mse_weight * F.mse_loss(embedding, target) + (
+            self.cosine_weight * distance.mean()
+        )
