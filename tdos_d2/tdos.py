@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,17 +14,28 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from .data import class_names
-from .errors import UserError
-from .modeling.backbone import TAPS, ScaleNeck
-from .modeling.build import build_text
+from .modeling.backbone import TAPS, FPNNeck, ScaleNeck, build_neck
+from .modeling.build import build_augmentation, build_regularization, build_text
 from .modeling.clip import release_weights
 from .modeling.criterion import IGNORE, TDOSCriterion
-from .modeling.merge import MERGE_RULES, merge_classes, merge_maps
+from .modeling.merge import check_merge_rules, merge_ood_queries
 from .modeling.pixel_decoder import TextPixelDecoder
-from .modeling.scores import get_score, known_scores
+from .modeling.regularization import Regularization
+from .modeling.scores import AnomalyScores, resize
+from .modeling.semantic_augmentation import SemanticAugmentation
 from .modeling.sliding_window import slide
 from .modeling.text import ContextDecoder
 from .modeling.transformer_decoder import TextQueryDecoder
+from .modeling.words import word_maps
+
+# Prompts, and what else is there once per class or query.
+HEADS = (
+    "text.",
+    "pixel_decoder.text_position.",
+    "transformer_decoder.query_position.",
+    "transformer_decoder.class_head.",
+    "transformer_decoder.mask_head.",
+)
 
 
 @META_ARCH_REGISTRY.register()
@@ -39,15 +51,19 @@ class TDOS(nn.Module):
         self,
         *,
         backbone: Backbone,
-        neck: ScaleNeck,
+        neck: ScaleNeck | FPNNeck,
         text: nn.Module,
         context_decoder: ContextDecoder,
         pixel_decoder: TextPixelDecoder,
         transformer_decoder: TextQueryDecoder,
         criterion: TDOSCriterion,
+        semantic_augmentation: SemanticAugmentation | None = None,
+        regularization: Regularization | None = None,
+        heads_only: bool = False,
         class_names: Sequence[str],
         ood_name: str = "ood",
         merge: str = "max",
+        class_merge: str = "mean",
         score: str = "log_s_ood",
         extra_scores: Sequence[str] = (),
         pixel_mean: Sequence[float],
@@ -59,16 +75,20 @@ class TDOS(nn.Module):
         """
         Args:
             backbone: gives ``tap1..4``, ``embedding`` and ``dense`` (see CLIPVisionTransformer).
-            neck: taps -> four levels, finest first.
+            neck: taps, score map -> four levels, finest first.
             text: module without arguments that gives (N, D) text embeddings.
             context_decoder: (N, D), (B, S, D_v) -> (B, N, D).
             pixel_decoder: levels, text -> memory, mask features.
             transformer_decoder: memory, mask features, text -> class logits, mask logits.
             criterion: the losses.
+            semantic_augmentation: chooses where features are perturbed in training; None: nowhere.
+            regularization: further losses.
+            heads_only: train only ``HEADS``; the rest keeps its weights and statistics.
             class_names: names of the K known classes.
             ood_name: the OOD word.
-            merge: rule for the masks of the OOD queries, "max" or "mean".
-            score: name of the score in ``ood_score``.
+            merge: rule for masks and score maps of the OOD queries (see ``modeling.merge``).
+            class_merge: rule for their class logits.
+            score: name of the score in ``ood_score`` (see ``modeling.scores``).
             extra_scores: names of the scores in ``ood_scores``.
             pixel_mean: per channel, in the order of the images given.
             pixel_std: per channel.
@@ -80,8 +100,7 @@ class TDOS(nn.Module):
             UserError: unknown merge rule or score.
         """
         super().__init__()
-        if merge not in MERGE_RULES:
-            raise UserError(f"MODEL.TDOS.MERGE: '{merge}' is none of {', '.join(MERGE_RULES)}")
+        check_merge_rules(merge, class_merge)
         self.backbone = backbone
         self.neck = neck
         self.text = text
@@ -92,11 +111,16 @@ class TDOS(nn.Module):
         self.pixel_decoder = pixel_decoder
         self.transformer_decoder = transformer_decoder
         self.criterion = criterion
+        self.semantic_augmentation = semantic_augmentation
+        self.regularization = regularization
+        self.heads_only = heads_only
+        if heads_only:
+            self._freeze_all_but_heads()
         self.class_names, self.ood_name = tuple(class_names), ood_name
         self.num_known = len(self.class_names)
-        self.merge = merge
-        self.scores = {name: get_score(name) for name in (score, *extra_scores)}
-        self.score_name = score
+        self.merge, self.class_merge = merge, class_merge
+        self.scores = AnomalyScores((score, *extra_scores), criterion.temperature)
+        self.score_name, self.extra_scores = score, tuple(extra_scores)
         self.window = {"size": window_size, "stride": window_stride, "batch": window_batch}
         self.size_divisibility = max(neck.size_divisibility, backbone.size_divisibility)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
@@ -107,12 +131,19 @@ class TDOS(nn.Module):
         node, pixel, query = cfg.MODEL.TDOS, cfg.MODEL.PIXEL_DECODER, cfg.MODEL.TRANSFORMER_DECODER
         names = class_names(cfg)
         backbone = build_backbone(cfg)
-        text = build_text(cfg, [*names, node.OOD_NAME])
+        all_names = [*names, node.OOD_NAME]
+        text = build_text(cfg, all_names)
         release_weights()
         shapes = backbone.output_shape()
-        neck = ScaleNeck([shapes[tap] for tap in TAPS], cfg.MODEL.NECK.NORM)
         context = {k.lower(): v for k, v in cfg.MODEL.CONTEXT_DECODER.items()}
         num_queries = len(names) + 1 + node.NUM_NEGATIVE
+        neck = build_neck(
+            cfg.MODEL.NECK.NAME,
+            [shapes[tap] for tap in TAPS],
+            score_channels=num_queries,
+            channels=cfg.MODEL.NECK.CHANNELS,
+            norm=cfg.MODEL.NECK.NORM,
+        )
         return {
             "backbone": backbone,
             "neck": neck,
@@ -152,9 +183,13 @@ class TDOS(nn.Module):
                 importance_ratio=node.IMPORTANCE_SAMPLE_RATIO,
                 temperature=node.SCORE_MAP_TEMPERATURE,
             ),
+            "semantic_augmentation": build_augmentation(cfg, len(names)),
+            "regularization": build_regularization(cfg, all_names, text, backbone),
+            "heads_only": node.HEADS_ONLY,
             "class_names": names,
             "ood_name": node.OOD_NAME,
             "merge": node.MERGE,
+            "class_merge": node.CLASS_MERGE,
             "score": node.SCORE,
             "extra_scores": node.EXTRA_SCORES,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -177,75 +212,137 @@ class TDOS(nn.Module):
             "clip_name": getattr(self.backbone, "architecture", ""),
         }
 
+    def train(self, mode: bool = True) -> TDOS:
+        """Set the mode of everything but frozen parts, which stay in eval mode."""
+        super().train(mode)
+        if self.heads_only:
+            for name, part in self.named_children():
+                # The query decoder has no statistics, and in eval mode no deep supervision.
+                part.train(mode and name == "transformer_decoder")
+        return self
+
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict]:
         """
         Args:
             batched_inputs: Detectron2's list of dicts: ``image`` (3, H, W) in [0, 255]; in training
                 ``sem_seg`` (H, W) int64 with 0..K-1 known, K OOD, 255 ignored; in evaluation
-                optionally ``height`` and ``width`` of the original image.
+                optionally ``height`` and ``width`` of the original image, and ``words``
+                (K + W, D), plain text embeddings of the known names and of W words.
 
         Returns:
             In training a dict of losses. In evaluation, per input, ``sem_seg`` (K, H, W) float32,
             the averaged S of the known classes at original size; ``ood_score`` (H, W) float32,
-            larger = more anomalous; ``ood_scores``, further scores by name.
+            larger = more anomalous; ``ood_scores``, further scores by name; with ``words``
+            ``word_scores`` and ``word_chances``, (W, H, W) each (see ``modeling.words``).
         """
         if self.training:
             return self._losses(batched_inputs)
         return [self._infer(x) for x in batched_inputs]
+
+    def embed(self, images: Tensor, regions: Tensor) -> Tensor:
+        """What regions of images show, to be compared with plain text embeddings.
+
+        Args:
+            images: (B, 3, H, W) in [0, 255], H and W multiples of ``size_divisibility``.
+            regions: (B, H, W) in [0, 1], not all 0.
+
+        Returns:
+            (B, D) mean of the dense visual embedding's unit vectors over each region.
+        """
+        features = self.backbone(self._normalise(images))
+        unit = F.normalize(self._dense(features).float(), dim=-1)
+        grid = features["dense"].shape[-2:]
+        share = F.adaptive_avg_pool2d(regions[:, None].to(self.device, torch.float32), grid)
+        share = share.flatten(1) / share.sum(dim=(1, 2, 3))[:, None]
+        return (share[:, None] @ unit)[:, 0]
 
     def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         images = [self._normalise(x["image"]) for x in batched_inputs]
         images = ImageList.from_tensors(images, self.size_divisibility)
         labels = [x["sem_seg"].to(self.device) for x in batched_inputs]
         labels = ImageList.from_tensors(labels, self.size_divisibility, IGNORE).tensor
-        class_logits, mask_logits, score_map = self._merged(*self._segment(images.tensor))
-        return self.criterion(class_logits, mask_logits, score_map, labels)
+        region = None
+        if self.semantic_augmentation is not None:
+            labels, region = self.semantic_augmentation(labels)
+        features = self.backbone(images.tensor, region)
+        *outputs, text = self._segment(features)
+        losses = self.criterion(*self._merged(*outputs), labels)
+        if self.regularization is not None:
+            losses |= self.regularization(text, images.tensor, features["embedding"])
+        return losses
 
     def _infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
         image = self._normalise(inputs["image"])
-        maps = slide(image, self._predict, **self.window)
+        words = inputs.get("words")
+        maps = slide(image, partial(self._predict, words=words), **self.window)
         size = (inputs.get("height", image.shape[-2]), inputs.get("width", image.shape[-1]))
-        maps = _resize(maps[None], size)[0]
-        scores = dict(zip(self.scores, maps[self.num_known :], strict=True))
-        output = {"sem_seg": maps[: self.num_known], "ood_score": scores[self.score_name]}
-        if len(scores) > 1:
-            del scores[self.score_name]
-            output["ood_scores"] = scores
+        num_words = 0 if words is None else len(words) - self.num_known
+        maps, of_words = maps.split([len(maps) - 2 * num_words, 2 * num_words])
+        known, scores = self.scores.finish(resize(maps[None], size)[0])
+        output = {"sem_seg": known, "ood_score": scores[self.score_name]}
+        if self.extra_scores:
+            output["ood_scores"] = {name: scores[name] for name in self.extra_scores}
+        if num_words:
+            cosines, chances = resize(of_words[None], size)[0].split(num_words)
+            output |= {"word_scores": cosines, "word_chances": chances}
         return output
 
-    def _predict(self, windows: Tensor) -> Tensor:
-        """(B, 3, h, w) -> (B, K + number of scores, h, w): S of the known classes, then scores."""
+    def _predict(self, windows: Tensor, words: Tensor | None = None) -> Tensor:
+        """(B, 3, h, w) -> (B, C, h, w): the maps that are averaged over windows."""
         h, w = windows.shape[-2:]
         d = self.size_divisibility
         padded = F.pad(windows, (0, -w % d, 0, -h % d))
-        class_logits, mask_logits, _ = self._merged(*self._segment(padded))
-        outputs = class_logits[-1].float(), mask_logits[-1].float()
-        scores = [score(*outputs) for score in self.scores.values()]
-        maps = torch.cat([known_scores(*outputs), torch.stack(scores, dim=1)], dim=1)
-        return _resize(maps, padded.shape[-2:])[..., :h, :w]
+        features = self.backbone(padded)
+        class_logits, mask_logits, score_map = self._merged(*self._segment(features)[:3])
+        size = padded.shape[-2:]
+        with torch.autocast(self.device.type, enabled=False):  # half precision would tie scores
+            maps = self.scores.window_maps(
+                class_logits[-1].float(), mask_logits[-1].float(), score_map.float(), size
+            )
+        if words is not None:
+            dense = self._dense(features).transpose(1, 2)
+            dense = dense.unflatten(2, features["dense"].shape[-2:])
+            of_words = word_maps(dense, words.to(self.device), self.num_known)
+            maps = torch.cat([maps, resize(of_words, size)], dim=1)
+        return maps[..., :h, :w]
 
-    def _segment(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, H, W) -> class logits (O, B, N, K + 2), masks (O, B, N, ...), cosines."""
-        features = self.backbone(images)
-        dense = self.image_projection(features["dense"].flatten(2).transpose(1, 2))
+    def _dense(self, features: dict[str, Tensor]) -> Tensor:
+        """(B, S, D) dense visual embedding in text space."""
+        return self.image_projection(features["dense"].flatten(2).transpose(1, 2))
+
+    def _segment(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the backbone gives -> class logits (O, B, N, K + 2), mask logits (O, B, N, h, w),
+        score map (B, N, h', w') of cosines, and the text embeddings (B, N, D) behind it all.
+        """
+        dense = self._dense(features)
         embedding = self.image_projection(features["embedding"])
         visual = torch.cat([embedding[:, None], dense], dim=1)
         text = self.context_decoder(self.text(), visual)
         score_map = F.normalize(text, dim=-1) @ F.normalize(dense, dim=-1).transpose(1, 2)
-        levels = self.neck([features[tap] for tap in TAPS])
+        score_map = score_map.unflatten(2, features["dense"].shape[-2:])
+        levels = self.neck([features[tap] for tap in TAPS], score_map)
         memory, mask_features = self.pixel_decoder(levels, text)
         class_logits, mask_logits = self.transformer_decoder(memory, mask_features, text)
-        return class_logits, mask_logits, score_map.unflatten(2, features["dense"].shape[-2:])
+        return class_logits, mask_logits, score_map, text
 
     def _merged(
         self, class_logits: Tensor, mask_logits: Tensor, score_map: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same with K + 1 queries."""
-        return (
-            merge_classes(class_logits, self.num_known),
-            merge_maps(mask_logits, self.num_known, self.merge),
-            merge_maps(score_map, self.num_known, self.merge),
+        """The same with K + 1 queries, in training and in inference."""
+        return merge_ood_queries(
+            class_logits,
+            mask_logits,
+            score_map,
+            self.num_known,
+            rule=self.merge,
+            class_rule=self.class_merge,
         )
+
+    def _freeze_all_but_heads(self) -> None:
+        for name, parameter in self.named_parameters():
+            if not name.startswith(HEADS):
+                parameter.requires_grad_(False)
+        self.train(self.training)
 
     def _normalise(self, image: Tensor) -> Tensor:
         return (image.to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
@@ -254,9 +351,3 @@ class TDOS(nn.Module):
 def _projection(in_dim: int, out_dim: int) -> nn.Module:
     """Image space to text space: nothing where both are CLIP's, learned where the text is not."""
     return nn.Identity() if in_dim == out_dim else nn.Linear(in_dim, out_dim)
-
-
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)

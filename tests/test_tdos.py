@@ -97,15 +97,47 @@ def test_text_is_encoded_once_per_evaluation(tiny_cfg, monkeypatch):
     assert len(calls) == 1
 
 
-def test_extra_scores(tiny_cfg):
-    tiny_cfg.MODEL.TDOS.EXTRA_SCORES = ["max_logit"]
+def test_all_scores_come_from_one_forward_pass(tiny_cfg, monkeypatch):
+    names = ["log_s_ood", "s_ood_softmax", "max_logit", "energy", "rba", "text_only"]
+    tiny_cfg.MODEL.TDOS.EXTRA_SCORES = names
     model = build_model(tiny_cfg).eval()
+    calls = []
+    forward = model.backbone.forward
+    monkeypatch.setattr(model.backbone, "forward", lambda *x: calls.append(1) or forward(*x))
     with torch.no_grad():
-        output = model([sample(64, 64)])[0]
-    assert set(output["ood_scores"]) == {"max_logit"}
-    expected = 1 - output["sem_seg"].amax(0)
-    # the score is taken before the upsampling by 4, the expected one after it
-    assert (output["ood_scores"]["max_logit"] - expected).abs().mean() < 1e-2
+        output = model([sample(64, 96) | {"height": 50, "width": 70}])[0]
+    assert len(calls) == 1
+    assert list(output["ood_scores"]) == names
+    assert all(score.shape == (50, 70) for score in output["ood_scores"].values())
+    assert all(score.isfinite().all() for score in output["ood_scores"].values())
+    assert torch.equal(output["ood_scores"]["log_s_ood"], output["ood_score"])
+    known = output["sem_seg"].double()
+    for name, expected in {
+        "max_logit": 1 - known.amax(0),
+        "energy": -known.exp().sum(0).log(),
+        "rba": -known.tanh().sum(0),
+    }.items():
+        torch.testing.assert_close(output["ood_scores"][name].double(), expected, msg=name)
+
+
+@pytest.mark.parametrize("rule", ["max", "mean", "score_weighted"])
+def test_training_and_inference_merge_alike(tiny_cfg, monkeypatch, rule):
+    """What the losses see of the last decoder output is what the scores are made of."""
+    tiny_cfg.MODEL.TDOS.MERGE = rule
+    tiny_cfg.MODEL.CONTEXT_DECODER.DROPOUT = 0.0
+    model = build_model(tiny_cfg)
+    seen = {}
+    monkeypatch.setattr(model.criterion, "forward", lambda *x: seen.update(train=x[:3]) or {})
+    maps = model.scores.window_maps
+    monkeypatch.setattr(model.scores, "window_maps", lambda *x: seen.update(test=x[:3]) or maps(*x))
+    batch = [sample(64, 64)]
+    with torch.no_grad():
+        model(batch)
+        model.eval()(batch)
+    (class_logits, mask_logits, score_map), test = seen["train"], seen["test"]
+    assert mask_logits.shape[2] == test[1].shape[1] == 4  # K + 1
+    for a, b in zip((class_logits[-1], mask_logits[-1], score_map), test, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_class_count_comes_from_the_names(tiny_cfg):
@@ -158,7 +190,11 @@ def test_fixed_text_of_another_width(tiny_cfg, tmp_path):
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def test_unknown_merge_rule(tiny_cfg):
-    tiny_cfg.MODEL.TDOS.MERGE = "median"
-    with pytest.raises(UserError, match="median"):
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("MERGE", "median"), ("CLASS_MERGE", "best"), ("SCORE", "odd"), ("EXTRA_SCORES", ["odd"])],
+)
+def test_unknown_rules_and_scores(tiny_cfg, key, value):
+    setattr(tiny_cfg.MODEL.TDOS, key, value)
+    with pytest.raises(UserError, match=f"{key}.*'{value if key != 'EXTRA_SCORES' else 'odd'}'"):
         build_model(tiny_cfg)

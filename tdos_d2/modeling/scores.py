@@ -1,13 +1,24 @@
-"""From merged queries to per-pixel known-class scores S_c and anomaly scores.
+"""From merged queries to known-class scores S_c and anomaly scores, all from one forward pass.
 
 Notation: K known classes; Q = K + 1 merged queries; p(c | q) = softmax over K + 2 class logits
-(known classes, OOD, no object); m_q(x) = mask logit; S_c(x) = sum_q p(c | q) sigmoid(m_q(x)). Every
-score is larger where a pixel is more anomalous.
+(known classes, OOD, no object); m_q(x) = mask logit; S_c(x) = sum_q p(c | q) sigmoid(m_q(x)) for
+the known classes and for c = ood. S_c is what mask models have in place of a pixel's class logit
+(RbA, arXiv 2211.14293), without any further softmax. Every score is larger where a pixel is more
+anomalous.
+
+Two kinds of scores differ in what is resized to the image and averaged over windows:
+
+- The logarithms ``log_s_ood`` and ``text_only`` are made on the grid of the masks or of the score
+  map, and it is the logarithms that are resized and averaged (a geometric mean): where S_ood is
+  0 in float32, its logarithm still ranks pixels, and an average of S_ood would lose that.
+- The functions of S, ``s_ood_softmax``, ``max_logit``, ``energy`` and ``rba``, are made at the end,
+  per pixel, from the resized and averaged S. So they are functions of ``sem_seg`` as the model
+  returns it, as in the released code of TDOS (which takes its softmax last) and of RbA.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -15,46 +26,163 @@ from torch import Tensor
 
 from ..errors import UserError
 
-Score = Callable[[Tensor, Tensor], Tensor]
 
-
-def known_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """S_c of the K known classes.
+def class_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """S_c of the K known classes and, last, of OOD.
 
     Args:
         class_logits: (B, K + 1, K + 2) of the merged queries.
-        mask_logits: (B, K + 1, H, W).
+        mask_logits: (B, K + 1, h, w).
 
     Returns:
-        (B, K, H, W) in [0, K + 1], no further softmax.
+        (B, K + 1, h, w) in [0, K + 1].
     """
-    probabilities = class_logits.softmax(-1)[..., :-2]
+    probabilities = class_logits.softmax(-1)[..., :-1]
     return torch.einsum("bqc,bqhw->bchw", probabilities, mask_logits.sigmoid())
 
 
 def log_s_ood(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """log S_ood = logsumexp_q(log p(ood | q) + logsigmoid(m_q)), (B, H, W).
+    """log S_ood = logsumexp_q(log p(ood | q) + logsigmoid(m_q)).
 
     Never ``log(sigmoid(x))``: in log space no two pixels tie because a sigmoid saturated.
+
+    Args:
+        class_logits: (B, K + 1, K + 2) of the merged queries.
+        mask_logits: (B, K + 1, h, w).
+
+    Returns:
+        (B, h, w).
     """
     log_p = F.log_softmax(class_logits, dim=-1)[..., -2]
     return torch.logsumexp(log_p[..., None, None] + F.logsigmoid(mask_logits), dim=1)
 
 
-def max_logit(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """1 - max_c S_c over the known classes, (B, H, W): ranks as max-logit on ``sem_seg`` does."""
-    return 1 - known_scores(class_logits, mask_logits).amax(1)
+def text_only(score_map: Tensor, temperature: float) -> Tensor:
+    """log of OOD's share in softmax_c(cos_c / temperature): what image and words alone say.
+
+    The decoders have no part in it; the score map's loss trains the same softmax.
+
+    Args:
+        score_map: (B, K + 1, h, w) merged cosines of dense image and text embeddings, OOD last.
+        temperature: that of the score map's loss.
+
+    Returns:
+        (B, h, w) up to 0.
+    """
+    return F.log_softmax(score_map / temperature, dim=1)[:, -1]
 
 
-SCORES: dict[str, Score] = {"log_s_ood": log_s_ood, "max_logit": max_logit}
+def s_ood_softmax(s: Tensor) -> Tensor:
+    """exp(S_ood) / sum_c exp(S_c) over known classes and OOD: the released code's last softmax.
+
+    S lies roughly in [0, 1], so the range is squeezed, and it ranks pixels differently than S_ood.
+
+    Args:
+        s: (K + 1, H, W), OOD last.
+
+    Returns:
+        (H, W) in [0, 1].
+    """
+    return s.softmax(0)[-1]
 
 
-def get_score(name: str) -> Score:
-    """The score of that name.
+def max_logit(s: Tensor) -> Tensor:
+    """1 - max_c S_c over the known classes, (K + 1, H, W) -> (H, W)."""
+    return 1 - s[:-1].amax(0)
+
+
+def energy(s: Tensor) -> Tensor:
+    """-logsumexp_c S_c over the known classes, (K + 1, H, W) -> (H, W); in [-1 - log K, -log K].
+
+    The free energy (arXiv 2010.03759) at temperature 1, the class logits being S_c. The range holds
+    as long as no S_c exceeds 1.
+    """
+    return -s[:-1].logsumexp(0)
+
+
+def rba(s: Tensor) -> Tensor:
+    """-sum_c tanh(S_c) over the known classes, (K + 1, H, W) -> (H, W); in [-K, 0].
+
+    "Rejected by all" (RbA, arXiv 2211.14293): how far no known class claims the pixel.
+    """
+    return -s[:-1].tanh().sum(0)
+
+
+PIXEL_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "s_ood_softmax": s_ood_softmax,
+    "max_logit": max_logit,
+    "energy": energy,
+    "rba": rba,
+}
+SCORES = ("log_s_ood", "text_only", *PIXEL_SCORES)
+
+
+def check_score(name: str, key: str) -> None:
+    """Raises UserError, naming the config key, if there is no score of that name."""
+    if name not in SCORES:
+        raise UserError(f"{key}: no score '{name}'; there are: {', '.join(SCORES)}")
+
+
+class AnomalyScores:
+    """Makes the scores asked for, S being computed once for all of them.
+
+    Between ``window_maps`` and ``finish`` the caller resizes and averages the maps.
+
+    Args:
+        names: from SCORES.
+        temperature: that of the score map's loss, for ``text_only``.
 
     Raises:
         UserError: no such score.
     """
-    if name not in SCORES:
-        raise UserError(f"MODEL.TDOS.SCORE: no score '{name}'; there are: {', '.join(SCORES)}")
-    return SCORES[name]
+
+    def __init__(self, names: Iterable[str], temperature: float = 0.07) -> None:
+        self.names = tuple(dict.fromkeys(names))
+        self.temperature = temperature
+        for name in self.names:
+            check_score(name, "MODEL.TDOS.SCORE, EXTRA_SCORES")
+        self._averaged = [name for name in self.names if name not in PIXEL_SCORES]
+
+    def window_maps(
+        self, class_logits: Tensor, mask_logits: Tensor, score_map: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        """What is averaged over windows.
+
+        Args:
+            class_logits: (B, K + 1, K + 2) of the merged queries.
+            mask_logits: (B, K + 1, h, w).
+            score_map: (B, K + 1, h', w') merged cosines.
+            size: (H, W) of the windows.
+
+        Returns:
+            (B, K + 1 + n, H, W): S, then the n scores that are averaged themselves.
+        """
+        maps = [class_scores(class_logits, mask_logits)]
+        for name in self._averaged:
+            if name == "log_s_ood":
+                score = log_s_ood(class_logits, mask_logits)
+            else:
+                score = text_only(score_map, self.temperature)
+            maps.append(score[:, None])
+        return torch.cat([resize(x, size) for x in maps], dim=1)
+
+    def finish(self, maps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """
+        Args:
+            maps: (K + 1 + n, H, W): maps of ``window_maps``, averaged, at the image's size.
+
+        Returns:
+            S of the known classes (K, H, W), and all scores (H, W) by name.
+        """
+        count = len(maps) - len(self._averaged)
+        s = maps[:count]
+        scores = dict(zip(self._averaged, maps[count:], strict=True))
+        scores |= {name: PIXEL_SCORES[name](s) for name in self.names if name in PIXEL_SCORES}
+        return s[:-1], scores
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, h, w) -> (B, C, *size), bilinear, pixel centres apart (align_corners=False)."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
