@@ -54,32 +54,32 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
         raise _unreadable("image", path, error) from error
 
 
-def read_label(path: str | os.PathLike, metadata: Metadata) -> np.ndarray:
+def read_label(
+    path: str | os.PathLike, metadata: Metadata, region_mask: str | os.PathLike | None = None
+) -> np.ndarray:
     """Read a label map and translate the values of the file.
 
     Data sets of ``evaluator_type`` "ood" give 0 (known), 1 (OOD) and 255 (void), by ``id_values``,
     ``ood_values`` and ``ignore_values``; with ``undeclared="ignore"`` all other values are void.
     Others give train ids: 0..K-1 for the K ``stuff_classes``, K for the metadata's ``ood_values``
-    (none by default), and 255 for 255, ``ignore_label`` and ``ignore_values``.
+    (none by default), what ``class_values``, a dict, says for further values, and 255 for 255,
+    ``ignore_label`` and ``ignore_values``.
 
     Args:
         path: an image file with one channel (or a palette, whose indices count).
         metadata: metadata of the data set that the label belongs to.
+        region_mask: the ``region_mask_file_name`` of the frame, if it has one: an image file with
+            one channel; where it is not 0 the label is 255.
 
     Returns:
         (H, W) uint8.
 
     Raises:
-        UserError: the file cannot be read, has several channels or a value that is not declared.
+        UserError: a file cannot be read, has several channels or a value that is not declared, or
+            the region mask has another size.
     """
-    try:
-        with PathManager.open(os.fspath(path), "rb") as file, Image.open(file) as image:
-            values = np.array(image)
-    except Exception as error:
-        raise _unreadable("label", path, error) from error
-    if values.ndim != 2:
-        raise UserError(f"label {path} has {values.shape[2]} channels: it must have one")
-    table = _value_table(metadata)
+    values = read_values(path)
+    table = value_table(metadata)
     if values.dtype != np.uint8:  # 1 or more than 8 bits
         if values.min() < 0 or values.max() > 255:
             bad = np.unique(values[(values < 0) | (values > 255)])
@@ -88,7 +88,32 @@ def read_label(path: str | os.PathLike, metadata: Metadata) -> np.ndarray:
     label = table[values]
     if label.min() == _UNDECLARED:
         raise _undeclared(path, metadata, np.unique(values[label == _UNDECLARED]))
-    return label.astype(np.uint8)
+    label = label.astype(np.uint8)
+    if region_mask is not None:
+        region = read_values(region_mask, "region mask")
+        if region.shape != label.shape:
+            raise UserError(
+                f"region mask {region_mask} is {region.shape[1]}x{region.shape[0]}, but label "
+                f"{path} is {label.shape[1]}x{label.shape[0]}"
+            )
+        label[region != 0] = IGNORE
+    return label
+
+
+def read_values(path: str | os.PathLike, kind: str = "label") -> np.ndarray:
+    """(H, W) values of an image file with one channel, as they are; ``kind`` is for messages.
+
+    Raises:
+        UserError: the file cannot be read or has several channels.
+    """
+    try:
+        with PathManager.open(os.fspath(path), "rb") as file, Image.open(file) as image:
+            values = np.array(image)
+    except Exception as error:
+        raise _unreadable(kind, path, error) from error
+    if values.ndim != 2:
+        raise UserError(f"{kind} {path} has {values.shape[2]} channels: it must have one")
+    return values
 
 
 def check_same_size(
@@ -106,8 +131,12 @@ def check_same_size(
         )
 
 
-def _value_table(metadata: Metadata) -> np.ndarray:
-    """(256,) int16: what each value of a label file becomes; -1 = not declared."""
+def value_table(metadata: Metadata) -> np.ndarray:
+    """(256,) int16: what each value of a label file becomes; -1 = not declared.
+
+    Raises:
+        UserError: the metadata of a set that is not "ood" have no ``stuff_classes``.
+    """
     table = np.full(256, _UNDECLARED, np.int16)
     if metadata.get("evaluator_type") == "ood":
         if metadata.get("undeclared", "error") == "ignore":
@@ -121,6 +150,8 @@ def _value_table(metadata: Metadata) -> np.ndarray:
         raise UserError(f"dataset '{metadata.name}': its metadata has no stuff_classes")
     table[: len(classes)] = np.arange(len(classes))
     table[list(metadata.get("ood_values", ()))] = len(classes)
+    for value, train_id in metadata.get("class_values", {}).items():
+        table[value] = train_id
     ignored = (IGNORE, metadata.get("ignore_label", IGNORE), *metadata.get("ignore_values", ()))
     # Detectron2 lets ignore_label be anything, for example -1.
     table[[value for value in ignored if 0 <= value <= 255]] = IGNORE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,9 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
 
-from tdos_d2.data import MissingDatasetError, get_dicts, read_label, register_ood_dataset
+from tdos_d2.data import MissingDatasetError, get_dicts, register_ood_dataset
 from tdos_d2.errors import UserError
 
-DATA = Path(os.getenv("TDOS_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 IMAGE = np.zeros((6, 8, 3), np.uint8)
 LABEL = np.zeros((6, 8), np.uint8)
 
@@ -155,17 +153,6 @@ def test_builtin_sets_name_the_data_root(tmp_path, monkeypatch, name):
         DatasetCatalog.get(name)
 
 
-@pytest.mark.parametrize("folder", ["RoadAnomaly", "RoadAnomaly_jpg", "dataset_RoadAnomaly"])
-def test_road_anomaly_folder_names(tmp_path, monkeypatch, write, folder):
-    frames = tmp_path / folder / "frames"
-    write(frames / "cow.jpg", IMAGE)
-    label = write(frames / "cow.labels" / "labels_semantic.png", LABEL + 2)
-    write(frames / "cow.labels" / "labels_semantic_color.png", IMAGE)
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    assert stems("road_anomaly") == ["cow"]
-    assert (read_label(label, MetadataCatalog.get("road_anomaly")) == 1).all()
-
-
 def make_cityscapes(root: Path, write) -> str:
     images, labels = root / "leftImg8bit", root / "gtFine"
     for stem in ("ulm/ulm_0_", "bonn/bonn_0_", "bonn/bonn_1_"):
@@ -201,36 +188,3 @@ def test_cityscapes_tree_is_checked_before_detectron2_reads_it(tmp_path, write):
     (tmp_path / "gtFine").rename(tmp_path / "elsewhere")
     with pytest.raises(MissingDatasetError, match=f"{tmp_path}/gtFine.*DETECTRON2_DATASETS"):
         get_dicts(name)
-
-
-@pytest.mark.parametrize(
-    "name, folder, frames",
-    [
-        ("camvid_train", "CamVid", 367),
-        ("camvid_val", "CamVid", 101),
-        ("camvid_test", "CamVid", 233),
-        ("camvid_ood", "CamVid", 233),
-        ("road_anomaly", "RoadAnomaly", 60),
-        ("smiyc_anomalytrack_val", "dataset_AnomalyTrack", 10),
-    ],
-)
-def test_real_data(monkeypatch, name, folder, frames):
-    if not (DATA / folder).is_dir():
-        pytest.skip(f"no {DATA / folder}")
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(DATA))
-    dicts = get_dicts(name)
-    assert len(dicts) == frames
-    metadata = MetadataCatalog.get(name)
-    counts = np.zeros(256, int)
-    for record in dicts:
-        label = read_label(record["sem_seg_file_name"], metadata)
-        assert label.shape == (record["height"], record["width"])
-        counts += np.bincount(label.ravel(), minlength=256)
-    share = 100 * counts / counts.sum()
-    if name == "camvid_ood":
-        assert share[1] == pytest.approx(4.145, abs=1e-3)
-        assert share[255] == pytest.approx(3.656, abs=1e-3)
-    elif metadata.evaluator_type == "ood":
-        assert 5 < share[1] < 20 and share[[0, 1, 255]].sum() == pytest.approx(100)
-    else:
-        assert set(np.flatnonzero(counts)) == {*range(11), 255}

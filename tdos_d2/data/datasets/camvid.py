@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-
-from tdos_d2.data.datasets.folder import BuiltinFolder, register
-from tdos_d2.data.datasets.ood import register_builtin_ood
+from tdos_d2.data.datasets.folder import BuiltinFolder, ImageFolder, register_folder
+from tdos_d2.data.datasets.ood import ood_metadata
 from tdos_d2.data.reading import IGNORE
 
 # name and colour of the train ids 0..10
@@ -28,20 +26,18 @@ _VOID, _OOD = 11, 12
 def register_camvid() -> None:
     """Register camvid_train, camvid_val, camvid_test and camvid_ood."""
     for split in ("train", "val", "test"):
-        name = f"camvid_{split}"
-        folder = BuiltinFolder(("CamVid",), split, f"{split}annot")
-        register(
-            name,
-            functools.partial(folder.read, name),
+        register_folder(
+            f"camvid_{split}",
+            BuiltinFolder(("CamVid",), (ImageFolder(split, f"{split}annot"),)),
             evaluator_type="sem_seg",
             stuff_classes=list(CAMVID_CLASSES),
             stuff_colors=list(CAMVID_CLASSES.values()),
             ignore_label=IGNORE,
             ignore_values=(_VOID,),
         )
-    register_builtin_ood(
-        "camvid_ood",
-        BuiltinFolder(("CamVid",), "test_ood", "testannot_ood"),
+    name = "camvid_ood"
+    metadata = ood_metadata(
+        name,
         id_values=range(len(CAMVID_CLASSES)),
         ood_values=(_OOD,),
         ignore_values=(_VOID,),
@@ -49,3 +45,5 @@ def register_camvid() -> None:
         min_pred=94,
         min_gt=19,
     )
+    folder = BuiltinFolder(("CamVid",), (ImageFolder("test_ood", "testannot_ood"),))
+    register_folder(name, folder, **metadata)

@@ -1,13 +1,20 @@
 """Cityscapes is registered by Detectron2, whose loader asserts what it needs file by file; here the
-tree is checked first, in one go."""
+tree is checked first, in one go. Sets with Cityscapes' classes are registered here."""
 
 from __future__ import annotations
 
 import os
 
 from detectron2.data.catalog import Metadata
+from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 
-from tdos_d2.data.datasets.folder import MissingDatasetError
+from tdos_d2.data.datasets.folder import (
+    BuiltinFolder,
+    ImageFolder,
+    MissingDatasetError,
+    register_folder,
+)
+from tdos_d2.data.reading import IGNORE
 from tdos_d2.errors import UserError
 
 _IMAGE_END = "leftImg8bit.png"
@@ -19,6 +26,31 @@ _NEEDED_ENDS = (
     "gtFine_instanceIds.png",
     _LABEL_END,
 )
+
+# Name and colour of the train ids 0..18.
+CITYSCAPES_CLASSES = {c["name"]: c["color"] for c in CITYSCAPES_CATEGORIES}
+_TRAIN = 16
+# POC's number for an inserted "train", which it counts among COCO's objects.
+_POC_TRAIN = 85
+
+
+def register_poc() -> None:
+    """Register poc_cityscapes_coco_train: Cityscapes with inpainted COCO objects, labelled OOD."""
+    folder = BuiltinFolder(
+        ("POC_CS_COCO_RECONSTRUCTED", "NEW_POC_CS_COCO_RECONSTRUCTED"),
+        (ImageFolder("leftImg8bit/train", "gtFine/train"),),
+        "datasets/prepare_poc.py",
+    )
+    register_folder(
+        "poc_cityscapes_coco_train",
+        folder,
+        evaluator_type="sem_seg",
+        stuff_classes=list(CITYSCAPES_CLASSES),
+        stuff_colors=list(CITYSCAPES_CLASSES.values()),
+        ignore_label=IGNORE,
+        ood_values=tuple(range(len(CITYSCAPES_CLASSES), IGNORE)),
+        class_values={_POC_TRAIN: _TRAIN},
+    )
 
 
 def is_cityscapes(metadata: Metadata) -> bool:
@@ -58,7 +90,7 @@ def cityscapes_frames(metadata: Metadata) -> list[dict[str, str]]:
             image = os.path.join(image_dir, city, file)
             frames.append({"file_name": image, "sem_seg_file_name": needed[_LABEL_END]})
     if missing:
-        hint = " (made by cityscapesScripts' csCreateTrainIdLabelImgs)"
+        hint = " (datasets/prepare_cityscapes.py --in-place makes them)"
         raise UserError(
             f"dataset '{name}': {len(missing)} label files are missing, first {missing[0]}"
             + (hint if missing[0].endswith(_LABEL_END) else "")

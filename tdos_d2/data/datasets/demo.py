@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tdos_d2.cache import cache_root
 from tdos_d2.data import demo_car, demo_objects, demo_scenes, demo_sprites, demo_street
 from tdos_d2.data.datasets.folder import register
 from tdos_d2.data.reading import IGNORE
@@ -116,9 +116,7 @@ def _load(split: str) -> list[dict[str, Any]]:
 
 
 def _cache_folder() -> Path:
-    base = os.getenv("XDG_CACHE_HOME") or "~/.cache"
-    root = os.getenv("TDOS_CACHE") or os.path.join(base, "tdos_d2")
-    return Path(root).expanduser() / f"demo-{_code_version()}"
+    return cache_root() / f"demo-{_code_version()}"
 
 
 @functools.cache

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import glob
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,40 +31,189 @@ def data_root() -> Path:
 
 
 @dataclass(frozen=True)
+class ImageFolder:
+    """A folder of images, and one of label maps.
+
+    The id of an image is its path below ``images`` without extension and ``image_suffix``; its
+    label is ``labels/<id><label_suffix>``. Files that are no images by name, hidden ones and, where
+    labels lie among the images, label files are left out.
+
+    Attributes:
+        images: folder of the images.
+        labels: folder of the labels, may be the same; None = the set has no labels.
+        image_glob: pattern of image paths below ``images``.
+        image_suffix: see above; only images with it count.
+        label_suffix: see above.
+        pattern: regular expression that the last part of an id must match as a whole.
+        left_out: places of frames, in the sorted list of all ``total``, that do not count. What
+            ``pattern`` leaves out is taken away afterwards.
+        total: number of frames that ``left_out`` holds for.
+        region_mask: an image file for all frames, or a folder with a file ``<id>.png`` for each:
+            pixels where it is not zero are void.
+    """
+
+    images: str | os.PathLike
+    labels: str | os.PathLike | None
+    image_glob: str = "**/*"
+    image_suffix: str = ""
+    label_suffix: str = ".png"
+    pattern: str = ".*"
+    left_out: tuple[int, ...] = ()
+    total: int = 0
+    region_mask: str | os.PathLike | None = None
+
+    def locate(self, name: str) -> ImageFolder:
+        """The folder itself; that of a :class:`BuiltinFolder` must be looked for."""
+        return self
+
+    def frames(self, name: str) -> list[dict[str, Any]]:
+        """List images and the places of their labels, sorted by path, without opening a file.
+
+        Args:
+            name: name of the data set, for messages.
+
+        Returns:
+            dicts with file_name, image_id and, as far as the set has them, sem_seg_file_name and
+            region_mask_file_name, whether or not these files are there.
+
+        Raises:
+            MissingDatasetError: a folder is missing, or the region mask, or what is there belongs
+                to other splits.
+            UserError: no image, two for one label, or another number than ``total``.
+        """
+        image_root = Path(self.images).expanduser()
+        for folder in (self.images, self.labels):
+            if folder is not None and not Path(folder).expanduser().is_dir():
+                raise MissingDatasetError(
+                    f"dataset '{name}': no folder {Path(folder).expanduser()}"
+                )
+        stems: dict[str, str] = {}
+        for path, stem in self._images(self.image_glob):
+            if stem in stems:
+                raise UserError(f"dataset '{name}': {stems[stem]} and {path} would share one label")
+            stems[stem] = path
+        if not stems:
+            pattern = f"(pattern '{self.image_glob}')"
+            raise UserError(f"dataset '{name}': no images in {image_root} {pattern}")
+        if self.left_out and len(stems) != self.total:
+            raise UserError(
+                f"dataset '{name}': {image_root} has {len(stems)} images, not {self.total}; frames "
+                "that do not count are known by their place in the complete list"
+            )
+        chosen = [stem for i, stem in enumerate(stems) if i not in self.left_out]
+        chosen = [s for s in chosen if re.fullmatch(self.pattern, s.rpartition("/")[2])]
+        if not chosen:
+            raise MissingDatasetError(f"dataset '{name}': {image_root} has none of its images")
+        return [self._record(name, str(image_root / stems[stem]), stem) for stem in chosen]
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """Dataset dicts: :meth:`frames` with height and width, all of whose files are there.
+
+        Raises:
+            MissingDatasetError: see :meth:`frames`.
+            UserError: likewise; or a label or mask is missing, or an image unreadable.
+        """
+        dicts = self.frames(name)
+        if self.labels is not None:
+            check_labels_exist(name, dicts)
+        for record in dicts:
+            mask = record.get("region_mask_file_name")
+            if mask and not os.path.isfile(mask):
+                raise UserError(f"dataset '{name}': no region mask {mask}")
+            record["width"], record["height"] = image_size(record["file_name"])
+        return dicts
+
+    def stray_labels(self) -> list[str]:
+        """Label files that belong to no image, sorted; images that do not count have labels too."""
+        if self.labels is None:
+            return []
+        known = {stem for _, stem in self._images("**/*")}
+        label_root = Path(self.labels).expanduser()
+        pattern = f"**/*{glob.escape(self.label_suffix)}"
+        paths = glob.glob(pattern, root_dir=label_root, recursive=True)
+        labels = {path: Path(path).as_posix()[: -len(self.label_suffix)] for path in paths}
+        below = _below(self.images, self.labels)
+        if below:  # images lie among the labels
+            labels = {path: stem for path, stem in labels.items() if not stem.startswith(below)}
+        return sorted(str(label_root / path) for path, stem in labels.items() if stem not in known)
+
+    def _record(self, name: str, file_name: str, stem: str) -> dict[str, Any]:
+        record = {"file_name": file_name, "image_id": stem}
+        if self.labels is not None:
+            labels = Path(self.labels).expanduser()
+            record["sem_seg_file_name"] = str(labels / (stem + self.label_suffix))
+        if self.region_mask is not None:
+            mask = Path(self.region_mask).expanduser()
+            if not mask.exists():
+                raise MissingDatasetError(f"dataset '{name}': no region mask {mask}")
+            record["region_mask_file_name"] = str(mask / f"{stem}.png" if mask.is_dir() else mask)
+        return record
+
+    def _images(self, pattern: str) -> list[tuple[str, str]]:
+        """Paths of the images relative to ``images``, with "/", and their ids, sorted by path."""
+        paths = glob.glob(pattern, root_dir=Path(self.images).expanduser(), recursive=True)
+        paths = [Path(path).as_posix() for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
+        inside = None if self.labels is None else _below(self.labels, self.images)
+        if inside is not None:  # labels lie among the images
+            end = self.label_suffix
+            paths = [p for p in paths if not (p.startswith(inside) and p.endswith(end))]
+        stems = [(path, os.path.splitext(path)[0]) for path in sorted(paths)]
+        cut = len(self.image_suffix)
+        return [(p, s[: len(s) - cut]) for p, s in stems if s.endswith(self.image_suffix)]
+
+
+@dataclass(frozen=True)
 class BuiltinFolder:
     """Place of a built-in data set below :func:`data_root`.
 
     Attributes:
-        names: names that its folder may have; the first that exists is taken.
-        images: folder of the images in it.
-        labels: folder of the labels in it.
-        image_glob: which files below ``images`` belong to the set.
-        label_suffix: what follows the image's path without extension in the path of its label.
+        names: names that its folder may have.
+        layouts: what may be in it, with paths below it. The first name and layout whose images are
+            there are taken.
+        made_by: script that makes the folder.
     """
 
     names: tuple[str, ...]
-    images: str
-    labels: str
-    image_glob: str = "**/*"
-    label_suffix: str = ".png"
+    layouts: tuple[ImageFolder, ...]
+    made_by: str = ""
+
+    def locate(self, name: str) -> ImageFolder:
+        """The folders on disk, for the set called ``name``.
+
+        Raises:
+            MissingDatasetError: there is no folder with one of the names.
+        """
+        root = data_root()
+        there = [root / folder for folder in self.names if (root / folder).is_dir()]
+        if not there:
+            others = f" (nor {', '.join(self.names[1:])})" if len(self.names) > 1 else ""
+            made = f" (made by {self.made_by})" if self.made_by else ""
+            raise MissingDatasetError(
+                f"dataset '{name}': no folder {root / self.names[0]}{others}{made}; "
+                f"DETECTRON2_DATASETS must name the folder that holds it (now: '{root}')"
+            )
+        places = [(folder, layout) for folder in there for layout in self.layouts]
+        complete = [(f, layout) for f, layout in places if (f / layout.images).is_dir()]
+        folder, layout = (complete or places)[0]
+        labels = None if layout.labels is None else folder / layout.labels
+        return dataclasses.replace(layout, images=folder / layout.images, labels=labels)
 
     def read(self, name: str) -> list[dict[str, Any]]:
-        """Dataset dicts of the set called ``name``; raises as :func:`read_folder` does."""
-        root = data_root()
-        for folder in (root / candidate for candidate in self.names):
-            if folder.is_dir():
-                return read_folder(
-                    name,
-                    folder / self.images,
-                    folder / self.labels,
-                    image_glob=self.image_glob,
-                    label_suffix=self.label_suffix,
-                )
-        others = f" (nor {', '.join(self.names[1:])})" if len(self.names) > 1 else ""
-        raise MissingDatasetError(
-            f"dataset '{name}': no folder {root / self.names[0]}{others}; "
-            f"DETECTRON2_DATASETS must name the folder that holds it (now: '{root}')"
-        )
+        """Dataset dicts of the set called ``name``; raises as :meth:`ImageFolder.read` does."""
+        return self.locate(name).read(name)
+
+
+def register_folder(name: str, folder: ImageFolder | BuiltinFolder, **metadata: Any) -> None:
+    """Register a set of files, which are listed when the set is asked for.
+
+    Its metadata have ``has_labels`` and ``folder``.
+
+    Raises:
+        UserError: the name is taken.
+    """
+    layout = folder.layouts[0] if isinstance(folder, BuiltinFolder) else folder
+    metadata = {"has_labels": layout.labels is not None, "folder": folder, **metadata}
+    register(name, functools.partial(folder.read, name), **metadata)
 
 
 def register(name: str, read: Callable[[], list[dict[str, Any]]], **metadata: Any) -> None:
@@ -79,61 +231,7 @@ def register(name: str, read: Callable[[], list[dict[str, Any]]], **metadata: An
     DatasetCatalog.register(name, read)
 
 
-def read_folder(
-    name: str,
-    image_root: str | os.PathLike,
-    label_root: str | os.PathLike,
-    *,
-    image_glob: str,
-    label_suffix: str,
-) -> list[dict[str, Any]]:
-    """List images and their labels, sorted by path.
-
-    The label of image ``a/b.jpg`` is ``label_root/a/b`` + ``label_suffix``. Files that are no
-    images by name, hidden ones and, where labels lie among the images, label files are left out.
-
-    Args:
-        name: name of the data set, for messages.
-        image_root: folder of the images.
-        label_root: folder of the labels, may be the same.
-        image_glob: pattern of image paths below ``image_root``.
-        label_suffix: see above.
-
-    Returns:
-        dicts with file_name, sem_seg_file_name, image_id (path below ``image_root`` without
-        extension), height and width.
-
-    Raises:
-        MissingDatasetError: one of the folders is missing.
-        UserError: no image, two for one label, an unreadable one, or one without label.
-    """
-    image_root, label_root = Path(image_root).expanduser(), Path(label_root).expanduser()
-    for folder in (image_root, label_root):
-        if not folder.is_dir():
-            raise MissingDatasetError(f"dataset '{name}': no folder {folder}")
-    stems: dict[str, str] = {}
-    for path in _image_paths(image_root, label_root, image_glob, label_suffix):
-        stem = os.path.splitext(path)[0]
-        if stem in stems:
-            raise UserError(f"dataset '{name}': {stems[stem]} and {path} would share one label")
-        stems[stem] = path
-    if not stems:
-        raise UserError(f"dataset '{name}': no images in {image_root} (pattern '{image_glob}')")
-    dicts = [
-        {
-            "file_name": str(image_root / path),
-            "sem_seg_file_name": str(label_root / (stem + label_suffix)),
-            "image_id": stem,
-        }
-        for stem, path in stems.items()
-    ]
-    check_labels_exist(name, dicts)
-    for record in dicts:
-        record["width"], record["height"] = image_size(record["file_name"])
-    return dicts
-
-
-def check_labels_exist(name: str, dicts: list[dict[str, Any]]) -> None:
+def check_labels_exist(name: str, dicts: Sequence[dict[str, Any]]) -> None:
     """Raise UserError, naming the first, if a ``sem_seg_file_name`` does not exist."""
     missing = [record for record in dicts if not PathManager.isfile(record["sem_seg_file_name"])]
     if missing:
@@ -143,14 +241,10 @@ def check_labels_exist(name: str, dicts: list[dict[str, Any]]) -> None:
         )
 
 
-def _image_paths(
-    image_root: Path, label_root: Path, image_glob: str, label_suffix: str
-) -> list[str]:
-    """Paths of the images relative to ``image_root``, with "/", sorted."""
-    paths = glob.glob(image_glob, root_dir=image_root, recursive=True)
-    paths = [Path(path).as_posix() for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
-    inside = os.path.relpath(label_root.resolve(), image_root.resolve()).replace(os.sep, "/")
-    if not inside.startswith(".."):  # labels lie among the images
-        below = "" if inside == "." else inside + "/"
-        paths = [p for p in paths if not (p.startswith(below) and p.endswith(label_suffix))]
-    return sorted(paths)
+def _below(folder: str | os.PathLike, other: str | os.PathLike) -> str | None:
+    """Path of ``folder`` below ``other``, as the beginning of paths in it; None = not below."""
+    folder, other = (Path(path).expanduser().resolve() for path in (folder, other))
+    if not folder.is_relative_to(other):
+        return None
+    inside = folder.relative_to(other).as_posix()
+    return "" if inside == "." else f"{inside}/"

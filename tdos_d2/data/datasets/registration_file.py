@@ -1,0 +1,99 @@
+"""Test sets of your own from a YAML file, the value of ``DATASETS.REGISTER``."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.data import DatasetCatalog
+
+from tdos_d2.data.datasets.ood import register_ood_dataset
+from tdos_d2.errors import UserError
+
+_PATHS = ("image_root", "label_root", "region_mask")
+_NEEDED = ("name", "image_root", "label_root")
+_LISTS = ("id_values", "ood_values", "ignore_values", "test_size")
+_NUMBERS = ("min_pred", "min_gt")
+_KEYS = tuple(inspect.signature(register_ood_dataset).parameters)
+# What was registered from files: in one process a file may be read twice.
+_registered: dict[str, dict[str, Any]] = {}
+
+
+def register_from_file(path: str | os.PathLike) -> list[str]:
+    """Register the OOD sets that a YAML file lists; does nothing for those it did register.
+
+    The file is a list of mappings with the arguments of
+    :func:`~tdos_d2.data.datasets.ood.register_ood_dataset`. Folders are relative to the file's.
+
+    Args:
+        path: the file.
+
+    Returns:
+        the names.
+
+    Raises:
+        UserError: the file cannot be read, has a key or value that is wrong, or a name is taken.
+    """
+    path = Path(path).expanduser()
+    sets = [_checked(path, i, entry) for i, entry in enumerate(_load(path), 1)]
+    for arguments in sets:
+        name = arguments["name"]
+        if name in DatasetCatalog and _registered.get(name) == arguments:
+            continue
+        try:
+            register_ood_dataset(**arguments)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        _registered[name] = arguments
+    return [arguments["name"] for arguments in sets]
+
+
+def _load(path: Path) -> list[Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"DATASETS.REGISTER: cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, list):
+        raise UserError(f"{path}: a list of data sets is expected")
+    return content
+
+
+def _checked(path: Path, number: int, entry: Any) -> dict[str, Any]:
+    """Arguments of ``register_ood_dataset``."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{path}: data set {number} is not a mapping of keys")
+    where = f"{path}: data set {entry.get('name', number)!r}"
+    for key in entry:
+        if key not in _KEYS:
+            close = difflib.get_close_matches(str(key), _KEYS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_KEYS)}"
+            raise UserError(f"{where}: unknown key '{key}', {hint}")
+    for key in _NEEDED:
+        if key not in entry:
+            raise UserError(f"{where}: '{key}' is missing")
+    arguments = {key: value for key, value in entry.items() if value is not None}
+    for key, value in arguments.items():
+        if not _fits(key, value):
+            raise UserError(f"{where}: {key} must be {_kind(key)}, got {value!r}")
+    for key in _PATHS:
+        if key in arguments:
+            arguments[key] = str(path.parent / Path(arguments[key]).expanduser())
+    return arguments
+
+
+def _fits(key: str, value: Any) -> bool:
+    if key in _LISTS:
+        return isinstance(value, list) and all(type(item) is int for item in value)
+    return type(value) is int if key in _NUMBERS else isinstance(value, str)
+
+
+def _kind(key: str) -> str:
+    if key in _LISTS:
+        return "a list of integers"
+    return "an integer" if key in _NUMBERS else "a text"
