@@ -1,0 +1,312 @@
+"""What the prepare_*.py scripts share. Imports neither torch nor Detectron2: a data set can be
+prepared where no model runs, and ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import os
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+# Train id of each label id 0..34 of Cityscapes, whose ids GTA has too.
+_EVALUATED = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+CITYSCAPES_TRAIN_IDS = np.full(256, 255, np.uint8)
+CITYSCAPES_TRAIN_IDS[_EVALUATED] = np.arange(19)
+CITYSCAPES_IDS = (*range(35), 255)
+
+
+class PrepareError(Exception):
+    """Something the user gave is wrong: one line that names the file or folder."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file to make: ``write`` is given the path to write to, which is not yet ``output``."""
+
+    output: Path
+    write: Callable[[Path], object]
+
+
+def run(main: Callable[[], object]) -> None:
+    """Call ``main``; a PrepareError becomes ``error: ...`` on stderr and exit status 2."""
+    try:
+        main()
+    except PrepareError as error:
+        sys.exit(_say(f"error: {error}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_say("interrupted: run the same command again to go on", 130))
+
+
+def command_line(doc: str) -> argparse.ArgumentParser:
+    """A parser with the options that all scripts have."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--root",
+        type=folder_path,
+        default=folder_path(os.getenv("DETECTRON2_DATASETS", "datasets")),
+        help="folder of all data sets (default: $DETECTRON2_DATASETS, now %(default)s)",
+    )
+    parser.add_argument("--source", type=folder_path, help="the download, if it lies elsewhere")
+    parser.add_argument("--output", type=folder_path, help="where to write (default: see above)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=min(8, os.cpu_count() or 1),
+        help="files made at the same time (default: %(default)s)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check and count, write nothing")
+    return parser
+
+
+def add_copy(parser: argparse.ArgumentParser) -> None:
+    """Add ``--copy``."""
+    parser.add_argument(
+        "--copy", action="store_true", help="copy images, instead of links to the download"
+    )
+
+
+def folder_path(text: str) -> Path:
+    """Type of options that name a file or folder."""
+    return Path(text).expanduser()
+
+
+def find(root: Path, names: Sequence[str], given: Path | None, what: str, option: str) -> Path:
+    """The file or folder ``given``, or else the first of ``names`` that is in ``root``."""
+    candidates = [given] if given else [root / name for name in names]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    places = " or ".join(map(str, candidates))
+    hint = "" if given else f"; set DETECTRON2_DATASETS, --root or {option}"
+    raise PrepareError(f"{what} not found: no {places}{hint}")
+
+
+def keep_apart(output: Path, *sources: Path) -> None:
+    """Raise PrepareError if ``output`` lies in a folder that was downloaded."""
+    for source in sources:
+        if output.resolve().is_relative_to(source.resolve()):
+            raise PrepareError(f"--output {output} lies in {source}, where nothing is written")
+
+
+def open_source(source: Path) -> dict[str, Callable[[], bytes]]:
+    """Files of a folder or zip archive: name without folders -> function that reads it."""
+    if source.is_dir():
+        return {path.name: path.read_bytes for path in source.rglob("*") if _wanted(path.name)}
+    try:
+        archive = zipfile.ZipFile(source)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise PrepareError(f"{source} is neither a folder nor a zip archive") from error
+    names = {PurePosixPath(name).name: name for name in archive.namelist()}
+    return {short: partial(archive.read, name) for short, name in names.items() if _wanted(short)}
+
+
+def check_archive(source: Path, digests: Mapping[str, str], expected: str) -> None:
+    """Compare an archive with the published SHA-256 sums; of a folder, say that it is unchecked.
+
+    Args:
+        source: archive or folder.
+        digests: what is known, as name -> SHA-256 in hexadecimal digits.
+        expected: the name that ``source`` should have.
+
+    Raises:
+        PrepareError: the archive is another one, or none that is known.
+    """
+    if source.is_dir():
+        print(f"{source}: a folder, so the published checksum of the archive is not compared")
+        return
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()  # the largest has 8 MB
+    if digest == digests[expected]:
+        print(f"{source}: SHA-256 is the published one of {expected}")
+        return
+    found = next((f"it is {name}" for name in digests if digests[name] == digest), "")
+    reason = found or f"its SHA-256 begins {digest[:8]}, published is {digests[expected][:8]}"
+    raise PrepareError(f"{source} is not {expected}: {reason}")
+
+
+def index_images(root: Path, splits: Sequence[str]) -> dict[str, Path]:
+    """Images ``leftImg8bit/<split>/<folder>/<id>_leftImg8bit.*`` of a tree by their id."""
+    images = root / "leftImg8bit"
+    present = [images / split for split in splits if (images / split).is_dir()]
+    if not present:
+        folders = " nor ".join(str(images / split) for split in splits)
+        raise PrepareError(f"{root} is not the folder of the release: no {folders}")
+    found: dict[str, Path] = {}
+    for folder in present:
+        for path in sorted(folder.glob("*/*_leftImg8bit.*")):
+            found.setdefault(path.name.rpartition("_leftImg8bit.")[0], path)
+    return found
+
+
+def check_complete(missing: Sequence[str], total: int, what: str) -> None:
+    """Raise PrepareError, naming the first, if something is missing; or if there is nothing."""
+    if missing:
+        raise PrepareError(f"{len(missing)} of {total} {what} are missing, first {missing[0]}")
+    if not total:
+        raise PrepareError(f"nothing to do: no {what}")
+
+
+def make_train_set(
+    images: Path,
+    labels: Path,
+    output: Path,
+    train_ids: Callable[[Path], np.ndarray],
+    args: argparse.Namespace,
+) -> None:
+    """Write ``output/labels`` and links in ``output/images`` for two folders of ``*.png``.
+
+    Frames whose image and label differ in size are left out and named.
+
+    Args:
+        images: folder of the images.
+        labels: folder of labels, one of the same name for each image.
+        output: folder to write to.
+        train_ids: (H, W) uint8 train ids of a label file.
+        args: of :func:`command_line` with :func:`add_copy`.
+    """
+    for folder in (images, labels):
+        if not folder.is_dir():
+            raise PrepareError(f"no folder {folder}: is this the unpacked release?")
+    frames = sorted(images.glob("*.png"))
+    missing = [str(labels / p.name) for p in frames if not (labels / p.name).exists()]
+    check_complete(missing, len(frames), f"labels of the images in {images}")
+
+    def fits(image: Path) -> bool:
+        done = (output / "labels" / image.name).exists()
+        return done or read_size(image) == read_size(labels / image.name)
+
+    jobs = []
+    fitting = in_parallel(fits, frames, args.jobs, "Comparing sizes")
+    for image, fit in zip(frames, fitting, strict=True):
+        if not fit:
+            print(f"left out: {image} and its label differ in size")
+            continue
+        write = partial(_write_label, train_ids, labels / image.name)
+        jobs.append(Job(output / "labels" / image.name, write))
+        jobs.append(Job(output / "images" / image.name, link_or_copy(image, args.copy)))
+    make(jobs, output, args)
+
+
+def make(jobs: Sequence[Job], output: Path, args: argparse.Namespace) -> None:
+    """Write what is not there yet, each file whole or not at all, and say how many."""
+    todo = [job for job in jobs if not job.output.exists()]
+    there = f"{len(jobs) - len(todo)} were there"
+    if args.dry_run:
+        print(f"{output}: {len(todo)} files would be written, {there} (dry run)")
+        return
+    in_parallel(make_one, todo, args.jobs, f"Writing {output.name}")
+    print(f"{output}: {len(todo)} files written, {there}")
+
+
+def make_one(job: Job) -> None:
+    """Write next to the final place and move there, so that what is there is complete."""
+    partial_file = job.output.with_name(f".{job.output.name}.{os.getpid()}.partial")
+    try:
+        job.output.parent.mkdir(parents=True, exist_ok=True)
+        job.write(partial_file)
+        os.replace(partial_file, job.output)
+    except OSError as error:
+        raise PrepareError(f"cannot make {job.output}: {error}") from error
+    finally:
+        partial_file.unlink(missing_ok=True)
+
+
+def in_parallel(
+    function: Callable[[_T], _R], items: Sequence[_T], jobs: int, title: str
+) -> list[_R]:
+    """``function`` of each item, in order, with a progress bar."""
+    # Pillow, OpenCV and zlib work outside of Python's lock, so threads are enough.
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
+        try:
+            results = pool.map(function, items)
+            return list(tqdm(results, title, len(items), unit="file", disable=not items))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def link_or_copy(source: Path, copy: bool) -> Callable[[Path], object]:
+    """A ``Job.write`` that links to a file by a relative path, or copies it."""
+
+    def link(path: Path) -> None:
+        try:
+            path.symlink_to(os.path.relpath(source.resolve(), path.parent.resolve()))
+        except (OSError, ValueError) as error:  # ValueError: another drive
+            raise PrepareError(f"cannot link to {source} ({error}): use --copy") from error
+
+    return partial(shutil.copyfile, source) if copy else link
+
+
+def write_bytes(read: Callable[[], bytes], path: Path) -> None:
+    """With ``read`` bound: a ``Job.write`` for a file of :func:`open_source`."""
+    path.write_bytes(read())
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 of an image file."""
+    return _decode(path, path, lambda image: np.array(image.convert("RGB")))
+
+
+def read_ids(source: Path | bytes, name: Path | str) -> np.ndarray:
+    """The numbers in a label file, of a palette its indices: (H, W), or (H, W, C) if in colour."""
+    return _decode(io.BytesIO(source) if isinstance(source, bytes) else source, name, np.array)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """(W, H) of an image file, from its header."""
+    return _decode(path, path, lambda image: image.size)
+
+
+def translate(
+    values: np.ndarray, table: np.ndarray, known: Sequence[int], name: Path
+) -> np.ndarray:
+    """Look (H, W) integers up in a (256,) table; raise PrepareError if one is not ``known``."""
+    if values.ndim != 2 or values.dtype.kind not in "ui":
+        raise PrepareError(f"{name} is no label map: {values.dtype} of shape {values.shape}")
+    wrong = np.setdiff1d(np.unique(values), known)
+    if wrong.size:
+        raise PrepareError(f"{name} has values that the release has not: {wrong[:8].tolist()}")
+    return table[values]
+
+
+def save_png(array: np.ndarray, path: Path) -> None:
+    """Write (H, W) or (H, W, 3) uint8 as PNG, whatever the name of the file."""
+    Image.fromarray(array).save(path, format="PNG", compress_level=3)
+
+
+def _write_label(train_ids: Callable[[Path], np.ndarray], label: Path, path: Path) -> None:
+    save_png(train_ids(label), path)
+
+
+def _decode(file: Any, name: Path | str, convert: Callable[[Image.Image], _R]) -> _R:
+    try:
+        with Image.open(file) as image:
+            return convert(image)
+    except Exception as error:  # Pillow's decoders raise nearly every kind there is
+        raise PrepareError(f"cannot read image {name}: {error}") from error
+
+
+def _wanted(name: str) -> bool:
+    return name != "" and not name.startswith(".")  # "._x" are what macOS adds to archives
+
+
+def _say(message: str, status: int) -> int:
+    sys.stdout.flush()
+    print(message, file=sys.stderr)
+    return status

@@ -1,0 +1,70 @@
+#!/usr/bin/env python
+"""SYNTHIA-RAND-CITYSCAPES as a training set with Cityscapes' 19 classes (synthia_train).
+
+Needs, below the root, the unpacked archive of https://synthia-dataset.net,
+
+  RAND_CITYSCAPES   (or synthia) RGB/<nnnnnnn>.png and GT/LABELS/<nnnnnnn>.png
+
+9,400 frames of 1280x760 if complete, and writes synthia_trainids/labels/<nnnnnnn>.png and links (or
+copies) in synthia_trainids/images. The release's labels have 16 bits: class in the first channel,
+instance in the second. Labels of one channel, of 8 or 16 bits, are taken as classes. Truck, terrain
+and train hardly or never occur; lane markings, parking slots and road works are void.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from _common import (
+    PrepareError,
+    add_copy,
+    command_line,
+    find,
+    keep_apart,
+    make_train_set,
+    run,
+    translate,
+)
+
+# SYNTHIA's class numbers in the order of Cityscapes' train ids 0..18.
+_CLASSES = (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11)
+_TRAIN_IDS = np.full(256, 255, np.uint8)
+_TRAIN_IDS[list(_CLASSES)] = np.arange(19)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check the sources, then write labels and links that are not there yet."""
+    args = _parser().parse_args(argv)
+    names = ["RAND_CITYSCAPES", "SYNTHIA_RAND_CITYSCAPES", "synthia", "SYNTHIA"]
+    source = find(args.root, names, args.source, "SYNTHIA-RAND-CITYSCAPES", "--source")
+    output = args.output or args.root / "synthia_trainids"
+    keep_apart(output, source)
+    make_train_set(source / "RGB", source / "GT" / "LABELS", output, read_train_ids, args)
+
+
+def read_train_ids(path: Path) -> np.ndarray:
+    """(H, W) uint8 train ids of a label file.
+
+    Raises:
+        PrepareError: the file cannot be read or has other classes than the release's 0..22.
+    """
+    # Pillow would cut channels of 16 bits down to 8.
+    label = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if label is None:
+        raise PrepareError(f"cannot read image {path}")
+    classes = label[:, :, 2] if label.ndim == 3 else label  # OpenCV's order is BGR
+    return translate(classes, _TRAIN_IDS, range(23), path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_line(__doc__)
+    add_copy(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,135 @@
+"""How many pixels of each class every image has: what rare class sampling draws from."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from detectron2.data.catalog import Metadata
+from detectron2.utils.file_io import PathManager
+from tqdm import tqdm
+
+from tdos_d2.cache import cache_root
+from tdos_d2.data.reading import read_label, value_table
+from tdos_d2.errors import UserError
+
+_R = TypeVar("_R")
+
+
+def class_statistics(
+    dicts: Sequence[dict[str, Any]],
+    metadata: Metadata,
+    num_classes: int,
+    cache: str | os.PathLike | None = None,
+    jobs: int | None = None,
+) -> np.ndarray:
+    """Count the pixels of each class in each label map.
+
+    With a ``cache`` the labels are counted once: what was counted is found again by the content of
+    the label files, wherever they lie, and by what the metadata make of their values. Of several
+    processes, let one call this first.
+
+    Args:
+        dicts: dataset dicts with ``sem_seg_file_name``.
+        metadata: of the data set that they belong to, see :func:`~.reading.read_label`.
+        num_classes: labels 0..num_classes-1 are counted. For K known classes, K leaves pixels that
+            are labelled OOD out, K + 1 counts them in the last column.
+        cache: folder for the counts, made if it is not there, such as :func:`statistics_cache`;
+            None counts anew.
+        jobs: number of threads; None = number of CPU cores, at most 8.
+
+    Returns:
+        (len(dicts), num_classes) int64 of pixels; row i belongs to ``dicts[i]``.
+
+    Raises:
+        UserError: a dict has no label, or a label cannot be read or has undeclared values.
+    """
+    bare = next((d for d in dicts if "sem_seg_file_name" not in d), None)
+    if bare is not None:
+        raise UserError(f"dataset '{metadata.name}': {bare['file_name']} has no label to count")
+    paths = [str(record["sem_seg_file_name"]) for record in dicts]
+    if cache is None:
+        return _count(paths, metadata, jobs)[:, :num_classes]
+    digests = np.array(_digests(paths, metadata, jobs))
+    # Kept in the order of the digests: folders are not listed in the same order everywhere.
+    order = np.argsort(digests)
+    key = value_table(metadata).tobytes() + b"".join(digests[order].tolist())
+    file = Path(cache) / f"{hashlib.sha256(key).hexdigest()[:32]}.npz"
+    kept = _load(file, len(paths))
+    if kept is None:
+        kept = _count([paths[i] for i in order], metadata, jobs)
+        _save(file, kept)
+    counts = np.empty_like(kept)
+    counts[order] = kept
+    return counts[:, :num_classes]
+
+
+def statistics_cache() -> Path:
+    """Folder below :func:`~tdos_d2.cache.cache_root` where counts are kept between runs."""
+    return cache_root() / "class_statistics"
+
+
+def _count(paths: Sequence[str], metadata: Metadata, jobs: int | None) -> np.ndarray:
+    """(len(paths), 256) int64: pixels of each label, whatever it means."""
+
+    def count(path: str) -> np.ndarray:
+        return np.bincount(read_label(path, metadata).ravel(), minlength=256)
+
+    rows = _in_threads(count, paths, jobs, f"Counting classes of {metadata.name}")
+    return np.array(rows, np.int64).reshape(len(paths), 256)
+
+
+def _digests(paths: Sequence[str], metadata: Metadata, jobs: int | None) -> list[bytes]:
+    """Hash of the content of each file, in hexadecimal digits."""
+
+    def digest(path: str) -> bytes:
+        try:
+            with PathManager.open(path, "rb") as file:
+                return hashlib.sha256(file.read()).hexdigest().encode()
+        except OSError as error:
+            raise UserError(f"cannot read label {path}: {error.strerror or error}") from error
+
+    return _in_threads(digest, paths, jobs, f"Checking labels of {metadata.name}")
+
+
+def _in_threads(
+    function: Callable[[str], _R], paths: Sequence[str], jobs: int | None, title: str
+) -> list[_R]:
+    # Reading and decoding happen outside of Python's lock, so threads are enough.
+    with ThreadPoolExecutor(jobs or min(8, os.cpu_count() or 1)) as pool:
+        try:
+            return list(tqdm(pool.map(function, paths), title, len(paths), unit="file"))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _load(file: Path, rows: int) -> np.ndarray | None:
+    """Counts kept in a file; None if there are none that can be used."""
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            counts = archive["counts"]
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None
+    return counts if counts.shape == (rows, 256) else None
+
+
+def _save(file: Path, counts: np.ndarray) -> None:
+    """Keep counts, whole or not at all; without a folder that can be written, say so."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
+            np.savez_compressed(temporary, counts=counts)
+        os.replace(temporary.name, file)
+    except OSError as error:
+        logging.getLogger(__name__).warning(
+            "Class statistics are not kept: cannot write to %s (%s)", file.parent, error.strerror
+        )
