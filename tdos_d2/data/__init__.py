@@ -9,7 +9,12 @@ from tdos_d2.data.checks import (
     present_datasets,
 )
 from tdos_d2.data.dataset_mapper import TDOSDatasetMapper
-from tdos_d2.data.datasets import MissingDatasetError, data_root, register_ood_dataset
+from tdos_d2.data.datasets import (
+    MissingDatasetError,
+    data_root,
+    register_from_file,
+    register_ood_dataset,
+)
 from tdos_d2.data.reading import read_image, read_label
 
 __all__ = [
@@ -25,5 +30,6 @@ __all__ = [
     "present_datasets",
     "read_image",
     "read_label",
+    "register_from_file",
     "register_ood_dataset",
 ]

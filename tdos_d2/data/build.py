@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
+import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.data.common import ToIterableDataset
 from detectron2.utils import comm
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from tdos_d2.data.checks import check_classes, get_dicts
+from tdos_d2.data.checks import check_classes, check_train_weights, class_names, get_dicts
+from tdos_d2.data.class_statistics import class_statistics, statistics_cache
 from tdos_d2.data.dataset_mapper import TDOSDatasetMapper
-from tdos_d2.data.samplers import PositionalDataset, PositionSampler
+from tdos_d2.data.rare_class import RareClassDataset
+from tdos_d2.data.samplers import MixedDataset, PositionalDataset, PositionSampler, Seed
 from tdos_d2.errors import UserError
 
 
 def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
     """Endless batches of the sets in ``DATASETS.TRAIN``, joined and shuffled.
 
+    With ``DATASETS.TRAIN_WEIGHTS`` the sets are mixed with these weights, each shuffled for itself.
+    With ``INPUT.RARE_CLASS.ENABLED`` frames are drawn for the classes that they show.
+
     Batch i of all processes together depends on ``cfg.SEED`` and ``start_iteration + i`` only, not
     on the number of workers or on restarts. With a negative seed, one is drawn.
 
     Args:
-        cfg: reads ``DATASETS``, ``DATALOADER.NUM_WORKERS``, ``SOLVER.IMS_PER_BATCH``, ``SEED`` and
-            what :class:`TDOSDatasetMapper` reads.
+        cfg: reads ``DATASETS``, ``INPUT.RARE_CLASS``, ``DATALOADER.NUM_WORKERS``,
+            ``SOLVER.IMS_PER_BATCH``, ``SEED`` and what :class:`TDOSDatasetMapper` reads.
         start_iteration: iteration that the first batch is for.
 
     Raises:
-        UserError: a set is unknown, missing or incomplete, the sets differ in classes, or the
-            batch cannot be shared out evenly.
+        UserError: a set is unknown, missing or incomplete, the sets differ in classes, the
+            weights are not one per set, no frame shows a class well enough for rare class sampling,
+            or the batch cannot be shared out evenly.
     """
     world_size = comm.get_world_size()
     batch_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
@@ -42,7 +53,7 @@ def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
     sampler = PositionSampler(
         start_iteration * cfg.SOLVER.IMS_PER_BATCH, comm.get_rank(), world_size, batch_size
     )
-    dataset = PositionalDataset(_train_dicts(cfg), seed)
+    dataset = _train_dataset(cfg, seed)
     return build_detection_train_loader(
         # The sampler shares out batches to loader workers itself.
         ToIterableDataset(dataset, sampler, shard_sampler=False),
@@ -66,11 +77,33 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     )
 
 
-def _train_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
-    """Dicts of all training sets, each with the name of its set."""
+def _train_dataset(cfg: CfgNode, seed: int) -> Dataset:
+    """Position -> dict, each with the name of its set."""
     check_classes(cfg)
-    return [
-        {**record, "dataset_name": name}
-        for name in cfg.DATASETS.TRAIN
-        for record in get_dicts(name)
-    ]
+    check_train_weights(cfg)
+    names, weights = cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS
+    if not weights:
+        return _positions(cfg, names, seed)
+    sets = [_positions(cfg, [name], [seed, i]) for i, name in enumerate(names)]
+    return MixedDataset(sets, weights, seed)
+
+
+def _positions(cfg: CfgNode, names: Sequence[str], seed: Seed) -> Dataset:
+    """The frames of these sets joined, shuffled or drawn for rare classes."""
+    frames = {name: get_dicts(name) for name in names}
+    dicts = [{**record, "dataset_name": name} for name in names for record in frames[name]]
+    node = cfg.INPUT.RARE_CLASS
+    if not node.ENABLED:
+        return PositionalDataset(dicts, seed)
+    counts = None
+    if comm.is_main_process():
+        num_classes, cache = len(class_names(cfg)), statistics_cache()
+        counts = np.concatenate([
+            class_statistics(frames[name], MetadataCatalog.get(name), num_classes, cache)
+            for name in names
+        ])  # fmt: skip
+    counts = comm.all_gather(counts)[0]
+    try:
+        return RareClassDataset(dicts, counts, seed, node.TEMPERATURE, node.MIN_PIXELS)
+    except ValueError as error:
+        raise UserError(f"INPUT.RARE_CLASS with {', '.join(names)}: {error}") from error

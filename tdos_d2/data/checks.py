@@ -13,6 +13,7 @@ from detectron2.utils.file_io import PathManager
 from tdos_d2.data.datasets.cityscapes import cityscapes_frames, is_cityscapes
 from tdos_d2.data.datasets.folder import MissingDatasetError, check_labels_exist
 from tdos_d2.data.reading import check_same_size, read_image, read_label
+from tdos_d2.data.samplers import MIN_SHARE
 from tdos_d2.errors import UserError
 
 # Frames of a set that are read to see whether their files are what they should be.
@@ -82,6 +83,28 @@ def check_classes(cfg: CfgNode) -> None:
         )
 
 
+def check_train_weights(cfg: CfgNode) -> None:
+    """Raise UserError unless ``DATASETS.TRAIN_WEIGHTS`` is empty or fits ``DATASETS.TRAIN``."""
+    names, weights = cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS
+    if not weights:
+        return
+    if len(weights) != len(names):
+        raise UserError(
+            f"DATASETS.TRAIN_WEIGHTS has {len(weights)} weights, but DATASETS.TRAIN has "
+            f"{len(names)} names"
+        )
+    numbers = [w for w in weights if isinstance(w, (int, float)) and not isinstance(w, bool)]
+    if (
+        len(numbers) < len(weights)
+        or min(numbers) <= 0
+        or (min(numbers) < MIN_SHARE * sum(numbers))
+    ):
+        raise UserError(
+            f"DATASETS.TRAIN_WEIGHTS must be numbers, each above 0 and at least {MIN_SHARE} of "
+            f"their sum, got {list(weights)}"
+        )
+
+
 def check_dataset(name: str, training: bool) -> int:
     """Check that a data set is complete, without reading more than its first frames.
 
@@ -116,7 +139,8 @@ def check_dataset(name: str, training: bool) -> int:
         image = read_image(record["file_name"])
         if "sem_seg_file_name" in record:
             path = record["sem_seg_file_name"]
-            check_same_size(record["file_name"], image, path, read_label(path, metadata))
+            label = read_label(path, metadata, record.get("region_mask_file_name"))
+            check_same_size(record["file_name"], image, path, label)
     return len(dicts)
 
 

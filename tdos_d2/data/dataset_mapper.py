@@ -16,11 +16,12 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size
 
 from tdos_d2.data.augmentation import build_train_augmentations, pad
-from tdos_d2.data.checks import class_names
-from tdos_d2.data.ood_paste import SOURCES, OODPaste
+from tdos_d2.data.ood_paste import OODPaste, build_ood_paste
 from tdos_d2.data.reading import check_same_size, read_image, read_label
 from tdos_d2.data.samplers import sample_randomness
 from tdos_d2.errors import UserError
+
+_RARE_CLASS_TRIES = 10
 
 
 class TDOSDatasetMapper:
@@ -45,6 +46,7 @@ class TDOSDatasetMapper:
         ood_paste: OODPaste | None = None,
         pad_size: tuple[int, int] | None = None,
         pad_color: Sequence[float] = (0, 0, 0),
+        min_rare_pixels: int = 0,
         seed: int = 0,
     ) -> None:
         """
@@ -57,6 +59,8 @@ class TDOSDatasetMapper:
             ood_paste: pastes outliers into a training image.
             pad_size: (height, width) that smaller training images are padded to.
             pad_color: colour of the padding; that of labels is 255.
+            min_rare_pixels: a dict with a "rare_class" (see :class:`~.rare_class.RareClassDataset`)
+                is cropped anew, up to 10 times, until its crop has more pixels of that class.
             seed: any integer >= 0.
         """
         self.is_train = is_train
@@ -66,6 +70,7 @@ class TDOSDatasetMapper:
         self.ood_paste = ood_paste
         self.pad_size = pad_size
         self.pad_color = pad_color
+        self.min_rare_pixels = min_rare_pixels
         self.seed = seed
 
     @classmethod
@@ -106,7 +111,7 @@ class TDOSDatasetMapper:
             image, label = self._augment(record, image)
             record["sem_seg"] = torch.from_numpy(label.astype(np.int64))
         else:
-            image, _ = self._transform(image, None)
+            image, *_ = self._transform(image, None)
         record["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return record
 
@@ -118,9 +123,11 @@ class TDOSDatasetMapper:
         if position is None:  # a dict that comes from some other dataset class
             position = np.random.randint(2**31)
         with sample_randomness(self.seed, position) as rng:
-            image, label = self._transform(image, label)
+            frame_height = len(image)
+            image, label, transforms = self._crop(image, label, record.get("rare_class"))
             if self.ood_paste is not None:
-                image, label = self.ood_paste(image, label, rng)
+                rows = _rows_in_frame(transforms, frame_height, len(image))
+                image, label = self.ood_paste(image, label, rng, rows)
         if self.pad_size is not None:
             image, label = pad(image, label, self.pad_size, self.pad_color)
         return image, label
@@ -132,12 +139,23 @@ class TDOSDatasetMapper:
         check_same_size(record["file_name"], image, path, label)
         return label
 
+    def _crop(
+        self, image: np.ndarray, label: np.ndarray, rare_class: int | None
+    ) -> tuple[np.ndarray, np.ndarray, T.Transform]:
+        """Transform a training sample, anew while it shows too little of its rare class."""
+        for _ in range(1 + _RARE_CLASS_TRIES):
+            # With the resizing: at a small scale no crop might do.
+            sample = self._transform(image, label)
+            if rare_class is None or np.sum(sample[1] == rare_class) > self.min_rare_pixels:
+                break
+        return sample
+
     def _transform(
         self, image: np.ndarray, label: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    ) -> tuple[np.ndarray, np.ndarray | None, T.Transform]:
         aug_input = T.AugInput(image, sem_seg=label)
-        self.augmentations(aug_input)
-        return aug_input.image, aug_input.sem_seg
+        transforms = self.augmentations(aug_input)
+        return aug_input.image, aug_input.sem_seg, transforms
 
 
 def _train_kwargs(cfg: CfgNode) -> dict[str, Any]:
@@ -159,32 +177,26 @@ def _train_kwargs(cfg: CfgNode) -> dict[str, Any]:
             color_format=cfg.INPUT.FORMAT if cfg.INPUT.COLOR_AUG else None,
         ),
         "metadata": {name: MetadataCatalog.get(name) for name in cfg.DATASETS.TRAIN},
-        "ood_paste": _ood_paste(cfg),
+        "ood_paste": build_ood_paste(cfg),
         # Only absolute crops all have one size.
         "pad_size": tuple(crop[1]) if crop and crop[0] == "absolute" else None,
         "pad_color": cfg.MODEL.PIXEL_MEAN,
+        "min_rare_pixels": cfg.INPUT.RARE_CLASS.MIN_CROP_PIXELS,
         "seed": max(cfg.SEED, 0),
     }
 
 
-def _ood_paste(cfg: CfgNode) -> OODPaste | None:
-    node = cfg.INPUT.OOD_PASTE
-    if node.SOURCE == "none":
-        return None
-    if node.SOURCE not in SOURCES:
-        raise UserError(
-            f"INPUT.OOD_PASTE.SOURCE must be one of none, {', '.join(SOURCES)}, got {node.SOURCE!r}"
-        )
-    try:
-        return OODPaste(
-            SOURCES[node.SOURCE](),
-            node.PROB,
-            node.NUM,
-            node.SIZE,
-            ood_label=len(class_names(cfg)),
-        )
-    except ValueError as error:
-        raise UserError(f"INPUT.OOD_PASTE: {error}") from error
+def _rows_in_frame(transforms: T.Transform, frame_height: int, height: int) -> tuple[float, float]:
+    """Where the first and the last row of a transformed image were: shares of the frame's height.
+
+    Args:
+        transforms: what was done with the frame; rows stay rows.
+        frame_height: of the frame.
+        height: of the image that became of it.
+    """
+    corners = np.array([[0.0, 0.0], [0.0, frame_height]])
+    top, bottom = transforms.apply_coords(corners)[:, 1]
+    return float(-top / (bottom - top)), float((height - top) / (bottom - top))
 
 
 def _test_augmentations(cfg: CfgNode, dataset_name: str | None) -> list[T.Augmentation]:

@@ -2,58 +2,85 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import cv2
 import numpy as np
+from detectron2.config import CfgNode
 
+from tdos_d2.data.checks import class_names
+from tdos_d2.data.coco_objects import CocoSource
+from tdos_d2.data.datasets import data_root
+from tdos_d2.data.reading import IGNORE
 from tdos_d2.data.shapes import ShapeSource
+from tdos_d2.errors import UserError
 
 
 class ObjectSource(Protocol):
-    """Where outliers come from."""
+    """Where outliers come from. With an attribute ``photograph = True`` they are real objects."""
 
     def sample(self, rng: np.random.Generator, max_side: int) -> tuple[np.ndarray, np.ndarray]:
         """An object: patch (h, w, 3) uint8 and mask (h, w) float in 0..1, max(h, w) <= max_side."""
         ...
 
 
-# name in INPUT.OOD_PASTE.SOURCE -> class of the source
-SOURCES: dict[str, type[ObjectSource]] = {"shapes": ShapeSource}
+# Values of INPUT.OOD_PASTE.SOURCE: a source, "coco" where it is there and else "shapes", several
+# with weights, no pasting.
+SOURCES = ("shapes", "coco")
+CHOICES = (*SOURCES, "auto", "mix", "none")
 
 _MIN_SIDE = 4
 # Share of an object's box that may lie outside the image.
 _MAX_CUT = 0.25
+# Where the lower edge of an object may be, as a share of the image's height.
+_DEPTH = (0.3, 1.1)
 _BLUR = cv2.getGaussianKernel(3, 0.8)
+# Tries to find an object and a place for it, and the share of it that must cover known pixels.
+_TRIES = 10
+_MIN_KNOWN = 0.5
+# Objects stand on a plane that ends at this share of the frame's height; those far away have at
+# least this share of the size that they would have at the bottom edge.
+_HORIZON = 0.4
+_MIN_PERSPECTIVE = 0.15
+# How far an object is brought to the brightness around it: drawn ones, photographs.
+_LIGHT = ((0.0, 0.6), (0.5, 1.0))
 
 
 class OODPaste:
     """Pastes objects into an image and labels their pixels as OOD.
 
-    Objects stand anywhere but in the top strip of the image, on any class. A pasted object is
-    brought part of the way to the brightness and noise of the image, so that the way it was made
-    does not give it away. Sources, like images, may have their channels in any order.
+    Objects stand anywhere but in the top strip of the image, on any class or on those chosen, but
+    not on pixels that are ignored. A pasted object is brought part of the way to the brightness
+    and noise of the image, so that the way it was made does not give it away. Photographs moreover
+    are the smaller the farther up they stand, as things on a plane are, and take the brightness of
+    what is around them; drawn shapes have all sizes everywhere. Sources, like images, may have
+    their channels in any order.
 
     Args:
-        source: where the objects come from.
+        source: where the objects come from; of several, with weights, each object has its own.
         prob: probability that an image gets any object.
         num: least and largest number of objects, drawn uniformly.
         size: range of an object's larger side as a share of the image's shorter side (uniform; at
-            least 4 pixels).
+            least 4 pixels); of photographs, where they stand at the bottom of the frame.
         ood_label: label of pasted pixels.
+        stand_on: labels of which one must be under the middle of an object's foot; empty: any.
 
     Raises:
-        ValueError: a range is empty or ``prob`` is no probability.
+        ValueError: a range is empty, ``prob`` is no probability or a weight is not above 0.
     """
 
     def __init__(
         self,
-        source: ObjectSource,
+        source: ObjectSource | Sequence[tuple[ObjectSource, float]],
         prob: float,
         num: tuple[int, int] = (1, 3),
         size: tuple[float, float] = (0.05, 0.5),
         *,
         ood_label: int,
+        stand_on: Sequence[int] = (),
     ) -> None:
         if not 0 <= prob <= 1:
             raise ValueError(f"prob must be in 0..1, got {prob}")
@@ -61,14 +88,23 @@ class OODPaste:
             raise ValueError(f"num must be a range that starts at 1 or above, got {num}")
         if not 0 < size[0] <= size[1] <= 1:
             raise ValueError(f"size must be a range within 0..1, got {size}")
-        self.source = source
+        weighted = source if isinstance(source, Sequence) else [(source, 1.0)]
+        self.sources, weights = zip(*weighted, strict=True)
+        if min(weights) <= 0:
+            raise ValueError(f"weights must be above 0, got {weights}")
+        self.shares = np.array(weights) / sum(weights)
         self.prob = prob
         self.num = num
         self.size = size
         self.ood_label = ood_label
+        self.stand_on = tuple(stand_on)
 
     def __call__(
-        self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator
+        self,
+        image: np.ndarray,
+        label: np.ndarray,
+        rng: np.random.Generator,
+        rows: tuple[float, float] = (0.0, 1.0),
     ) -> tuple[np.ndarray, np.ndarray]:
         """Paste objects into copies of ``image`` and ``label``.
 
@@ -76,6 +112,8 @@ class OODPaste:
             image: (H, W, 3) uint8.
             label: (H, W) uint8.
             rng: the only source of randomness.
+            rows: where the top and the bottom edge of this image lie in the frame that it was cut
+                from, as shares of the frame's height.
 
         Returns:
             image and label. Outside the pasted pixels the label is that of the input, and the image
@@ -85,51 +123,153 @@ class OODPaste:
         if rng.random() >= self.prob:
             return image, label
         for _ in range(int(rng.integers(self.num[0], self.num[1] + 1))):
-            side = rng.uniform(*self.size) * min(label.shape)
-            patch, mask = self.source.sample(rng, max(_MIN_SIDE, round(side)))
-            patch = _match_image(patch, mask, image, rng)
-            self._paste(image, label, patch, mask, rng)
+            any(self._try(image, label, rng, rows) for _ in range(_TRIES))
         return image, label
 
-    def _paste(
+    def _try(
+        self,
+        image: np.ndarray,
+        label: np.ndarray,
+        rng: np.random.Generator,
+        rows: tuple[float, float],
+    ) -> bool:
+        """Paste one object in place; False if it would lie on nothing known."""
+        single = len(self.sources) == 1
+        source = self.sources[0 if single else rng.choice(len(self.sources), p=self.shares)]
+        photograph = getattr(source, "photograph", False)
+        side = rng.uniform(*self.size) * min(label.shape)
+        depth = None
+        if photograph:
+            depth = rng.uniform(*_DEPTH)
+            side *= _perspective(rows[0] + depth * (rows[1] - rows[0]))
+        patch, mask = source.sample(rng, max(_MIN_SIDE, round(side)))
+        strength = rng.uniform(*_LIGHT[photograph])
+        grain = np.float32(_noise_level(image) * rng.uniform(0.3, 1.2))
+        noise = rng.standard_normal(patch.shape, dtype=np.float32) * grain
+        # A patch may end at its object's outline; the seam needs one pixel more.
+        h, w = mask.shape[0] + 2, mask.shape[1] + 2
+        height, width = label.shape
+        left = round(rng.uniform(-_MAX_CUT * w, width - (1 - _MAX_CUT) * w))
+        lowest = height + _MAX_CUT * h
+        if depth is None:
+            foot = rng.uniform(max(_DEPTH[0] * height, h), lowest)
+        else:
+            foot = np.clip(depth * height, h, lowest)
+        top = round(foot) - h
+        if not self._stands(label, round(foot), left + w // 2):
+            return False
+        lit = _surroundings(image, top, left, h, w) if photograph else image
+        patch = patch * np.float32(_brightness(lit, patch, mask) ** strength) + noise
+        patch = cv2.copyMakeBorder(np.clip(patch, 0, 255), 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+        mask = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+        return self._blend(image, label, patch, mask, top, left)
+
+    def _stands(self, label: np.ndarray, foot: int, column: int) -> bool:
+        """Whether an object may stand there; what is outside the image is as its nearest pixel."""
+        row = np.clip(foot - 1, 0, label.shape[0] - 1)
+        return not self.stand_on or (
+            label[row, np.clip(column, 0, label.shape[1] - 1)] in self.stand_on
+        )
+
+    def _blend(
         self,
         image: np.ndarray,
         label: np.ndarray,
         patch: np.ndarray,
         mask: np.ndarray,
-        rng: np.random.Generator,
-    ) -> None:
-        # A patch may end at its object's outline; the seam needs one pixel more.
-        patch = cv2.copyMakeBorder(patch, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
-        mask = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+        top: int,
+        left: int,
+    ) -> bool:
         (height, width), (h, w) = label.shape, mask.shape
-        left = round(rng.uniform(-_MAX_CUT * w, width - (1 - _MAX_CUT) * w))
-        foot = round(rng.uniform(max(0.3 * height, h), height + _MAX_CUT * h))
-        top = foot - h
         # The parts of the image and of the patch that cover each other.
-        rows = slice(max(top, 0), min(foot, height))
+        rows = slice(max(top, 0), min(top + h, height))
         cols = slice(max(left, 0), min(left + w, width))
         inner = (slice(rows.start - top, rows.stop - top),
                  slice(cols.start - left, cols.stop - left))  # fmt: skip
         hard = (mask[inner] > 0.5).astype(np.float32)
+        covered = label[rows, cols][hard > 0]
+        if not len(covered) or np.mean(covered != IGNORE) < _MIN_KNOWN:
+            return False
         # A 3x3 blur of the hard mask: the seam reaches one pixel to either side of the outline.
         alpha = cv2.sepFilter2D(hard, -1, _BLUR, _BLUR, borderType=cv2.BORDER_REPLICATE)[..., None]
         under = image[rows, cols]
         image[rows, cols] = np.round(under + alpha * (patch[inner] - under.astype(np.float32)))
         label[rows, cols][hard > 0] = self.ood_label
+        return True
 
 
-def _match_image(
-    patch: np.ndarray, mask: np.ndarray, image: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Bring a patch a random part of the way to the image's brightness and noise; float32."""
-    # A sparse grid of pixels is enough for both measures.
-    step = max(1, min(image.shape[:2]) // 64)
-    brightness = float(image[::step, ::step].mean()) / max(float(patch[mask > 0.5].mean()), 8.0)
-    factor = np.clip(brightness, 0.5, 1.6) ** rng.uniform(0, 0.6)
-    grain = np.float32(_noise_level(image) * rng.uniform(0.3, 1.2))
-    noise = rng.standard_normal(patch.shape, dtype=np.float32) * grain
-    return np.clip(patch * np.float32(factor) + noise, 0, 255)
+def build_ood_paste(cfg: CfgNode) -> OODPaste | None:
+    """What ``INPUT.OOD_PASTE`` describes; None where its source is "none".
+
+    Raises:
+        UserError: a value that is not possible, or a list of COCO objects that is not there.
+    """
+    node = cfg.INPUT.OOD_PASTE
+    if node.SOURCE not in CHOICES:
+        raise UserError(
+            f"INPUT.OOD_PASTE.SOURCE must be one of {', '.join(CHOICES)}, got {node.SOURCE!r}"
+        )
+    if node.SOURCE == "none":
+        return None
+    name = _present_source(cfg) if node.SOURCE == "auto" else node.SOURCE
+    mix = node.MIX if name == "mix" else [[name, 1.0]]
+    if not mix:
+        raise UserError("INPUT.OOD_PASTE.MIX is empty, but INPUT.OOD_PASTE.SOURCE is mix")
+    for row in mix:
+        if len(row) != 2 or row[0] not in SOURCES or not isinstance(row[1], (int, float)):
+            raise UserError(
+                f"INPUT.OOD_PASTE.MIX: {row} is not [one of {', '.join(SOURCES)}, weight]"
+            )
+    sources = [(_source(name, cfg), weight) for name, weight in mix]
+    names = list(class_names(cfg))
+    unknown = [name for name in node.STAND_ON if name not in names]
+    if unknown:
+        raise UserError(
+            f"INPUT.OOD_PASTE.STAND_ON: '{unknown[0]}' is none of the classes {', '.join(names)}"
+        )
+    ground = [names.index(name) for name in node.STAND_ON]
+    try:
+        return OODPaste(
+            sources, node.PROB, node.NUM, node.SIZE, ood_label=len(names), stand_on=ground
+        )
+    except ValueError as error:
+        raise UserError(f"INPUT.OOD_PASTE: {error}") from error
+
+
+def _source(name: str, cfg: CfgNode) -> ObjectSource:
+    if name == "shapes":
+        return ShapeSource()
+    return CocoSource(_coco_list(cfg), cfg.INPUT.OOD_PASTE.COCO_CATEGORIES, cfg.INPUT.FORMAT)
+
+
+def _coco_list(cfg: CfgNode) -> Path:
+    return Path(cfg.INPUT.OOD_PASTE.COCO_LIST or data_root() / "coco_outliers.json").expanduser()
+
+
+def _present_source(cfg: CfgNode) -> str:
+    path = _coco_list(cfg)
+    name, there = ("coco", "is there") if path.is_file() else ("shapes", "does not exist")
+    logging.getLogger(__name__).info(f"Outliers are {name}: {path} {there}")
+    return name
+
+
+def _perspective(foot: float) -> float:
+    """Size factor of an object that stands at this share of the frame's height."""
+    return float(np.clip((foot - _HORIZON) / (1 - _HORIZON), _MIN_PERSPECTIVE, 1))
+
+
+def _surroundings(image: np.ndarray, top: int, left: int, h: int, w: int) -> np.ndarray:
+    """The image in the object's box and half its size around it."""
+    rows = slice(max(top - h // 2, 0), top + h + h // 2)
+    cols = slice(max(left - w // 2, 0), left + w + w // 2)
+    return image[rows, cols]
+
+
+def _brightness(image: np.ndarray, patch: np.ndarray, mask: np.ndarray) -> float:
+    """Factor that would make an object as bright as the image, within limits."""
+    step = max(1, min(image.shape[:2]) // 64)  # a sparse grid of pixels is enough
+    ratio = float(image[::step, ::step].mean()) / max(float(patch[mask > 0.5].mean()), 8.0)
+    return float(np.clip(ratio, 0.5, 1.6))
 
 
 def _noise_level(image: np.ndarray) -> float:

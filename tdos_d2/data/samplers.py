@@ -7,7 +7,7 @@ import contextlib
 import copy
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,13 @@ import torch
 from detectron2.data import DatasetFromList
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
+Seed = int | Sequence[int]
+
 # Keys that keep the random streams of one seed apart.
-_ORDER, _SAMPLE = 0, 1
+_ORDER, _SAMPLE, RARE_CLASS, _MIX = range(4)
+# Weights of sets are kept in each so many positions, so that no share may be smaller than this.
+_BLOCK = 1000
+MIN_SHARE = 2 / _BLOCK
 
 
 class PositionalDataset(Dataset):
@@ -27,11 +32,11 @@ class PositionalDataset(Dataset):
 
     Args:
         dicts: dataset dicts in Detectron2's format.
-        seed: any integer >= 0.
+        seed: any integer >= 0, or several.
         shuffle: False keeps the order of ``dicts`` in each epoch.
     """
 
-    def __init__(self, dicts: list[dict[str, Any]], seed: int, shuffle: bool = True) -> None:
+    def __init__(self, dicts: list[dict[str, Any]], seed: Seed, shuffle: bool = True) -> None:
         self._dicts = DatasetFromList(dicts)
         self._seed = seed
         self._shuffle = shuffle
@@ -50,6 +55,45 @@ class PositionalDataset(Dataset):
         record = copy.deepcopy(self._dicts[int(self._order[index])])
         record["position"] = position
         return record
+
+
+class MixedDataset(Dataset):
+    """Endless sequences of dataset dicts mixed with weights.
+
+    In each block of 1,000 positions every sequence has its share, to the nearest whole number, at
+    random places. A sequence goes on where it stopped, so that its own epochs stay whole.
+
+    Args:
+        datasets: what to mix: item q of each, for any q >= 0, is a dict of its own.
+        weights: one number > 0 per sequence.
+        seed: any integer >= 0.
+
+    Raises:
+        ValueError: a weight is less than ``MIN_SHARE`` of their sum.
+    """
+
+    def __init__(self, datasets: Sequence[Dataset], weights: Sequence[float], seed: int) -> None:
+        if min(weights) < MIN_SHARE * sum(weights):
+            raise ValueError(f"each weight must be at least {MIN_SHARE} of their sum: {weights}")
+        ends = np.round(_BLOCK * np.cumsum(weights) / np.sum(weights)).astype(int)
+        self._counts = np.diff(ends, prepend=0)
+        self._datasets = datasets
+        self._seed = seed
+        self._block = -1
+        self._order = np.repeat(np.arange(len(datasets)), self._counts)
+
+    def __len__(self) -> int:
+        return sum(len(dataset) for dataset in self._datasets)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        block, place = divmod(position, _BLOCK)
+        if block != self._block:
+            stream = np.random.SeedSequence(self._seed, spawn_key=(_MIX, block))
+            self._order = np.random.default_rng(stream).permutation(np.sort(self._order))
+            self._block = block
+        chosen = self._order[place]
+        earlier = block * self._counts[chosen] + np.count_nonzero(self._order[:place] == chosen)
+        return {**self._datasets[chosen][int(earlier)], "position": position}
 
 
 class PositionSampler(Sampler[int]):

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
+from layouts import write_image
 
 import tdos_d2
-
-
-def write_image(path: Path, array: np.ndarray, format: str | None = None) -> Path:
-    """Write an array as image file, of another format than the name says on demand."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"lossless": True} if path.suffix == ".webp" else {}
-    Image.fromarray(array).save(path, format=format, **options)
-    return path
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tdos_d2.data.ood_paste import SOURCES, OODPaste
+from tdos_d2.data.ood_paste import OODPaste
 from tdos_d2.data.shapes import TEXTURES, ShapeSource, random_texture
 
 OOD = 10
@@ -33,7 +33,7 @@ def frame(height=96, width=192):
 
 def test_label_and_image_change_in_the_same_places():
     image, label = frame()
-    paste = OODPaste(SOURCES["shapes"](), 1.0, ood_label=OOD)
+    paste = OODPaste(ShapeSource(), 1.0, ood_label=OOD)
     for seed in range(20):
         pasted, pasted_label = paste(image, label, np.random.default_rng(seed))
         inside = pasted_label == OOD
@@ -54,6 +54,25 @@ def test_seam_is_soft_and_inside_is_not():
     assert len(np.unique(pasted[inner])) == 1
     assert pasted[outer].max() < pasted[inner].max()
     assert pasted[outer].min() > 0
+
+
+def test_objects_stand_on_the_classes_chosen():
+    image, _ = frame()
+    label = np.ones((96, 192), np.uint8)
+    label[48:, 60:140] = 2  # a road in the middle of the lower half
+    paste = OODPaste(SquareSource(), 1.0, (1, 1), (0.1, 0.3), ood_label=OOD, stand_on=[2])
+    for seed in range(30):
+        _, pasted = paste(image, label, np.random.default_rng(seed))
+        rows, columns = np.nonzero(pasted == OOD)
+        if len(rows):  # ten tries may all miss
+            assert rows.max() >= 48
+            assert 58 <= (columns.min() + columns.max()) / 2 <= 141
+    everywhere = OODPaste(SquareSource(), 1.0, (1, 1), (0.1, 0.3), ood_label=OOD)
+    feet = [
+        np.nonzero(everywhere(image, label, np.random.default_rng(seed))[1] == OOD)
+        for seed in range(30)
+    ]
+    assert any(columns.mean() < 50 for _, columns in feet)
 
 
 def test_inputs_stay_as_they_are():

@@ -1,0 +1,152 @@
+"""Photographed outliers: objects cut out of COCO images, listed once in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.data import DatasetFromList
+from pycocotools import mask as coco_mask
+
+from tdos_d2.data.reading import read_image
+from tdos_d2.errors import UserError
+
+_FIELDS = ("file", "category", "bbox", "segmentation")
+# A small photograph made larger than this looks like nothing else in the image.
+_MAX_ENLARGEMENT = 1.5
+
+
+class CocoSource:
+    """Cuts objects out of COCO images, all categories equally often, half of them mirrored.
+
+    Args:
+        list_path: JSON file {"images_root", "instances": [{"file", "category", "bbox" (x, y, w, h),
+            "segmentation" (COCO's polygons or run lengths)}, ...]} as
+            ``datasets/prepare_coco_outliers.py`` writes it. A relative ``images_root`` starts at
+            the folder of the list.
+        categories: names of the categories to take; none = all of the list.
+        image_format: order of channels, "RGB" or "BGR".
+
+    Raises:
+        UserError: there is no such list, it is not one, its images are not there or it has no
+            object of these categories.
+    """
+
+    # Its objects come with the proportions and the light of real things (see OODPaste).
+    photograph = True
+
+    def __init__(
+        self,
+        list_path: str | os.PathLike,
+        categories: Sequence[str] = (),
+        image_format: str = "RGB",
+    ) -> None:
+        self._path = Path(list_path).expanduser()
+        self._format = image_format
+        content = _read_list(self._path)
+        instances = content["instances"]
+        self._root = self._path.parent / content["images_root"]
+        first = self._root / instances[0]["file"]
+        if not first.is_file():
+            raise UserError(f"{self._path}: its first image {first} does not exist")
+        self._groups = _by_category(instances, categories, self._path)
+        # Packed: lists of numbers would be copied into each loader process.
+        self._instances = DatasetFromList(instances, copy=False)
+
+    def sample(self, rng: np.random.Generator, max_side: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cut out an object.
+
+        Args:
+            rng: the only source of randomness.
+            max_side: largest side of the patch in pixels. Objects are enlarged by a half at most.
+
+        Returns:
+            patch (h, w, 3) uint8, with the background that the object had, and mask (h, w) float32
+            in 0..1, of which at least one pixel is 1.
+
+        Raises:
+            UserError: the image cannot be read, or the object has no pixel.
+        """
+        group = self._groups[rng.integers(len(self._groups))]
+        instance = self._instances[int(group[rng.integers(len(group))])]
+        path = self._root / instance["file"]
+        patch, mask = cut_out(read_image(path, self._format), instance)
+        if not mask.any():
+            raise UserError(f"{self._path}: an object in {path} has no pixel")
+        if rng.random() < 0.5:
+            patch, mask = patch[:, ::-1], mask[:, ::-1]
+        return _fit(patch, mask, max_side)
+
+
+def cut_out(image: np.ndarray, instance: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The box of an object and its mask.
+
+    Args:
+        image: (H, W, 3) uint8.
+        instance: with "bbox" and "segmentation" in COCO's format.
+
+    Returns:
+        patch (h, w, 3) uint8, a view of ``image``, and mask (h, w) uint8 in 0 / 1.
+    """
+    height, width = image.shape[:2]
+    x, y, w, h = instance["bbox"]
+    left, top = max(int(x), 0), max(int(y), 0)
+    right, bottom = min(int(np.ceil(x + w)), width), min(int(np.ceil(y + h)), height)
+    segmentation = instance["segmentation"]
+    if isinstance(segmentation, list):
+        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):  # run lengths that are not compressed
+        segmentation = coco_mask.frPyObjects(segmentation, height, width)
+    box = slice(top, bottom), slice(left, right)
+    return image[box], coco_mask.decode(segmentation)[box]
+
+
+def _fit(patch: np.ndarray, mask: np.ndarray, max_side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Resize, so that the larger side becomes ``max_side`` or less."""
+    scale = min(max_side / max(mask.shape), _MAX_ENLARGEMENT)
+    h, w = (max(1, round(side * scale)) for side in mask.shape)
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    patch = cv2.resize(np.ascontiguousarray(patch), (w, h), interpolation=how)
+    soft = cv2.resize(mask.astype(np.float32), (w, h), interpolation=how)
+    # Of a thin object made small no pixel might be covered by half.
+    return patch, soft / soft.max()
+
+
+def _read_list(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(
+            f"INPUT.OOD_PASTE.COCO_LIST: {path} does not exist "
+            "(datasets/prepare_coco_outliers.py writes it)"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        complete = all(field in entry for entry in content["instances"] for field in _FIELDS)
+        if not complete or not isinstance(content["images_root"], str):
+            raise KeyError
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"INPUT.OOD_PASTE.COCO_LIST: {path} is no list of datasets/prepare_coco_outliers.py"
+        ) from error
+    if not content["instances"]:
+        raise UserError(f"INPUT.OOD_PASTE.COCO_LIST: {path} has no objects")
+    return content
+
+
+def _by_category(
+    instances: Sequence[Mapping[str, Any]], categories: Sequence[str], path: Path
+) -> list[np.ndarray]:
+    """Numbers of the instances of each category that is asked for."""
+    names = np.array([instance["category"] for instance in instances])
+    there = sorted(set(names.tolist()))
+    unknown = [name for name in categories if name not in there]
+    if unknown:
+        raise UserError(
+            f"INPUT.OOD_PASTE.COCO_CATEGORIES: '{unknown[0]}' is not in {path}; "
+            f"there are {', '.join(there)}"
+        )
+    return [np.flatnonzero(names == name) for name in there if not categories or name in categories]
