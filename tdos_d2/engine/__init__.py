@@ -6,8 +6,9 @@ from .checkpoint import TDOSCheckpointer, read_checkpoint_info
 from .launch import exit_with_one_line, launch_job
 from .optimizer import build_lr_scheduler, build_optimizer
 from .preflight import check
+from .results import verify
 from .setup import load_config
-from .trainer import Trainer, results_table, verify
+from .trainer import Trainer
 
 __all__ = [
     "TDOSCheckpointer",
@@ -19,6 +20,5 @@ __all__ = [
     "launch_job",
     "load_config",
     "read_checkpoint_info",
-    "results_table",
     "verify",
 ]

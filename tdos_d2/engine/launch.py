@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..errors import UserError
+from .setup import register_datasets
 
 _MARK = "UserError: "
 # Ends of tracebacks that users can do something about.
@@ -81,6 +82,7 @@ def user_message(text: str) -> str | None:
 
 def _worker(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more: object) -> None:
     _share_cores(comm.get_local_size())
+    register_datasets(cfg)  # again: a new process knows the built-in sets only
     # The trainer logs exceptions with their traceback; users' own mistakes need none.
     logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_user_error)
     try:

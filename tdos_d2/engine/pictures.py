@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
 from ..data import read_image, read_label
+from ..data.reading import IGNORE
 from ..inference.drawing import frame_pictures
 
 _PANEL_WIDTH = 480
@@ -32,7 +33,7 @@ class PictureEvaluator(DatasetEvaluator):
     def __init__(self, dataset_name: str, num_pictures: int) -> None:
         self._name = dataset_name
         self._num = num_pictures if comm.is_main_process() else 0
-        self._labels: dict[str, str] = {}
+        self._records: dict[str, Mapping] = {}
         self._pictures: list[np.ndarray] = []
 
     def reset(self) -> None:
@@ -51,13 +52,16 @@ class PictureEvaluator(DatasetEvaluator):
             get_event_storage().put_image(f"{self._name}/{i}", picture.transpose(2, 0, 1))
 
     def _draw(self, file_name: str, output: Mapping[str, torch.Tensor]) -> np.ndarray:
-        if not self._labels:
-            frames = DatasetCatalog.get(self._name)
-            self._labels = {f["file_name"]: f["sem_seg_file_name"] for f in frames}
+        if not self._records:
+            self._records = {f["file_name"]: f for f in DatasetCatalog.get(self._name)}
         metadata = MetadataCatalog.get(self._name)
-        label = read_label(self._labels[file_name], metadata)
+        record, image = self._records[file_name], read_image(file_name, "RGB")
+        label = np.full(image.shape[:2], IGNORE, np.uint8)
+        if "sem_seg_file_name" in record:  # not in a hidden test split
+            mask = record.get("region_mask_file_name")
+            label = read_label(record["sem_seg_file_name"], metadata, mask)
         arrays = {key: output[key].cpu().numpy() for key in _DRAWN if key in output}
-        panels = frame_pictures(read_image(file_name, "RGB"), label, arrays, metadata)
+        panels = frame_pictures(image, label, arrays, metadata)
         return np.concatenate([_shrink(panel) for panel in panels], axis=1)
 
 

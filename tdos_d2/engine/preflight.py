@@ -12,14 +12,22 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
-from ..data.checks import check_classes, check_dataset, present_datasets
-from ..data.ood_paste import SOURCES
+from ..data.checks import check_classes, check_dataset, check_train_weights, present_datasets
+from ..data.ood_paste import CHOICES as PASTE_SOURCES
+from ..data.ood_paste import build_ood_paste
 from ..errors import UserError
+from ..evaluation.evaluators import check_export
+from ..evaluation.score_files import import_h5py
+from ..evaluation.submission import FORMATS as SUBMISSION_FORMATS
+from ..modeling.backbone import NECKS, check_encoder
+from ..modeling.build import PROMPT_STARTS
 from ..modeling.clip import check_weights_file
-from ..modeling.merge import MERGE_RULES
-from ..modeling.scores import SCORES, get_score
+from ..modeling.merge import CLASS_MERGE_RULES, MERGE_RULES
+from ..modeling.scores import SCORES, check_score
+from ..modeling.semantic_augmentation import REGIONS
+from ..prompts import load_groups
 from .seeding import set_key
-from .setup import local_weights, resolve_from_checkpoint, use_cpu_without_gpu
+from .setup import local_weights, resolve_from_checkpoint, resume_file, use_cpu_without_gpu
 
 _POSITIVE = (
     "SOLVER.MAX_ITER",
@@ -27,7 +35,9 @@ _POSITIVE = (
     "SOLVER.BASE_LR",
     "SOLVER.CHECKPOINT_PERIOD",
     "TEST.WINDOW.BATCH",
+    "INPUT.RARE_CLASS.TEMPERATURE",
     "MODEL.TDOS.NUM_POINTS",
+    "MODEL.REG.TEMPERATURE",
 )
 _NOT_NEGATIVE = (
     "SOLVER.WARMUP_ITERS",
@@ -37,15 +47,27 @@ _NOT_NEGATIVE = (
     "TEST.EVAL_PERIOD",
     "TEST.NUM_PICTURES",
     "TEST.WINDOW.SIZE",
+    "INPUT.RARE_CLASS.MIN_PIXELS",
+    "INPUT.RARE_CLASS.MIN_CROP_PIXELS",
     "MODEL.TDOS.CONTEXT_LENGTH",
     "MODEL.TDOS.NUM_NEGATIVE",
+    "MODEL.TDOS.SCORE_MAP_WEIGHT",
+    "MODEL.REG.LANGUAGE_WEIGHT",
+    "MODEL.REG.VISION_MSE_WEIGHT",
+    "MODEL.REG.VISION_COSINE_WEIGHT",
+    "MODEL.SEM_AUG.NOISE",
 )
 _CHOICES = {
     "TEST.MISSING": ("error", "skip"),
+    "TEST.EXPORT.FORMAT": (*SUBMISSION_FORMATS, "none"),
     "INPUT.FORMAT": ("RGB", "BGR"),
-    "INPUT.OOD_PASTE.SOURCE": (*SOURCES, "none"),
+    "INPUT.OOD_PASTE.SOURCE": PASTE_SOURCES,
+    "MODEL.NECK.NAME": ("", *NECKS),
     "MODEL.TDOS.MERGE": MERGE_RULES,
-    "MODEL.TDOS.SCORE": tuple(SCORES),
+    "MODEL.TDOS.CLASS_MERGE": CLASS_MERGE_RULES,
+    "MODEL.TDOS.SCORE": SCORES,
+    "MODEL.SEM_AUG.REGION": REGIONS,
+    "MODEL.PROMPTS.INIT": PROMPT_STARTS,
 }
 
 
@@ -73,10 +95,32 @@ def check(cfg: CfgNode, args: Namespace) -> list[str]:
     _check_weights(cfg)
     notes += resolve_from_checkpoint(cfg, resume=args.resume, eval_only=args.eval_only)
     _check_pretrained(cfg)
+    if cfg.MODEL.META_ARCHITECTURE == "TDOS" and not args.eval_only:
+        _check_method(cfg, args)
     _check_class_count(cfg, args)
     _check_output(cfg)
     if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume):
         notes.append("MODEL.WEIGHTS is empty: this evaluates an untrained model")
+    return notes
+
+
+def check_model(cfg: CfgNode) -> list[str]:
+    """Check what running the model of ``MODEL.WEIGHTS`` needs, without data sets.
+
+    Fills in ``cfg`` in place, as an evaluation does, what the checkpoint says of its model.
+
+    Returns:
+        Lines for the log: what was filled in.
+
+    Raises:
+        UserError: the first thing that is wrong, naming the key or file.
+    """
+    _check_values(cfg)
+    notes = use_cpu_without_gpu(cfg)
+    _check_names(cfg)
+    _check_weights(cfg)
+    notes += resolve_from_checkpoint(cfg, resume=False, eval_only=True)
+    _check_pretrained(cfg)
     return notes
 
 
@@ -88,7 +132,7 @@ def _check_values(cfg: CfgNode) -> None:
             known = ", ".join(choices)
             raise UserError(f"{key}: '{_get(cfg, key)}' is not known; there are {known}")
     for name in cfg.MODEL.TDOS.EXTRA_SCORES:
-        get_score(name)
+        check_score(name, "MODEL.TDOS.EXTRA_SCORES")
     if cfg.SEED >= 2**32:
         raise UserError(f"SEED must be below 2**32, not {cfg.SEED}")
     window = cfg.TEST.WINDOW
@@ -101,6 +145,9 @@ def _check_values(cfg: CfgNode) -> None:
     for row in cfg.SOLVER.MULTIPLIERS:
         if len(row) != 2 or not isinstance(row[0], str) or not _is_number(row[1]) or row[1] < 0:
             raise UserError(f"SOLVER.MULTIPLIERS: {row} is not [module, factor of 0 or more]")
+    sizes = (cfg.TEST.AUG.MAX_SIZE, *cfg.TEST.AUG.MIN_SIZES)
+    if cfg.TEST.AUG.ENABLED and not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise UserError("TEST.AUG.MIN_SIZES and MAX_SIZE must be pixels, 1 or more")
     for row in cfg.TEST.EXPECTED_RESULTS:
         if len(row) != 4 or not _is_number(row[2]) or not _is_number(row[3]):
             raise UserError(f"TEST.EXPECTED_RESULTS: {row} is not [task, metric, value, tolerance]")
@@ -152,7 +199,16 @@ def _check_datasets(cfg: CfgNode, args: Namespace) -> list[str]:
         for name in cfg.DATASETS.TRAIN:
             check_dataset(name, training=True)
         check_classes(cfg)
+        check_train_weights(cfg)
+        build_ood_paste(cfg)  # reads its list of objects
+    threshold_set = cfg.TEST.THRESHOLD_DATASET
+    if threshold_set and threshold_set not in cfg.DATASETS.TEST:
+        raise UserError(f"TEST.THRESHOLD_DATASET: '{threshold_set}' is not in DATASETS.TEST")
     present = present_datasets(cfg)
+    for name in present:
+        check_export(cfg, name)
+    if cfg.TEST.EXPORT.FORMAT == "smiyc":
+        import_h5py()
     absent = [name for name in cfg.DATASETS.TEST if name not in present]
     set_key(cfg, "DATASETS.TEST", tuple(present))
     if args.eval_only and not present:
@@ -171,7 +227,32 @@ def _check_pretrained(cfg: CfgNode) -> None:
     if embeddings and not os.path.isfile(embeddings):
         raise UserError(f"MODEL.TEXT.EMBEDDINGS: {embeddings} does not exist")
     if cfg.MODEL.META_ARCHITECTURE == "TDOS":
+        check_encoder(cfg)
         check_weights_file(weights)
+
+
+def _check_method(cfg: CfgNode, args: Namespace) -> None:
+    """What training TDOS needs beyond single values."""
+    node, prompts = cfg.MODEL.TDOS, cfg.MODEL.PROMPTS
+    augmentation = cfg.MODEL.SEM_AUG
+    for key in ("PROB", "ALPHA"):
+        if not 0 <= augmentation[key] <= 1:
+            raise UserError(f"MODEL.SEM_AUG.{key} must be 0 to 1, not {augmentation[key]}")
+    for key, least in (("NUM", 1), ("SIZE", 0)):
+        values = augmentation[key]
+        if len(values) != 2 or not least <= values[0] <= values[1] or not values[1]:
+            raise UserError(f"MODEL.SEM_AUG.{key} must be (smallest, largest), not {values}")
+    if "{}" not in cfg.MODEL.REG.TEMPLATE:
+        raise UserError(f"MODEL.REG.TEMPLATE: '{cfg.MODEL.REG.TEMPLATE}' has no {{}} for the word")
+    if prompts.GROUPS and node.NUM_NEGATIVE:
+        load_groups(prompts.GROUPS, node.NUM_NEGATIVE)
+    elif prompts.INIT == "group" and node.NUM_NEGATIVE:
+        raise UserError("MODEL.PROMPTS.INIT 'group' needs words: MODEL.PROMPTS.GROUPS is empty")
+    if node.HEADS_ONLY and not cfg.MODEL.WEIGHTS and not (args.resume and resume_file(cfg)):
+        raise UserError(
+            "MODEL.TDOS.HEADS_ONLY trains the heads of a model that is there: name its checkpoint "
+            "in MODEL.WEIGHTS"
+        )
 
 
 def _check_class_count(cfg: CfgNode, args: Namespace) -> None:
@@ -192,14 +273,14 @@ def _check_class_count(cfg: CfgNode, args: Namespace) -> None:
 
 
 def _check_output(cfg: CfgNode) -> None:
-    try:
-        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cfg.OUTPUT_DIR):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written to ({error.strerror})"
-        ) from error
+    for key in ("OUTPUT_DIR", *(["TEST.SHOW_DIR"] if cfg.TEST.SHOW_DIR else [])):
+        folder = _get(cfg, key)
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UserError(f"{key} {folder} cannot be written to ({error.strerror})") from error
 
 
 def _get(cfg: CfgNode, key: str):

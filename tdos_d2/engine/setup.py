@@ -13,7 +13,8 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 
-from ..config import add_tdos_config
+from ..config import add_tdos_config, get_config_file
+from ..data import register_from_file
 from ..errors import UserError
 from ..modeling.clip import missing_weights_file
 from .checkpoint import read_checkpoint_info
@@ -21,17 +22,19 @@ from .seeding import set_key
 
 
 def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
-    """Defaults, then the file, then the KEY VALUE pairs.
+    """Defaults, then the file, then the KEY VALUE pairs; registers ``DATASETS.REGISTER``.
+
+    Where there is no such file, ``config_file`` may name a config that ships with tdos_d2, with or
+    without ``configs/`` before it.
 
     Raises:
         UserError: no such file, not YAML, an unknown key, a value of the wrong type, an odd number
-            of words; the message names file and key.
+            of words, a wrong list of data sets; the message names file and key.
     """
     cfg = get_cfg()
     add_tdos_config(cfg)
     if config_file:
-        if not os.path.isfile(config_file):
-            raise UserError(f"config file {config_file} does not exist")
+        config_file = _find_config(config_file)
         _merge(config_file, cfg.merge_from_file, config_file, False)
     flags = [word for word in opts if word.startswith("--")]
     if flags:
@@ -39,7 +42,18 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     if len(opts) % 2:
         raise UserError(f"KEY VALUE pairs expected, but there is an odd number: {' '.join(opts)}")
     _merge("command line", cfg.merge_from_list, list(opts))
+    register_datasets(cfg)
     return cfg
+
+
+def register_datasets(cfg: CfgNode) -> None:
+    """Register the sets of ``DATASETS.REGISTER``, if any; every process has to.
+
+    Raises:
+        UserError: see ``tdos_d2.data.register_from_file``.
+    """
+    if cfg.DATASETS.get("REGISTER"):  # not in a config of another project
+        register_from_file(cfg.DATASETS.REGISTER)
 
 
 def use_cpu_without_gpu(cfg: CfgNode) -> list[str]:
@@ -128,11 +142,22 @@ def _take_model(cfg: CfgNode, info: dict[str, Any], path: Path | None) -> list[s
     notes = []
     if cfg.MODEL.TDOS.OOD_NAME == load_config().MODEL.TDOS.OOD_NAME:  # not another word by choice
         notes += _take(cfg, "MODEL.TDOS.OOD_NAME", info.get("ood_name"), path)
+    if info:  # the file has the prompts as they became: the words behind them need not be there
+        set_key(cfg, "MODEL.PROMPTS.GROUPS", "")
     weights = cfg.MODEL.CLIP.WEIGHTS
     if info.get("clip_name") and missing_weights_file(weights):
         notes += _take(cfg, "MODEL.CLIP.NAME", info["clip_name"], path)
         notes += _take(cfg, "MODEL.CLIP.WEIGHTS", "", path)
     return notes
+
+
+def _find_config(name: str) -> str:
+    if os.path.isfile(name):
+        return name
+    try:
+        return get_config_file(name.removeprefix("configs/"))
+    except FileNotFoundError:
+        raise UserError(f"config file {name} does not exist") from None
 
 
 def _training_names(cfg: CfgNode) -> list[str]:

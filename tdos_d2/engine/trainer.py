@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import os
 import weakref
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -22,19 +20,20 @@ from detectron2.engine import (
     create_ddp_model,
     hooks,
 )
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
-from tabulate import tabulate
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data import build_test_loader, build_train_loader
 from ..errors import UserError
 from ..evaluation import build_evaluator
-from .checkpoint import TDOSCheckpointer, atomic_write
+from ..modeling.test_time_augmentation import SemanticSegmentorWithTTA
+from .checkpoint import TDOSCheckpointer
 from .optimizer import build_lr_scheduler, build_optimizer
 from .pictures import PictureEvaluator
+from .results import by_dataset, keep_operating_point, report_results, verify, write_results
 from .seeding import SeededBatches, set_key, settle_seed
 
 logger = logging.getLogger(__name__)
@@ -84,6 +83,7 @@ class Trainer(DefaultTrainer):
         """
         if not (resume and self.checkpointer.has_checkpoint()):
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+            self._check_frozen_are_loaded()
             return
         path = self.checkpointer.get_checkpoint_file()
         try:
@@ -92,6 +92,11 @@ class Trainer(DefaultTrainer):
             if isinstance(error, UserError):
                 raise
             raise UserError(f"cannot resume from {path}: {error}") from error
+        if self.checkpointer.not_loaded:
+            raise UserError(
+                f"cannot resume from {path}: it is of another model, which has no fitting "
+                f"{self.checkpointer.not_loaded[0]}"
+            )
         self.start_iter = self.iter + 1
         if self.start_iter > self.max_iter:
             raise UserError(
@@ -105,6 +110,17 @@ class Trainer(DefaultTrainer):
         # With another MAX_ITER the next step already belongs to the new schedule.
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
             group["lr"] = lr
+
+    def _check_frozen_are_loaded(self) -> None:
+        if not self.cfg.MODEL.TDOS.HEADS_ONLY:
+            return
+        trained = {k for k, v in self.checkpointer.model.named_parameters() if v.requires_grad}
+        untrained = [key for key in self.checkpointer.not_loaded if key not in trained]
+        if untrained:
+            raise UserError(
+                f"MODEL.TDOS.HEADS_ONLY: {self.cfg.MODEL.WEIGHTS} has no fitting {untrained[0]}"
+                f" and {len(untrained) - 1} more, which would stay at random"
+            )
 
     def train(self) -> Mapping[str, Any] | None:
         """Run training. Returns the results of the last evaluation on the main process."""
@@ -120,13 +136,16 @@ class Trainer(DefaultTrainer):
         return [evaluate if isinstance(h, hooks.EvalHook) else h for h in super().build_hooks()]
 
     def _evaluate(self) -> Mapping[str, Any]:
-        evaluators = []
-        for name in self.cfg.DATASETS.TEST:
-            evaluator = self.build_evaluator(self.cfg, name)
-            pictures = PictureEvaluator(name, self.cfg.TEST.NUM_PICTURES)
-            evaluators.append(DatasetEvaluators([evaluator, pictures]))
-        self._last_eval_results = self.test(self.cfg, self.model, evaluators)
-        return self._last_eval_results
+        names, number = self.cfg.DATASETS.TEST, self.cfg.TEST.NUM_PICTURES
+        evaluators = [self.build_evaluator(self.cfg, name) for name in names]
+        with_pictures = [
+            DatasetEvaluators([evaluator, PictureEvaluator(name, number)])
+            for name, evaluator in zip(names, evaluators, strict=True)
+        ]
+        results = self.test(self.cfg, self.model, with_pictures)
+        report_results(self.cfg, by_dataset(self.cfg, results), evaluators)
+        self._last_eval_results = results
+        return results
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -149,10 +168,11 @@ class Trainer(DefaultTrainer):
         return build_test_loader(cfg, dataset_name)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, folder: str = "inference"
+    ) -> DatasetEvaluator:
         """The evaluator that the metadata of ``dataset_name`` asks for."""
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        return build_evaluator(cfg, dataset_name, folder)
+        return build_evaluator(cfg, dataset_name, os.path.join(cfg.OUTPUT_DIR, folder))
 
     @classmethod
     def test(
@@ -161,7 +181,7 @@ class Trainer(DefaultTrainer):
         model: torch.nn.Module,
         evaluators: Sequence[DatasetEvaluator] | None = None,
     ) -> Mapping[str, Any]:
-        """Evaluate on every set of ``DATASETS.TEST``, print a table, write results.json.
+        """Evaluate on every set of ``DATASETS.TEST``, print a table, write the results.
 
         Returns:
             On the main process ``{data set: {task: {metric: value}}}``, one level less for a
@@ -169,50 +189,43 @@ class Trainer(DefaultTrainer):
         """
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process() and results:
-            by_dataset = _by_dataset(cfg, results)
-            logger.info("Results:\n" + results_table(by_dataset))
-            with atomic_write(os.path.join(cfg.OUTPUT_DIR, "results.json")) as file:
-                file.write(json.dumps(by_dataset, indent=2, default=float).encode())
+            write_results(cfg, by_dataset(cfg, results))
         return results
 
+    @classmethod
+    def test_checkpoint(
+        cls, cfg: CfgNode, model: torch.nn.Module, checkpoint: str | os.PathLike | None
+    ) -> Mapping[str, Any]:
+        """``test``, once more with test-time augmentation if ``TEST.AUG`` asks for it.
 
-def verify(cfg: CfgNode, results: Mapping[str, Any]) -> None:
-    """Compare results with ``TEST.EXPECTED_RESULTS``; exit with status 1 where they differ.
+        Args:
+            cfg: config.
+            model: model that has been loaded.
+            checkpoint: file that it was loaded from; gets the operating threshold beside it.
 
-    Rows are Detectron2's ``[task, metric, value, tolerance]``; with several test sets the task is
-    written ``<data set>/<task>``.
-
-    Raises:
-        UserError: a row names a task that was not evaluated.
-    """
-    if not cfg.TEST.EXPECTED_RESULTS:
-        return
-    tasks = {
-        f"{name}/{task}": metrics
-        for name, result in _by_dataset(cfg, results).items()
-        for task, metrics in result.items()
-    }
-    if len(cfg.DATASETS.TEST) == 1:
-        tasks.update(results)
-    for task, *_ in cfg.TEST.EXPECTED_RESULTS:
-        if task not in tasks:
-            there = ", ".join(tasks) or "none"
-            raise UserError(f"TEST.EXPECTED_RESULTS: no task '{task}' in the results ({there})")
-    verify_results(cfg, tasks)
-
-
-def results_table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """A text table with one row per data set and task; per-class metrics are left out.
-
-    Args:
-        results: ``{data set: {task: {metric: value}}}``.
-    """
-    rows = [
-        {"data set": name, "task": task} | {k: v for k, v in metrics.items() if "-" not in k}
-        for name, tasks in results.items()
-        for task, metrics in tasks.items()
-    ]
-    return tabulate(rows, headers="keys", floatfmt=".2f", missingval="", tablefmt="simple")
+        Returns:
+            As ``test``; tasks with augmentation end in ``_TTA``.
+        """
+        evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, model, evaluators)
+        if checkpoint is not None and comm.is_main_process():
+            keep_operating_point(cfg, evaluators, checkpoint)
+        if cfg.TEST.AUG.ENABLED:
+            logger.info("Once more, with test-time augmentation (TEST.AUG)")
+            again = cfg.clone()
+            set_key(again, "TEST.REPORT", False)
+            set_key(again, "TEST.SHOW_DIR", cfg.TEST.SHOW_DIR and f"{cfg.TEST.SHOW_DIR}_TTA")
+            with_tta = [
+                cls.build_evaluator(again, name, "inference_TTA") for name in cfg.DATASETS.TEST
+            ]
+            augmented = super().test(cfg, SemanticSegmentorWithTTA(cfg, model), with_tta)
+            if comm.is_main_process():
+                whole = by_dataset(cfg, results)
+                for name, tasks in by_dataset(cfg, augmented).items():
+                    whole[name].update({f"{task}_TTA": row for task, row in tasks.items()})
+                write_results(cfg, whole)
+        report_results(cfg, by_dataset(cfg, results), evaluators)
+        return results
 
 
 def _distribute(model: torch.nn.Module, on_gpu: bool) -> torch.nn.Module:
@@ -223,9 +236,3 @@ def _distribute(model: torch.nn.Module, on_gpu: bool) -> torch.nn.Module:
     sync_buffers = {new_name if new_name in options else old_name: False}
     device_ids = [comm.get_local_rank()] if on_gpu else None
     return create_ddp_model(model, device_ids=device_ids, **sync_buffers)
-
-
-def _by_dataset(cfg: CfgNode, results: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Undo Detectron2's special case: it leaves out the level of a single data set."""
-    names = cfg.DATASETS.TEST
-    return OrderedDict({names[0]: results}) if len(names) == 1 else results

@@ -25,7 +25,7 @@ from .frames import OOD, VOID, Frame
 
 # Smallest predicted and true component in pixels, for frames of 1280x720 and larger.
 PROTOCOLS = {"anomaly": (500, 100), "obstacle": (50, 10)}
-_THRESHOLDS = np.arange(25, 80, 5) / 100
+SIOU_THRESHOLDS = np.arange(25, 80, 5) / 100
 
 
 class ComponentScores(NamedTuple):
@@ -89,7 +89,7 @@ def component_metrics(scores: ComponentScores) -> dict[str, float]:
     """
     siou, ppv = scores
     f1 = []
-    for threshold in _THRESHOLDS:
+    for threshold in SIOU_THRESHOLDS:
         tp = np.count_nonzero(siou >= threshold)
         false = len(siou) - tp + np.count_nonzero(ppv < threshold)
         f1.append(2 * tp / (2 * tp + false) if tp + false else math.nan)
@@ -107,20 +107,31 @@ def _score_frame(
     score, label = frame
     limit = np.float32(threshold)
     predicted = ((score > limit) if strict else (score >= limit)) & (label != VOID)
-    pred_map, pred_counts = _components(predicted, sizes[0])
-    true_map, true_counts = _components(label == OOD, sizes[1])
-    # All that follows needs only the pixels of components, less those that became void.
-    pixels = np.flatnonzero(predicted | (label == OOD))
-    pred, true = pred_map.ravel()[pixels], true_map.ravel()[pixels]
-    inside = (true == 0) | true_counts[true]
-    pred, true = (pred * pred_counts[pred])[inside], true[inside]
+    is_true = label == OOD
+    # All that follows needs only the pixels of components: runs of them that belong to the same.
+    pixels = np.flatnonzero(predicted | is_true)
+    pred, true = (_components(mask).ravel()[pixels] for mask in (predicted, is_true))
+    starts_run = np.ones(len(pixels), bool)
+    starts_run[1:] = (pred[1:] != pred[:-1]) | (true[1:] != true[:-1])
+    starts = np.flatnonzero(starts_run)
+    length = np.diff(starts, append=len(pixels))
+    pred, true = pred[starts], true[starts]
 
-    pred_area = np.bincount(pred, minlength=len(pred_counts))
-    true_area = np.bincount(true, minlength=len(true_counts))
+    pred_counts, true_counts = (
+        np.bincount(component, length, minlength=1) >= size
+        for component, size in zip((pred, true), sizes, strict=True)
+    )
+    pred_counts[0] = true_counts[0] = False  # the background
+    inside = (true == 0) | true_counts[true]  # the others became void
+    pred, true, length = (pred * pred_counts[pred])[inside], true[inside], length[inside]
+
+    pred_area = np.bincount(pred, length, len(pred_counts))
+    true_area = np.bincount(true, length, len(true_counts))
     shared = (true > 0) & (pred > 0)
     # One number per pair of components that touch, and the pixels that they share.
     pairs = true[shared].astype(np.int64) * len(pred_counts) + pred[shared]
-    pairs, shared_area = np.unique(pairs, return_counts=True)
+    pairs, pair = np.unique(pairs, return_inverse=True)
+    shared_area = np.bincount(pair, length[shared], len(pairs))
     return _ratios(*np.divmod(pairs, len(pred_counts)), shared_area, true_area, pred_area)
 
 
@@ -142,9 +153,6 @@ def _ratios(
     return ComponentScores(hit[has_true] / union[has_true], on_true[has_pred] / pred_area[has_pred])
 
 
-def _components(mask: np.ndarray, min_area: int) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W) int32 map of 8-connected components, 0 = none, and (n + 1,) bool: is large enough."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
-    large = stats[:, cv2.CC_STAT_AREA] >= min_area
-    large[0] = False
-    return labels, large
+def _components(mask: np.ndarray) -> np.ndarray:
+    """(H, W) int32 numbers of 8-connected components from 1 on, 0 = none."""
+    return cv2.connectedComponents(mask.view(np.uint8), connectivity=8)[1]

@@ -87,7 +87,7 @@ class Spool:
 
     def __init__(self, folder: str | os.PathLike | None = None) -> None:
         self._folder = os.fspath(folder or tempfile.gettempdir())
-        self._shapes: list[tuple[int, int]] = []
+        self._places: list[tuple[int, tuple[int, int]]] = []  # in the file, and (H, W)
         with self._named_errors():
             # Unbuffered, so that closing has nothing left to write and cannot fail.
             self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
@@ -95,20 +95,23 @@ class Spool:
     def append(self, frame: Frame) -> None:
         """Add a frame."""
         with self._named_errors():
-            self._file.seek(0, os.SEEK_END)
+            start = self._file.seek(0, os.SEEK_END)
             for array in frame:
                 left = _bytes(array)
                 while left:
                     left = left[self._file.write(left) :]
-        self._shapes.append(frame.score.shape)
+        self._places.append((start, frame.score.shape))
+
+    def __getitem__(self, index: int) -> Frame:
+        start, shape = self._places[index]
+        self._file.seek(start)
+        return Frame(self._read(np.float32, shape), self._read(np.uint8, shape))
 
     def __iter__(self) -> Iterator[Frame]:
-        self._file.seek(0)
-        for shape in self._shapes:
-            yield Frame(self._read(np.float32, shape), self._read(np.uint8, shape))
+        return (self[index] for index in range(len(self)))
 
     def __len__(self) -> int:
-        return len(self._shapes)
+        return len(self._places)
 
     def close(self) -> None:
         """Give the disk space back."""

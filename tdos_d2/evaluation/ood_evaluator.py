@@ -16,12 +16,25 @@ from detectron2.utils import comm
 
 from ..data import get_dicts, read_label
 from ..errors import UserError
-from .component_metrics import component_sizes, concatenate, score_components
+from ..inference.sections import Evaluated, Exchange, Look, Section, make_section, write_overlays
+from .component_metrics import (
+    ComponentScores,
+    component_sizes,
+    concatenate,
+    score_components,
+)
+from .curve_points import CurvePoints, central_range, curve_points
 from .dataset_metrics import all_metrics
 from .frames import Spool, check_frame
+from .operating_point import OperatingPoint
 from .pixel_metrics import KeyBins, PixelMetrics, count_pixels, pixel_metrics
 
 logger = logging.getLogger(__name__)
+
+
+def main_score(output: Mapping[str, Any]) -> torch.Tensor:
+    """(H, W) score in a model's output: ``ood_score``, else the negative maximum of ``sem_seg``."""
+    return output["ood_score"] if "ood_score" in output else -output["sem_seg"].amax(dim=0)
 
 
 class OODEvaluator(DatasetEvaluator):
@@ -32,11 +45,21 @@ class OODEvaluator(DatasetEvaluator):
     temporary file, 5 bytes per pixel, and are evaluated at the end.
 
     Args:
-        dataset_name: a registered set; every frame has a ``sem_seg_file_name``. Its metadata give
-            the label values (``tdos_d2.data.read_label``), ``protocol``, ``min_pred``, ``min_gt``.
+        dataset_name: a registered set; every frame has a ``sem_seg_file_name``, unless the
+            metadata say ``has_labels=False`` (a hidden test split): then the result is empty and
+            the log says so. The metadata give the label values (``tdos_d2.data.read_label``),
+            ``protocol``, ``min_pred``, ``min_gt``; a frame's ``region_mask_file_name`` is void.
         score: "ood_score", or the name of another score in the model's ``ood_scores``.
         output_dir: where the temporary file lies (default: ``TMPDIR``).
         distributed: gather the frames of all processes; else each evaluates its own.
+        report: gather a section for a report.
+        show_dir: folder for pictures of all frames, see ``inference.sections``; None for none.
+        label: what the score is called in both; ``score`` by default.
+
+    Attributes, on the main process after ``evaluate``:
+        operating_point: threshold and value of the best pixel F1.
+        curve: points of the curve, and its metrics; None without OOD or without known pixels.
+        section: what a report says of the data set; None if none was asked for.
 
     Raises:
         UserError: unknown or missing data set, a frame without label file, unknown protocol.
@@ -49,11 +72,17 @@ class OODEvaluator(DatasetEvaluator):
         score: str = "ood_score",
         output_dir: str | os.PathLike | None = None,
         distributed: bool = True,
+        report: bool = False,
+        show_dir: str | os.PathLike | None = None,
+        label: str = "",
     ) -> None:
         self._name = dataset_name
         self._score = score
         self._folder = output_dir
         self._distributed = distributed
+        self._report = report
+        self._show_dir = show_dir
+        self.label = label or score
         self._metadata = MetadataCatalog.get(dataset_name)
         self._sizes = component_sizes(
             self._metadata.get("protocol", "anomaly"),
@@ -61,9 +90,14 @@ class OODEvaluator(DatasetEvaluator):
             self._metadata.get("min_gt"),
         )
         self._records = {record["file_name"]: record for record in get_dicts(dataset_name)}
+        self._has_labels = self._metadata.get("has_labels", True)
         for file_name, record in self._records.items():
-            if "sem_seg_file_name" not in record:
+            if self._has_labels and "sem_seg_file_name" not in record:
                 raise UserError(f"dataset '{dataset_name}': {file_name} has no label to evaluate")
+        self.operating_point: OperatingPoint | None = None
+        self.curve: tuple[CurvePoints, PixelMetrics] | None = None
+        self.section: Section | None = None
+        self._bins, self._counts = KeyBins.coarse(), np.zeros((2, 0))
         self._seen: list[Any] = []
         self._spool: Spool | None = None
 
@@ -94,8 +128,11 @@ class OODEvaluator(DatasetEvaluator):
             file_name = input_["file_name"]
             if file_name not in self._records:
                 raise UserError(f"{file_name} is not a frame of dataset '{self._name}'")
+            if not self._has_labels:
+                continue
             record = self._records[file_name]
-            label = read_label(record["sem_seg_file_name"], self._metadata)
+            mask = record.get("region_mask_file_name")
+            label = read_label(record["sem_seg_file_name"], self._metadata, mask)
             score = self._score_of(output).detach().to("cpu", torch.float32).numpy()
             self._spool.append(check_frame(score, label, file_name))
             self._seen.append(record.get("image_id", file_name))
@@ -105,19 +142,27 @@ class OODEvaluator(DatasetEvaluator):
 
         Returns:
             ``{"ood": metrics}``, or ``{"ood_<name>": metrics}`` for another score, see
-            ``evaluate_scores``; {} on all processes but the main one.
+            ``evaluate_scores``; {} on all processes but the main one, and for a set without labels.
 
         Raises:
             UserError: a frame was processed twice, in whichever process.
         """
+        if not self._has_labels:
+            self._close()
+            if self._is_main():
+                logger.info(f"{self._name}: no labels, so no metrics")
+            return {}
         try:
             self._check_frames()
             pixels = self._pixel_metrics()
-            components = self._gather(score_components(self._spool, pixels.threshold, self._sizes))
+            own = [score_components([f], pixels.threshold, self._sizes) for f in self._spool]
+            components = self._gather(concatenate(own))
+            self._draw(pixels, own)
         finally:
             self._close()
         if not self._is_main():
             return {}
+        self.operating_point = OperatingPoint(self._score, pixels.threshold, self._name, pixels.f1)
         task = "ood" if self._score == "ood_score" else f"ood_{self._score}"
         logger.info(
             f"{self._name}/{task}: operating threshold (best pixel F1) {pixels.threshold:.6g}, "
@@ -128,7 +173,7 @@ class OODEvaluator(DatasetEvaluator):
 
     def _score_of(self, output: Mapping[str, Any]) -> torch.Tensor:
         if self._score == "ood_score":
-            return output["ood_score"] if "ood_score" in output else -output["sem_seg"].amax(dim=0)
+            return main_score(output)
         scores = output.get("ood_scores", {})
         if self._score not in scores:
             there = ", ".join(scores) or "none"
@@ -158,7 +203,25 @@ class OODEvaluator(DatasetEvaluator):
 
     def _count(self, bins: KeyBins) -> np.ndarray:
         self._share(bins)
-        return sum(self._gather(count_pixels(self._spool, bins)))
+        self._bins, self._counts = bins, sum(self._gather(count_pixels(self._spool, bins)))
+        return self._counts
+
+    def _draw(self, pixels: PixelMetrics, components: Sequence[ComponentScores]) -> None:
+        """Curve, section and pictures, as asked for."""
+        curve = curve_points(self._bins, self._counts) if self._is_main() else None
+        self.curve = curve and (curve, pixels)
+        if not self._report and self._show_dir is None:
+            return
+        ends = central_range(self._bins, self._counts) if self._is_main() else None
+        look = Look(self.label, pixels.threshold, *self._share(ends)[0])
+        records = {r.get("image_id", r["file_name"]): r for r in self._records.values()}
+        own = [records[frame] for frame in self._seen]
+        evaluated = Evaluated(self._name, self._spool, own, components)
+        if self._show_dir is not None:
+            write_overlays(evaluated, look, self._show_dir)
+        if self._report:
+            exchange = Exchange(self._is_main(), self._share, self._gather)
+            self.section = make_section(evaluated, look, self._sizes, pixels, curve, exchange)
 
     def _is_main(self) -> bool:
         return not self._distributed or comm.is_main_process()

@@ -18,6 +18,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -181,40 +182,92 @@ def pixel_metrics(count: Callable[[KeyBins], np.ndarray], name: str) -> PixelMet
             raise UserError(f"{name}: scores or labels changed between two passes over the frames")
 
 
-def _measure(bins: KeyBins, counts: np.ndarray) -> tuple[PixelMetrics, np.ndarray]:
-    """Metrics and error bound that follow from the counts, and each bin's share in the bound."""
-    occupied = np.flatnonzero(counts.any(axis=0))[::-1]  # from the largest score down
-    neg, pos = counts[:, occupied].astype(np.float64)
-    fp, tp = neg.cumsum(), pos.cumsum()
-    num_neg, num_pos = fp[-1], tp[-1]
-    hidden = ~bins.single[occupied]  # the order of the scores inside the bin is not known
+class Curve(NamedTuple):
+    """What counts in bins say of a curve, as fractions, and what they leave open.
+
+    Leading axes (...) are data sets of their own.
+
+    Attributes:
+        ap, auroc, fpr95, f1: (...,) the metrics, NaN without an OOD or without a known pixel.
+        at_95, best: (...,) bin that FPR95 and F1 belong to.
+        ap_doubt, auroc_doubt: (..., n) share of each bin in the error bound of the metric.
+        fpr_doubt: (...,) error bound of FPR95.
+        f1_gain: (..., n) how much larger F1 may be inside the bin.
+    """
+
+    ap: np.ndarray
+    auroc: np.ndarray
+    fpr95: np.ndarray
+    f1: np.ndarray
+    at_95: np.ndarray
+    best: np.ndarray
+    ap_doubt: np.ndarray
+    auroc_doubt: np.ndarray
+    fpr_doubt: np.ndarray
+    f1_gain: np.ndarray
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """(4, ...) AP, AUROC, FPR95 and F1 of the exact curve are no further away than this."""
+        doubts = self.ap_doubt.sum(-1), self.auroc_doubt.sum(-1)
+        return np.stack([*doubts, self.fpr_doubt, self.f1_gain.max(-1)])
+
+
+@np.errstate(invalid="ignore", divide="ignore")  # NaN without OOD or known pixels
+def curve_of_counts(neg: np.ndarray, pos: np.ndarray, hidden: np.ndarray) -> Curve:
+    """Pixel metrics from counts.
+
+    Args:
+        neg, pos: (..., n) float64, known and OOD pixels per bin, from the largest score down.
+        hidden: (n,) bool, the order of the scores inside the bin is not known.
+    """
+    fp, tp = neg.cumsum(-1), pos.cumsum(-1)
+    num_neg, num_pos = fp[..., -1:], tp[..., -1:]
 
     ap_low, ap_high = _precision_range(pos, neg, tp, fp, hidden)
-    ap_doubt = (ap_high - ap_low) / 2 / num_pos
 
     # Inside a bin, between none and all of the pos * neg pairs are in the right order.
     num_pairs = num_pos * num_neg
     ordered = pos * (num_neg - fp + neg / 2)
-    auroc_doubt = hidden * pos * neg / 2 / num_pairs
 
-    at_95 = np.argmax(20 * tp >= 19 * num_pos)
-    fpr_doubt = hidden[at_95] * neg[at_95] / 2 / num_neg
+    at_95 = np.argmax(20 * tp >= 19 * num_pos, axis=-1)
+    fp_95, neg_95 = (np.take_along_axis(x, at_95[..., None], -1)[..., 0] for x in (fp, neg))
+    fpr_doubt = hidden[at_95] * neg_95 / 2 / num_neg[..., 0]
 
     f1 = 2 * tp / (num_pos + tp + fp)  # of score >= the smallest value of the bin
-    best = f1.argmax()
-    f1_gain = hidden * (2 * tp / (num_pos + tp + fp - neg) - f1[best]).clip(min=0)
+    best = f1.argmax(-1)
+    best_f1 = np.take_along_axis(f1, best[..., None], -1)
+    return Curve(
+        ap=(ap_low + ap_high).sum(-1) / 2 / num_pos[..., 0],
+        auroc=ordered.sum(-1) / num_pairs[..., 0],
+        fpr95=fp_95 / num_neg[..., 0] - fpr_doubt,
+        f1=best_f1[..., 0],
+        at_95=at_95,
+        best=best,
+        ap_doubt=(ap_high - ap_low) / 2 / num_pos,
+        auroc_doubt=hidden * pos * neg / 2 / num_pairs,
+        fpr_doubt=fpr_doubt,
+        f1_gain=hidden * (2 * tp / (num_pos + tp + fp - neg) - best_f1).clip(min=0),
+    )
 
-    bound = max(ap_doubt.sum(), auroc_doubt.sum(), fpr_doubt, f1_gain.max())
+
+def _measure(bins: KeyBins, counts: np.ndarray) -> tuple[PixelMetrics, np.ndarray]:
+    """Metrics and error bound that follow from the counts, and each bin's share in the bound."""
+    occupied = np.flatnonzero(counts.any(axis=0))[::-1]  # from the largest score down
+    neg, pos = counts[:, occupied].astype(np.float64)
+    curve = curve_of_counts(neg, pos, ~bins.single[occupied])
     doubt = np.zeros(len(bins))
-    doubt[occupied] = ap_doubt + auroc_doubt + f1_gain * (f1_gain > TOLERANCE)
-    doubt[occupied[at_95]] += fpr_doubt
+    doubt[occupied] = (
+        curve.ap_doubt + curve.auroc_doubt + curve.f1_gain * (curve.f1_gain > TOLERANCE)
+    )
+    doubt[occupied[curve.at_95]] += curve.fpr_doubt
     metrics = PixelMetrics(
-        ap=100 * float((ap_low + ap_high).sum() / 2 / num_pos),
-        auroc=100 * float(ordered.sum() / num_pairs),
-        fpr95=100 * float(fp[at_95] / num_neg - fpr_doubt),
-        f1=100 * float(f1[best]),
-        threshold=bins.smallest(occupied[best]),
-        bound=100 * float(bound),
+        ap=100 * float(curve.ap),
+        auroc=100 * float(curve.auroc),
+        fpr95=100 * float(curve.fpr95),
+        f1=100 * float(curve.f1),
+        threshold=bins.smallest(occupied[curve.best]),
+        bound=100 * float(curve.bounds.max()),
     )
     return metrics, doubt
 
@@ -222,14 +275,14 @@ def _measure(bins: KeyBins, counts: np.ndarray) -> tuple[PixelMetrics, np.ndarra
 def _precision_range(
     pos: np.ndarray, neg: np.ndarray, tp: np.ndarray, fp: np.ndarray, hidden: np.ndarray
 ) -> np.ndarray:
-    """(2, bins): least and largest sum of the precisions at the OOD pixels of each bin.
+    """(2, ..., n): least and largest sum of the precisions at the OOD pixels of each bin.
 
     Equal scores share one precision, tp / (tp + fp). Else it is largest when all OOD pixels tie
     above the known ones, and smallest when each stands alone below them: the sum over j = 1 ... pos
     of f(tp - pos + j) with f(t) = t / (t + fp). As f is concave, f(t) is at least its mean from
     t - 1/2 to t + 1/2, and the sum at least the integral.
     """
-    tied = pos * tp / (tp + fp)
+    tied = pos * tp / np.maximum(tp + fp, 1)
     largest = pos * tp / np.maximum(tp + fp - neg, 1)
     least = pos - fp * np.log1p(pos / (tp - pos + fp + 0.5))
     return np.stack([np.where(hidden, least, tied), np.where(hidden, largest, tied)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -11,20 +10,12 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from tdos_d2.engine import check, exit_with_one_line, load_config
+from tdos_d2.engine import check, command, exit_with_one_line, load_config
 from tdos_d2.engine.checkpoint import TDOSCheckpointer
 from tdos_d2.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 ARGS = {"num_gpus": 1, "num_machines": 1, "resume": False, "eval_only": False}
-
-
-@pytest.fixture
-def train_net():
-    spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -35,15 +26,15 @@ def config_file(small_cfg, tmp_path):
 
 
 @pytest.fixture
-def error_of(train_net, config_file, monkeypatch, capsys):
+def error_of(config_file, monkeypatch, capsys):
     """Runs train_net.py with these words after --config-file; gives its one line of error."""
 
     def run(*words: str, config: Path | str = config_file) -> str:
         monkeypatch.setattr(sys, "argv", ["train_net.py", "--config-file", str(config), *words])
         started = []
-        monkeypatch.setattr(train_net, "launch_job", lambda *args: started.append(args))
+        monkeypatch.setattr(command, "launch_job", lambda *args: started.append(args))
         with pytest.raises(SystemExit) as caught:
-            exit_with_one_line(train_net.run)
+            exit_with_one_line(command.run)
         assert caught.value.code == 2 and not started
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error
@@ -67,9 +58,25 @@ def error_of(train_net, config_file, monkeypatch, capsys):
         ("TEST.MISSING maybe", "TEST.MISSING: 'maybe' is not known; there are error, skip"),
         ("INPUT.FORMAT L", "INPUT.FORMAT: 'L'"),
         ("INPUT.OOD_PASTE.SOURCE cats", "INPUT.OOD_PASTE.SOURCE: 'cats' is not known"),
+        ("INPUT.OOD_PASTE.SOURCE coco INPUT.OOD_PASTE.COCO_LIST gone.json", "gone.json does not"),
+        ("INPUT.OOD_PASTE.SOURCE mix", "INPUT.OOD_PASTE.MIX is empty"),
+        ("INPUT.RARE_CLASS.TEMPERATURE 0.0", "INPUT.RARE_CLASS.TEMPERATURE must be greater"),
+        ("DATASETS.TRAIN_WEIGHTS [1.0,2.0]", "DATASETS.TRAIN_WEIGHTS has 2 weights, but"),
         ("MODEL.TDOS.MERGE median", "MODEL.TDOS.MERGE: 'median' is not known; there are max, mean"),
         ("MODEL.TDOS.SCORE foo", "MODEL.TDOS.SCORE: 'foo'"),
-        ("MODEL.TDOS.EXTRA_SCORES ['foo']", "'foo'"),
+        ("MODEL.NECK.NAME foo", "MODEL.NECK.NAME: 'foo' is not known"),
+        ("MODEL.CLIP.NAME tiny-rn", "MODEL.BACKBONE.NAME: CLIPVisionTransformer is for a ViT"),
+        ("MODEL.TDOS.CLASS_MERGE foo", "MODEL.TDOS.CLASS_MERGE: 'foo'"),
+        ("MODEL.SEM_AUG.REGION sky", "MODEL.SEM_AUG.REGION: 'sky' is not known"),
+        ("MODEL.SEM_AUG.PROB 1.5", "MODEL.SEM_AUG.PROB must be 0 to 1, not 1.5"),
+        ("MODEL.SEM_AUG.SIZE (0.5,0.1)", "MODEL.SEM_AUG.SIZE must be (smallest, largest)"),
+        ("MODEL.REG.TEMPERATURE 0.0", "MODEL.REG.TEMPERATURE must be greater than 0"),
+        ("MODEL.REG.TEMPLATE origami", "MODEL.REG.TEMPLATE: 'origami' has no {}"),
+        ("MODEL.PROMPTS.GROUPS gone.json", "OOD words: no file 'gone.json'"),
+        ("MODEL.PROMPTS.INIT words", "MODEL.PROMPTS.INIT: 'words' is not known"),
+        ("MODEL.PROMPTS.INIT group MODEL.PROMPTS.GROUPS ", "MODEL.PROMPTS.GROUPS is empty"),
+        ("MODEL.TDOS.HEADS_ONLY True", "name its checkpoint in MODEL.WEIGHTS"),
+        ("MODEL.TDOS.EXTRA_SCORES ['foo']", "MODEL.TDOS.EXTRA_SCORES: no score 'foo'"),
         ("MODEL.TEXT.EMBEDDINGS gone.npz", "MODEL.TEXT.EMBEDDINGS: gone.npz does not exist"),
         ("SEED 4294967296", "SEED must be below"),
         ("SOLVER.MULTIPLIERS [['backbone']]", "SOLVER.MULTIPLIERS: ['backbone'] is not"),

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import build_model
 
-from tdos_d2.engine import Trainer, read_checkpoint_info, verify
+from tdos_d2.engine import TDOSCheckpointer, Trainer, read_checkpoint_info, verify
 from tdos_d2.errors import UserError
 
 
@@ -83,6 +84,68 @@ def test_20_and_20_iterations_are_40(small_cfg, tmp_path, workers):
     assert metrics(whole)[-1]["total_loss"] == metrics(parts)[-1]["total_loss"]
 
 
+def test_resume_with_the_whole_method(small_cfg, tmp_path):
+    """Perturbed regions are random too, and what text queries are held to is made again."""
+    small_cfg.MODEL.SEM_AUG.ENABLED, small_cfg.MODEL.SEM_AUG.REGION = True, "both"
+    small_cfg.MODEL.REG.LANGUAGE_WEIGHT = 1.0
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(small_cfg, whole, MAX_ITER=6, CHECKPOINT_PERIOD=3)
+    interrupted_copy(whole, parts, "model_0000002.pth")
+    small_cfg.SEED = -1
+    train(small_cfg, parts, resume=True, MAX_ITER=6, CHECKPOINT_PERIOD=3)
+    assert_same(*(torch.load(f / "model_final.pth", weights_only=True) for f in (whole, parts)))
+    assert metrics(whole)[-1]["loss_language"] > 0
+
+
+def test_warm_start_of_other_class_and_negative_counts(small_cfg, tmp_path, caplog):
+    """What fits is loaded, and the log says what is not."""
+    small_cfg.MODEL.TDOS.CLASS_NAMES = ["road", "car"]
+    small_cfg.MODEL.TDOS.NUM_NEGATIVE = 2
+    source = build_model(small_cfg)
+    path = tmp_path / "two_classes.pth"
+    TDOSCheckpointer(source, str(tmp_path)).save(path.stem)
+    small_cfg.MODEL.TDOS.CLASS_NAMES = ["road", "traffic sign", "car"]
+    small_cfg.MODEL.TDOS.NUM_NEGATIVE = 4
+    small_cfg.MODEL.WEIGHTS = str(path)
+    torch.manual_seed(5)
+    trainer = Trainer(small_cfg)
+    start = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    with caplog.at_level("INFO", logger="tdos_d2"):
+        trainer.resume_or_load(resume=False)
+    new = {
+        *("text.negatives", "pixel_decoder.text_position.weight"),
+        *("transformer_decoder.query_position.weight",),
+        *("transformer_decoder.class_head.weight", "transformer_decoder.class_head.bias"),
+    }
+    old = source.state_dict()
+    for key, value in trainer.model.state_dict().items():
+        assert torch.equal(value, start[key] if key in new else old[key]), key
+        assert (f"{key} is " in caplog.text) == (key in new)
+    assert "all of backbone, neck, context_decoder" in caplog.text
+    assert "trained with the classes road, car" in caplog.text
+    assert "text.negatives is (2, 2, 64) there and (4, 2, 64) here" in caplog.text
+
+
+def test_heads_only_of_another_class_count(small_cfg, tmp_path):
+    """What is there per class starts anew and is trained; anything else must be in the file."""
+    small_cfg.MODEL.TDOS.NUM_NEGATIVE = 2
+    TDOSCheckpointer(build_model(small_cfg), str(tmp_path)).save("source")
+    small_cfg.MODEL.WEIGHTS = str(tmp_path / "source.pth")
+    small_cfg.MODEL.TDOS.NUM_NEGATIVE = 4
+    small_cfg.MODEL.TDOS.HEADS_ONLY = True
+    train(small_cfg, tmp_path / "a", MAX_ITER=1)
+    small_cfg.MODEL.PIXEL_DECODER.NUM_LAYERS = 2
+    with pytest.raises(UserError, match=r"HEADS_ONLY: .*source\.pth has no fitting pixel_decoder"):
+        train(small_cfg, tmp_path / "b", MAX_ITER=1)
+
+
+def test_resume_is_no_warm_start(small_cfg, tmp_path):
+    train(small_cfg, tmp_path / "a", MAX_ITER=2)
+    small_cfg.MODEL.TDOS.NUM_NEGATIVE = 5
+    with pytest.raises(UserError, match="of another model"):
+        train(small_cfg, tmp_path / "a", resume=True, MAX_ITER=4)
+
+
 def test_other_seed_is_another_run(small_cfg, tmp_path):
     weights = []
     for seed in (1, 2):
@@ -134,11 +197,9 @@ def test_amp_is_ignored_without_gpu(small_cfg, tmp_path, caplog):
     assert caplog.text.count("AMP") == 1
 
 
-def test_evaluation_needs_no_clip_file(small_cfg, tmp_path):
+def test_evaluation_needs_neither_clip_file_nor_words(small_cfg, tmp_path):
     """A checkpoint holds the frozen encoders too, and says what they are."""
-    from detectron2.modeling import build_model
-
-    from tdos_d2.engine import TDOSCheckpointer, check
+    from tdos_d2.engine import check
     from tdos_d2.modeling.clip import build_clip
 
     clip, _ = build_clip("tiny-quickgelu", "")
@@ -148,6 +209,7 @@ def test_evaluation_needs_no_clip_file(small_cfg, tmp_path):
     trained = train(small_cfg, tmp_path / "a", MAX_ITER=1).model.eval()
 
     (tmp_path / "clip.pt").unlink()
+    small_cfg.MODEL.PROMPTS.GROUPS, small_cfg.MODEL.PROMPTS.INIT = "gone.json", "group"
     small_cfg.MODEL.CLIP.NAME = "tiny"
     small_cfg.MODEL.WEIGHTS = str(tmp_path / "a" / "model_final.pth")
     small_cfg.DATASETS.TEST = small_cfg.DATASETS.TRAIN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 
@@ -11,6 +12,7 @@ import torch
 from datasets_on_disk import OOD_METADATA
 from detectron2.config import get_cfg
 from detectron2.evaluation import SemSegEvaluator as BaseSemSegEvaluator
+from PIL import Image
 
 from tdos_d2.config import add_tdos_config
 from tdos_d2.errors import UserError
@@ -48,6 +50,29 @@ def test_is_evaluate_scores_on_the_files_of_the_set(ood_set, tmp_path):
     assert run(evaluator, dicts[::-1], outputs[::-1]) == expected  # used again, after reset
     assert os.listdir(tmp_path / "out") == []
     assert not any("-" in name for name in expected["ood"])
+
+
+def test_hidden_test_split_has_no_metrics(make_dataset, caplog):
+    label = np.zeros((4, 5), np.uint8)
+    dicts = make_dataset("tiny_test", [label, label], **OOD_METADATA, has_labels=False)
+    for record in dicts:
+        del record["sem_seg_file_name"]
+    with caplog.at_level(logging.INFO):
+        outputs = [{"ood_score": torch.zeros(4, 5)}] * 2
+        assert run(OODEvaluator("tiny_test"), dicts, outputs) == {}
+    assert caplog.messages == ["tiny_test: no labels, so no metrics"]
+
+
+def test_region_mask_is_void(make_dataset, tmp_path):
+    label = np.array([[0, 1, 1], [0, 0, 1]], np.uint8)
+    score = np.array([[0.1, 0.9, 0.0], [0.2, 0.3, 0.8]], np.float32)
+    mask = np.array([[0, 0, 1], [0, 0, 0]], np.uint8)  # the only anomaly with a low score
+    Image.fromarray(mask).save(tmp_path / "ego.png")
+    dicts = make_dataset("tiny_masked", [label], **OOD_METADATA)
+    outputs = [{"ood_score": torch.from_numpy(score)}]
+    assert run(OODEvaluator("tiny_masked"), dicts, outputs)["ood"]["AP"] < 100
+    dicts[0]["region_mask_file_name"] = str(tmp_path / "ego.png")
+    assert run(OODEvaluator("tiny_masked"), dicts, outputs)["ood"]["AP"] == 100
 
 
 def test_label_values_and_sizes_come_from_the_metadata(ood_set, make_dataset):

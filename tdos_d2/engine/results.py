@@ -1,0 +1,151 @@
+"""What becomes of the results of an evaluation: files, comparison, operating threshold."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.utils import comm
+
+from ..errors import UserError
+from ..evaluation.operating_point import save_operating_point
+from ..evaluation.tables import format_rows, results_rows, to_json
+from ..inference.report import write_report
+from .checkpoint import atomic_write
+
+logger = logging.getLogger(__name__)
+
+_MARKDOWN_NOTE = (
+    "Percent. Metrics of OOD sets are over all pixels of the set; sIoU, PPV and mF1 are at the "
+    "threshold of the best pixel F1 on the same frames."
+)
+
+
+def by_dataset(cfg: CfgNode, results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Undo Detectron2's special case: it leaves out the level of a single data set."""
+    names = cfg.DATASETS.TEST
+    return OrderedDict({names[0]: results}) if len(names) == 1 else results
+
+
+def results_table(results: Mapping[str, Mapping[str, Mapping[str, float]]], form: str) -> str:
+    """Tables with one row per data set and task; per-class metrics are left out.
+
+    Args:
+        results: ``{data set: {task: {metric: value}}}``.
+        form: see ``format_rows``; not JSON or CSV, which hold one table.
+    """
+    return "\n\n".join(format_rows(rows, form) for rows in results_rows(results))
+
+
+def write_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
+    """Print the table and write ``OUTPUT_DIR/results.{json,md,tex}``.
+
+    Args:
+        cfg: reads ``OUTPUT_DIR`` and what to say of the model.
+        results: ``{data set: {task: {metric: value}}}``.
+    """
+    logger.info("Results:\n" + results_table(results, "table"))
+    model = _model(cfg)
+    tables = results_table(results, "markdown"), results_table(results, "latex")
+    texts = {
+        "results.json": to_json(results),
+        "results.md": f"# Results\n\n{model}\n\n{tables[0]}\n\n{_MARKDOWN_NOTE}",
+        "results.tex": f"% {model}\n% needs \\usepackage{{booktabs}}\n{tables[1]}",
+    }
+    for name, text in texts.items():
+        with atomic_write(os.path.join(cfg.OUTPUT_DIR, name)) as file:
+            file.write(f"{text}\n".encode())
+
+
+def report_results(
+    cfg: CfgNode, results: Mapping[str, Any], evaluators: Sequence[DatasetEvaluator]
+) -> None:
+    """Write ``OUTPUT_DIR/report/index.html`` if ``TEST.REPORT`` asks for it, on the main process.
+
+    Args:
+        cfg: config.
+        results: ``{data set: {task: {metric: value}}}``.
+        evaluators: those of ``DATASETS.TEST`` in its order, after ``evaluate``.
+    """
+    if not cfg.TEST.REPORT or not comm.is_main_process():
+        return
+    sections = [getattr(evaluator, "section", None) for evaluator in evaluators]
+    unlabelled = {
+        name: len(DatasetCatalog.get(name))
+        for name in cfg.DATASETS.TEST
+        if not MetadataCatalog.get(name).get("has_labels", True)
+    }
+    path = write_report(
+        os.path.join(cfg.OUTPUT_DIR, "report"),
+        _model(cfg),
+        results_rows(results),
+        [section for section in sections if section],
+        unlabelled,
+    )
+    logger.info(f"Report: {path}")
+
+
+def _model(cfg: CfgNode) -> str:
+    return f"{cfg.MODEL.META_ARCHITECTURE}, weights {cfg.MODEL.WEIGHTS or '(none)'}"
+
+
+def verify(cfg: CfgNode, results: Mapping[str, Any]) -> None:
+    """Compare results with ``TEST.EXPECTED_RESULTS``; exit with status 1 where they differ.
+
+    Rows are Detectron2's ``[task, metric, value, tolerance]``; with several test sets the task is
+    written ``<data set>/<task>``.
+
+    Raises:
+        UserError: a row names a task that was not evaluated.
+    """
+    if not cfg.TEST.EXPECTED_RESULTS:
+        return
+    tasks = {
+        f"{name}/{task}": metrics
+        for name, result in by_dataset(cfg, results).items()
+        for task, metrics in result.items()
+    }
+    if len(cfg.DATASETS.TEST) == 1:
+        tasks.update(results)
+    for task, *_ in cfg.TEST.EXPECTED_RESULTS:
+        if task not in tasks:
+            there = ", ".join(tasks) or "none"
+            raise UserError(f"TEST.EXPECTED_RESULTS: no task '{task}' in the results ({there})")
+    verify_results(cfg, tasks)
+
+
+def keep_operating_point(
+    cfg: CfgNode, evaluators: Sequence[DatasetEvaluator], checkpoint: str | os.PathLike
+) -> None:
+    """Save the threshold of the set that ``TEST.THRESHOLD_DATASET`` names beside ``checkpoint``.
+
+    Without a name it is that of the first OOD set evaluated. A folder that cannot be written to is
+    a warning: the results are there.
+    """
+    points = [getattr(evaluator, "operating_point", None) for evaluator in evaluators]
+    wanted = cfg.TEST.THRESHOLD_DATASET
+    points = [point for point in points if point and wanted in ("", point.dataset)]
+    if not points or math.isnan(points[0].threshold):
+        logger.info("No operating threshold saved: it needs an OOD set with OOD and known pixels")
+        return
+    point = points[0]
+    if cfg.MODEL.META_ARCHITECTURE == "TDOS":
+        point = dataclasses.replace(point, score=cfg.MODEL.TDOS.SCORE)
+    try:
+        path = save_operating_point(Path(checkpoint), point)
+    except OSError as error:
+        logger.warning(f"Operating threshold {point.threshold!r} not saved: {error}")
+        return
+    logger.info(
+        f"Operating threshold of {point.score}: {point.threshold:.6g}, the best pixel F1 "
+        f"({point.f1:.2f}) on {point.dataset}, saved in {path}"
+    )

@@ -1,0 +1,115 @@
+"""What a report draws of a data set: points of its curves, and histograms of its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from .frames import KNOWN, OOD, Frame
+from .pixel_metrics import KeyBins
+
+# Points of a curve: more than the pixels of a figure.
+_POINTS = 1000
+_HISTOGRAM_BINS = 100
+# A histogram leaves a thousandth of either class to each of its outermost bars.
+_OUTSIDE = 1e-3
+
+
+class CurvePoints(NamedTuple):
+    """Points of the PR and the ROC curve, from the largest threshold down, as fractions.
+
+    Attributes:
+        threshold: (n,) float32 values; OOD is predicted where ``float32(score) >= threshold``.
+        recall: (n,) share of the OOD pixels found, the true positive rate.
+        precision: (n,) share of OOD among what is predicted.
+        fpr: (n,) share of the known pixels predicted OOD.
+        best: the point of the best F1.
+        at_95: the first point with a recall of 0.95 or more.
+    """
+
+    threshold: np.ndarray
+    recall: np.ndarray
+    precision: np.ndarray
+    fpr: np.ndarray
+    best: int
+    at_95: int
+
+
+def curve_points(bins: KeyBins, counts: np.ndarray) -> CurvePoints | None:
+    """Points of the exact curve, close enough to draw it.
+
+    Each point is one of the exact curve; left out are points between which neither recall nor false
+    positive rate changes by more than a thousandth.
+
+    Args:
+        bins: division of the scores, such as the last that ``pixel_metrics`` asked for.
+        counts: (2, len(bins)) known and OOD pixels of the whole data set.
+
+    Returns:
+        None where no pixel is OOD or none is known.
+    """
+    if not counts.any(axis=1).all():
+        return None
+    occupied = np.flatnonzero(counts.any(axis=0))[::-1]
+    fp, tp = counts[:, occupied].cumsum(axis=1)
+    known, ood = fp[-1], tp[-1]
+    best = np.argmax(2 * tp / (ood + tp + fp))
+    at_95 = np.argmax(20 * tp >= 19 * ood)
+    # The first point of the curve in each of the steps.
+    grid = np.linspace(0, 1, _POINTS + 1)
+    steps = [np.searchsorted(x, np.ceil(grid * x[-1])) for x in (tp, fp)]
+    kept = np.unique(np.concatenate([[0, best, at_95, len(occupied) - 1], *steps]))
+    fp, tp = fp[kept], tp[kept]
+    return CurvePoints(
+        threshold=np.array([bins.smallest(i) for i in occupied[kept]], np.float32),
+        recall=tp / ood,
+        precision=tp / (tp + fp),
+        fpr=fp / known,
+        best=int(np.searchsorted(kept, best)),
+        at_95=int(np.searchsorted(kept, at_95)),
+    )
+
+
+def central_range(bins: KeyBins, counts: np.ndarray) -> tuple[float, float]:
+    """Low and high end of the scores, less the outermost thousandth of either class.
+
+    Args:
+        bins, counts: as in ``curve_points``; one of the classes may be empty, not both.
+    """
+    ends = []
+    for row in counts[counts.any(axis=1)]:
+        cumulative = row.cumsum()
+        for share in (_OUTSIDE, 1 - _OUTSIDE):
+            ends.append(bins.smallest(int(np.argmax(cumulative >= share * cumulative[-1]))))
+    low, high = min(ends), max(ends)
+    margin = max(0.5, abs(low) / 100) if low == high else 0.0
+    return low - margin, high + margin
+
+
+class Histogram(NamedTuple):
+    """Pixels by score.
+
+    Attributes:
+        edges: (n + 1,) of bars of equal width; the outermost bars also hold what lies beyond.
+        counts: (2, n) int64 known and OOD pixels.
+    """
+
+    edges: np.ndarray
+    counts: np.ndarray
+
+
+def histogram(frames: Iterable[Frame], low: float, high: float) -> Histogram:
+    """Count pixels by score between ``low`` and ``high``; void pixels count nowhere.
+
+    Counts of parts of a data set add up to those of the whole.
+    """
+    edges = np.linspace(low, high, _HISTOGRAM_BINS + 1)
+    counts = np.zeros((2, _HISTOGRAM_BINS), np.int64)
+    for frame in frames:
+        for row, value in zip(counts, (KNOWN, OOD), strict=True):
+            # float32 has no hundred steps in a narrow range.
+            inside = frame.score[frame.label == value].astype(np.float64).clip(low, high)
+            row += np.histogram(inside, _HISTOGRAM_BINS, (low, high))[0]
+    return Histogram(edges, counts)

@@ -1,0 +1,59 @@
+"""The threshold that turns scores into OOD regions, kept beside the checkpoint it was found for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+from ..errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class OperatingPoint:
+    """Where pixel F1 is best: ``float32(score) >= threshold`` is predicted OOD.
+
+    Attributes:
+        score: name of the score.
+        threshold: in the score's own units.
+        dataset: the data set whose labels chose it; on that set it flatters.
+        f1: pixel F1 there, in percent.
+    """
+
+    score: str
+    threshold: float
+    dataset: str
+    f1: float
+
+
+def threshold_file(checkpoint: str | os.PathLike) -> Path:
+    """Where the operating point of a checkpoint lies: ``<checkpoint>.threshold.json``."""
+    return Path(f"{os.fspath(checkpoint)}.threshold.json")
+
+
+def save_operating_point(checkpoint: str | os.PathLike, point: OperatingPoint) -> Path:
+    """Write the operating point beside ``checkpoint``; gives the path. OSError as ``open``."""
+    path = threshold_file(checkpoint)
+    chosen = {"chosen_by": f"best pixel F1 on {point.dataset}", "rule": "score >= threshold"}
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps({**dataclasses.asdict(point), **chosen}, indent=2) + "\n")
+    temporary.replace(path)
+    return path
+
+
+def load_operating_point(checkpoint: str | os.PathLike) -> OperatingPoint | None:
+    """The operating point saved beside ``checkpoint``; None where there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = threshold_file(checkpoint)
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text())
+        fields = {field.name: values[field.name] for field in dataclasses.fields(OperatingPoint)}
+        return OperatingPoint(**fields | {"threshold": float(fields["threshold"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}): evaluate again, or remove it") from error

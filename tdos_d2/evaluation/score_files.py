@@ -1,0 +1,166 @@
+"""Score maps in files, whoever wrote them: where that of a frame lies, and reading it.
+
+The scores of frame ``a/b`` (``image_id`` of its data set: the path of the image below the set's
+image folder, without extension) are one (H, W) map of the size of the image, larger = more
+anomalous, in ``FOLDER/a/b`` and one of these endings:
+
+- ``.npy``: the array; also ``_anomaly.npy`` of a Fishyscapes pair, whose ``_segmentation.npy`` is
+  left alone;
+- ``.npz``: the only array, or the one called "value";
+- ``.h5``, ``.hdf5``: the data set "value", as in SegmentMeIfYouCan's tool (needs h5py);
+- ``.png``: one channel of 16 bits (8 would tie what AP keeps apart).
+
+Where no two frames share it, ``FOLDER/b`` serves too, also without Cityscapes' "_leftImg8bit": so
+does the official ``outputs/anomaly_p/<method>/<data set>/<frame>.hdf5``. Files of other kinds are
+left alone. Maps are not resized, other than by the official tool: a wrong size is an error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ..errors import UserError
+
+SUFFIXES = (".npy", ".npz", ".h5", ".hdf5", ".png")
+KEY = "value"  # of the data set in a HDF5 file
+CITYSCAPES_END = "_leftImg8bit"
+
+
+def short_names(frames: Iterable[str], without: str = CITYSCAPES_END) -> dict[str, str]:
+    """Last part of each frame's id, as in official tools; the whole id where frames would share it.
+
+    Args:
+        frames: the frames' ids.
+        without: an ending to leave out.
+    """
+    short = {frame: PurePosixPath(frame).name.removesuffix(without) for frame in frames}
+    times = Counter(short.values())
+    return {frame: name if times[name] == 1 else frame for frame, name in short.items()}
+
+
+def find_score_files(
+    folder: str | os.PathLike, frames: Sequence[str], *, allow_extra: bool = False
+) -> dict[str, Path]:
+    """The score file of each frame, in the order of ``frames``.
+
+    Args:
+        folder: see the module.
+        frames: the frames' ids.
+        allow_extra: leave score files alone that belong to none of the frames.
+
+    Raises:
+        UserError: no such folder; frames without file or with two; files that fit no frame.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"scores: no folder {folder}")
+    owners = {
+        name: frame
+        for names in (short_names(frames), short_names(frames, ""), {f: f for f in frames})
+        for frame, name in names.items()
+    }
+    found: dict[str, Path] = {}
+    extra = []
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
+        frame = _frame_of(path.relative_to(folder).with_suffix("").as_posix(), path, owners)
+        if frame is None:
+            extra.append(path)
+        elif frame in found:
+            raise UserError(f"scores: two files for frame {frame}: {found[frame]} and {path}")
+        elif frame:
+            found[frame] = path
+    missing = [frame for frame in frames if frame not in found]
+    problems = []
+    if missing:
+        problems.append(
+            f"{len(missing)} of {len(frames)} frames have no file, first {folder / missing[0]} "
+            f"({', '.join(SUFFIXES)})"
+        )
+    if extra and not allow_extra:
+        problems.append(f"{len(extra)} files belong to no frame, first {extra[0]}")
+    if problems:
+        raise UserError("scores: " + "; ".join(problems))
+    return {frame: found[frame] for frame in frames}
+
+
+def read_score(path: str | os.PathLike) -> np.ndarray:
+    """The array in a score file, in the file's type.
+
+    Raises:
+        UserError: the file cannot be read, or does not hold what the module says.
+    """
+    path = Path(path)
+    try:
+        return _READERS[path.suffix.lower()](path)
+    except UserError:
+        raise
+    except Exception as error:  # broken files make NumPy and h5py raise nearly every kind there is
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"cannot read scores {path}: {cause}") from error
+
+
+def import_h5py() -> ModuleType:
+    """h5py; raises UserError where it is not installed."""
+    try:
+        import h5py
+    except ModuleNotFoundError as error:
+        raise UserError("HDF5 files need h5py: pip install h5py") from error
+    return h5py
+
+
+def _frame_of(stem: str, path: Path, owners: dict[str, str]) -> str | None:
+    """The frame that a file belongs to, "" for one to leave alone, None where there is none."""
+    if stem in owners:
+        return owners[stem]
+    if path.suffix.lower() == ".npy" and stem.endswith("_anomaly"):
+        return owners.get(stem.removesuffix("_anomaly"))
+    is_pair = path.suffix.lower() == ".npy" and stem.endswith("_segmentation")
+    return "" if is_pair and stem.removesuffix("_segmentation") in owners else None
+
+
+def _read_npz(path: Path) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as arrays:
+        return arrays[_only_key(path, arrays.files)]
+
+
+def _read_hdf5(path: Path) -> np.ndarray:
+    with import_h5py().File(path, "r") as file:
+        if KEY not in file:
+            raise UserError(f"scores {path}: no data set '{KEY}', only {', '.join(file)}")
+        return file[KEY][()]
+
+
+def _read_png(path: Path) -> np.ndarray:
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
+    if image is None:
+        raise UserError(f"cannot read scores {path}: no image")
+    if image.dtype != np.uint16 or image.ndim != 2:
+        raise UserError(
+            f"scores {path}: a PNG must have one channel of 16 bits, not {image.shape} of "
+            f"{image.dtype}"
+        )
+    return image
+
+
+def _only_key(path: Path, keys: list[str]) -> str:
+    if KEY not in keys and len(keys) != 1:
+        raise UserError(f"scores {path}: one array, or one called '{KEY}', expected, not {keys}")
+    return KEY if KEY in keys else keys[0]
+
+
+_READERS: dict[str, Any] = {
+    ".npy": lambda path: np.load(path, allow_pickle=False),
+    ".npz": _read_npz,
+    ".h5": _read_hdf5,
+    ".hdf5": _read_hdf5,
+    ".png": _read_png,
+}

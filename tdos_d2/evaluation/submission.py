@@ -1,0 +1,112 @@
+"""Score maps in the form that benchmarks ask for, each read back and compared.
+
+"smiyc": ``FOLDER/anomaly_p/<method>/<official name of the set>/<frame>.hdf5`` with the data set
+"value", as the tool of SegmentMeIfYouCan reads it (FOLDER is its ``outputs``). Ours is float32; the
+official tool itself writes float16, which ties scores that differ: up to 0.6 points of AP for a
+saturated sigmoid.
+
+"fishyscapes": ``FOLDER/fishyscapes/<data set>/<image>_anomaly.npy`` (H, W) float32 and
+``<image>_segmentation.npy`` (H, W) uint8 class numbers.
+
+No labels are needed. ``score_files`` reads both.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from .score_files import KEY, find_score_files, import_h5py, read_score, short_names
+
+FORMATS = ("smiyc", "fishyscapes")
+# The folders that the official tool keeps frames in: one for all splits of a data set.
+_OFFICIAL_NAMES = {
+    "smiyc_anomalytrack_val": "AnomalyTrack-all",
+    "smiyc_anomalytrack_test": "AnomalyTrack-all",
+    "smiyc_obstacletrack_val": "ObstacleTrack-all",
+    "smiyc_obstacletrack_test": "ObstacleTrack-all",
+    "laf_test": "LostAndFound-test",
+    "laf_test_noknown": "LostAndFound-test",
+}
+
+
+class Submission:
+    """The files of one data set in one format.
+
+    Args:
+        folder: see the module.
+        form: one of ``FORMATS``.
+        dataset: name of the data set.
+        frames: ids of its frames.
+        method: name of the method, for "smiyc".
+
+    Raises:
+        UserError: unknown format; h5py is needed and not there.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        form: str,
+        dataset: str,
+        frames: Sequence[str],
+        method: str = "tdos_d2",
+    ) -> None:
+        if form not in FORMATS:
+            raise UserError(f"unknown submission format {form!r}: there are {', '.join(FORMATS)}")
+        self.frames = list(frames)
+        self._smiyc = form == "smiyc"
+        if self._smiyc:
+            import_h5py()
+            official = _OFFICIAL_NAMES.get(dataset, dataset)
+            self.folder = Path(folder, "anomaly_p", method, official)
+            self._names = short_names(self.frames)
+        else:
+            self.folder = Path(folder, "fishyscapes", dataset)
+            self._names = short_names(self.frames, "")
+
+    def write(self, frame: str, score: np.ndarray, classes: np.ndarray | None = None) -> None:
+        """Write the files of a frame and read them back.
+
+        Args:
+            frame: its id.
+            score: (H, W) real numbers, larger = more anomalous; written as float32.
+            classes: (H, W) class numbers below 255, for "fishyscapes".
+
+        Raises:
+            UserError: scores that are not finite or not (H, W), no classes where they are needed;
+                the files cannot be written, or hold something else when they are read.
+        """
+        score = np.asarray(score, np.float32)
+        if score.ndim != 2 or not np.isfinite(score).all():
+            raise UserError(f"{frame}: scores of shape {score.shape} must be (H, W) and finite")
+        if self._smiyc:
+            arrays = {".hdf5": score}
+        elif classes is None or classes.shape != score.shape:
+            raise UserError(f"{frame}: Fishyscapes' pair needs classes of shape {score.shape}")
+        else:
+            arrays = {"_anomaly.npy": score, "_segmentation.npy": np.asarray(classes, np.uint8)}
+        for ending, array in arrays.items():
+            path = self.folder / (self._names[frame] + ending)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                (_write_hdf5 if self._smiyc else np.save)(path, array)
+            except OSError as error:
+                raise UserError(f"cannot write {path}: {error}") from error
+            there = read_score(path)
+            if there.dtype != array.dtype or not np.array_equal(there, array):
+                raise UserError(f"{path} does not hold what was written to it: is the disk full?")
+
+    def check(self) -> None:
+        """Raise UserError unless the file of every frame is there."""
+        # The folder may hold those of another split.
+        find_score_files(self.folder, self.frames, allow_extra=True)
+
+
+def _write_hdf5(path: Path, array: np.ndarray) -> None:
+    with import_h5py().File(path, "w") as file:
+        file.create_dataset(KEY, data=array, compression="gzip", compression_opts=4, shuffle=True)

@@ -1,0 +1,80 @@
+"""Tables of results as text, JSON, CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+FORMATS = ("table", "json", "csv", "markdown", "latex")
+_TABULATE = {
+    "table": "simple",
+    "markdown": "github",
+    "latex": "latex_booktabs",
+    "html": "html",  # of reports
+}
+
+
+def format_rows(rows: Sequence[Mapping[str, Any]], form: str) -> str:
+    """Lay out rows.
+
+    Args:
+        rows: values by column; columns are those of all rows, in order of appearance.
+        form: one of ``FORMATS``, or "html". JSON and CSV have all digits, the others two decimals;
+            NaN is null in JSON, "nan" in CSV, "-" in the others. LaTeX needs the package booktabs.
+    """
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    if form == "json":
+        return to_json([dict(row) for row in rows])
+    if form == "csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue().rstrip("\n")
+    cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
+    texts = {column for row in rows for column, value in row.items() if isinstance(value, str)}
+    align = ["left" if column in texts else "right" for column in columns]
+    return tabulate(cells, columns, _TABULATE[form], disable_numparse=True, colalign=align)
+
+
+def results_rows(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[dict]]:
+    """Groups of rows with the same metrics: one table for OOD sets, one for segmentation.
+
+    Args:
+        results: ``{data set: {task: {metric: value}}}``. Metrics with "-" in their name, those of
+            single classes in Detectron2, are left out.
+    """
+    groups: dict[tuple[str, ...], list[dict]] = {}
+    for name, tasks in results.items():
+        for task, metrics in tasks.items():
+            shown = {metric: value for metric, value in metrics.items() if "-" not in metric}
+            row = {"data set": name, "task": task, **shown}
+            groups.setdefault(tuple(shown), []).append(row)
+    return list(groups.values())
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON that every parser reads: NaN and infinity become null."""
+    return json.dumps(_finite(value), indent=2)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if hasattr(value, "item"):  # a NumPy number
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.2f}"
+    return str(value)

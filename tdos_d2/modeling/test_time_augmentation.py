@@ -1,0 +1,92 @@
+"""Test-time augmentation: mean of the outputs for flipped and resized versions of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.data.transforms import ResizeShortestEdge
+from torch import Tensor, nn
+
+_OUTPUTS = ("sem_seg", "ood_score", "ood_scores")
+
+
+class SemanticSegmentorWithTTA(nn.Module):
+    """Calls a segmentation model with versions of an image and averages what it gives.
+
+    Versions are those of Detectron2's ``TEST.AUG``: every size, and each of them flipped. The mean
+    is over ``sem_seg``, ``ood_score`` and ``ood_scores`` as they are: the mean of a logarithmic
+    score is that of logarithms.
+    """
+
+    @configurable
+    def __init__(
+        self, *, model: nn.Module, min_sizes: Sequence[int] = (), max_size: int = 4000, flip: bool
+    ) -> None:
+        """
+        Args:
+            model: takes Detectron2's list of dicts, gives outputs of size ``height``, ``width``.
+            min_sizes: shorter sides of the resized versions in pixels; none = the size that the
+                image has.
+            max_size: longer sides are at most this.
+            flip: also use mirror images.
+        """
+        super().__init__()
+        self.model = model
+        self.resizes = [ResizeShortestEdge(size, max_size) for size in min_sizes]
+        self.flip = flip
+
+    @classmethod
+    def from_config(cls, cfg, model: nn.Module) -> dict[str, Any]:
+        node = cfg.TEST.AUG
+        return {
+            "model": model,
+            "min_sizes": node.MIN_SIZES,
+            "max_size": node.MAX_SIZE,
+            "flip": node.FLIP,
+        }
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Inputs and outputs as those of the model in evaluation."""
+        return [self._average(inputs) for inputs in batched_inputs]
+
+    def _average(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        height, width = inputs["image"].shape[-2:]
+        inputs = {"height": height, "width": width, **inputs}
+        total, number = None, 0
+        for image in self._sizes(inputs["image"]):
+            for mirrored in (False, True) if self.flip else (False,):
+                version = image.flip(-1) if mirrored else image
+                (output,) = self.model([{**inputs, "image": version}])
+                maps = {key: output[key] for key in _OUTPUTS if key in output}
+                total, number = _add(total, maps, mirrored), number + 1
+        return _divide(total, number)
+
+    def _sizes(self, image: Tensor) -> Iterator[Tensor]:
+        """(3, H, W) uint8 -> the same image in the sizes asked for."""
+        if not self.resizes:
+            yield image
+        array = image.permute(1, 2, 0).cpu().numpy()
+        for resize in self.resizes:
+            resized = resize.get_transform(array).apply_image(array)
+            yield torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+
+
+def _add(total: Any, maps: Any, mirrored: bool) -> Any:
+    """Sum of maps, or of dicts of maps; mirrored ones are turned back."""
+    if isinstance(maps, Mapping):
+        return {
+            key: _add(None if total is None else total[key], value, mirrored)
+            for key, value in maps.items()
+        }
+    maps = maps.flip(-1) if mirrored else maps
+    return maps if total is None else total + maps
+
+
+def _divide(total: Any, number: int) -> Any:
+    if isinstance(total, Mapping):
+        return {key: _divide(value, number) for key, value in total.items()}
+    return total / number

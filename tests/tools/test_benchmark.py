@@ -1,0 +1,42 @@
+"""tools/benchmark.py: it runs, and what it compares with computes the same."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load():
+    spec = importlib.util.spec_from_file_location("tool", ROOT / "tools" / "benchmark.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+def test_small_run_prints_ratios_and_hardware(monkeypatch, capsys):
+    tool = load()
+    monkeypatch.setattr(sys, "argv", ["tool"])
+    words = ["evaluation", "--frames", "2", "--size", "512x256", "--reference-frames", "1"]
+    args = tool._parser().parse_args(words)
+    args.run(args)
+    text = capsys.readouterr().out
+    assert "512x256" in text and "scikit-learn" in text and "cores" in text
+    for what, frames in (("pixel metrics", 1), ("component metrics", 2)):
+        row = re.search(rf"^{what} +(\d+) .* ([\d.]+) +>= \d+$", text, re.MULTILINE)
+        assert int(row[1]) == frames and float(row[2]) > 0
+    assert float(re.search(r"largest difference of a metric: ([\d.]+)", text)[1]) < 0.01
+    assert re.search(r"all seven metrics, 2 frames: [\d.]+ s per frame", text)
+
+
+def test_frames_have_60_components_and_a_score_that_finds_most():
+    ((score, label),) = load().synthetic_frames(1, (512, 1024))
+    assert score.shape == label.shape == (512, 1024) and score.dtype == np.float32
+    assert 50 <= ndimage.label(label == 1)[1] <= 60
+    assert score[label == 1].mean() > score[label == 0].mean() + 2

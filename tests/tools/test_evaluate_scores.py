@@ -1,0 +1,138 @@
+"""tools/evaluate_scores.py on a set of its own, in every format."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from tdos_d2.errors import UserError
+from tdos_d2.evaluation import evaluate_scores
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "tiny_for_scores"
+FRAMES = ["a/x", "a/y", "b/z"]
+METRICS = ["AP", "AUROC", "FPR95", "F1", "sIoU", "PPV", "mF1"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a set, its registration file, and scores in all kinds of files."""
+    rng = np.random.default_rng(0)
+    for i, frame in enumerate(FRAMES):
+        label = np.zeros((40, 50), np.uint8)
+        label[5 + i : 20, 10:40], label[35:] = 1, 255
+        score = np.round(rng.normal(3 * (label == 1), 1) * 100 + 1000).astype(np.uint16)
+        for kind, array in (("images", np.zeros((40, 50, 3), np.uint8)), ("labels", label)):
+            path = tmp_path / kind / f"{frame}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), array)
+        path = tmp_path / "scores" / frame
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if i == 0:
+            np.save(f"{path}.npy", score.astype(np.float32))
+        elif i == 1:
+            cv2.imwrite(f"{path}.png", score)
+        else:
+            with h5py.File(f"{path}.hdf5", "w") as file:
+                file["value"] = score.astype(np.float16)
+    (tmp_path / "sets.yaml").write_text(
+        f"- name: {NAME}\n  image_root: images\n  label_root: labels\n  protocol: obstacle\n"
+    )
+    yield tmp_path
+    if NAME in DatasetCatalog:
+        DatasetCatalog.remove(NAME)
+        MetadataCatalog.remove(NAME)
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """Calls the tool; gives what it prints."""
+    spec = importlib.util.spec_from_file_location("tool", ROOT / "tools" / "evaluate_scores.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    def call(*words: str) -> tuple[str, str]:
+        known = ["--register", str(folder / "sets.yaml"), "--dataset", NAME]
+        argv = ["tool", *known, "--scores", str(folder / "scores"), *words]
+        monkeypatch.setattr(sys, "argv", argv)
+        tool.run()
+        return capsys.readouterr()
+
+    return call
+
+
+def frames(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    rows = []
+    for frame in FRAMES:
+        label = cv2.imread(str(folder / "labels" / f"{frame}.png"), cv2.IMREAD_UNCHANGED)
+        path = folder / "scores" / frame
+        if frame == "a/x":
+            score = np.load(f"{path}.npy")
+        elif frame == "a/y":
+            score = cv2.imread(f"{path}.png", cv2.IMREAD_UNCHANGED)
+        else:
+            with h5py.File(f"{path}.hdf5") as file:
+                score = file["value"][:]
+        rows.append((score, label))
+    return rows
+
+
+def test_metrics_are_those_of_evaluate_scores(run, folder):
+    out, err = run("--format", "json")
+    result = json.loads(out)
+    assert {name: result[name] for name in METRICS} == evaluate_scores(frames(folder), "obstacle")
+    assert result["frames"] == 3 and result["rule"] == "score >= threshold"
+    assert result["smallest_predicted_component"] == 50
+    assert "1 score maps are float16" in err
+    strict = json.loads(run("--format", "json", "--strict")[0])
+    expected = evaluate_scores(frames(folder), "obstacle", strict=True)
+    assert {name: strict[name] for name in METRICS} == expected
+    anomaly = json.loads(run("--format", "json", "--protocol", "anomaly")[0])
+    assert anomaly["smallest_predicted_component"] == 500
+
+
+def test_table_csv_markdown_and_latex(run):
+    json_result = json.loads(run("--format", "json")[0])
+    shown = f"{json_result['AP']:.2f}"
+    assert shown in run()[0] and shown in run("--format", "latex")[0]
+    assert f"| {shown} |" in run("--format", "markdown")[0]
+    (row,) = csv.DictReader(run("--format", "csv")[0].splitlines())
+    assert float(row["AP"]) == json_result["AP"] and list(row) == ["dataset", "frames", *METRICS]
+
+
+def test_per_frame_and_bootstrap(run, folder):
+    words = ("--per-frame", str(folder / "frames.csv"), "--bootstrap", "200")
+    out, err = run("--format", "json", *words)
+    result = json.loads(out)
+    low, high = result["intervals"]["AP"]
+    assert low < result["AP"] < high
+    assert "exact to AP" in err and result["interval_error_bounds"]["AUROC"] < 0.1
+    rows = list(csv.DictReader((folder / "frames.csv").read_text().splitlines()))
+    assert [row["frame"] for row in rows] == FRAMES
+    alone = evaluate_scores(frames(folder)[1:2])
+    assert float(rows[1]["AP"]) == pytest.approx(alone["AP"], abs=0.01)
+    (row,) = csv.DictReader(run("--format", "csv", *words)[0].splitlines())
+    assert (float(row["AP_low"]), float(row["AP_high"])) == (low, high)
+    assert f"{result['AP']:.2f} [{low:.2f}, {high:.2f}]" in run(*words)[0]
+
+
+def test_what_is_wrong_is_named(run, folder):
+    np.save(folder / "scores" / "a" / "x.npy", np.zeros((20, 25)))
+    with pytest.raises(UserError, match=r"a/x.npy: .*\(20, 25\).*\(40, 50\)"):
+        run()
+    (folder / "scores" / "a" / "x.npy").rename(folder / "scores" / "a" / "w.npy")
+    with pytest.raises(UserError, match=r"1 of 3 frames .*a/x .*1 files belong .*w.npy"):
+        run()
+    with pytest.raises(UserError, match="'demo_val' is no OOD set"):
+        run("--dataset", "demo_val")
+    with pytest.raises(UserError, match="unknown dataset 'demo_odd'"):
+        run("--dataset", "demo_odd")

@@ -1,0 +1,272 @@
+#!/usr/bin/env python
+"""Evaluate anybody's OOD score maps on a registered data set.
+
+    python tools/evaluate_scores.py --dataset road_anomaly --scores my_scores/
+    python tools/evaluate_scores.py --dataset smiyc_anomalytrack_val --allow-extra \\
+        --scores outputs/anomaly_p/my_method/AnomalyTrack-all --bootstrap 1000 --format markdown
+
+The scores of frame a/b (its image's path below the set's image folder, without extension) are one
+map of the image's size, larger = more anomalous, in SCORES/a/b and .npy, .npz, .h5, .hdf5 (data set
+"value") or .png (16 bits); SCORES/b serves too where no two frames share it. Every frame must be
+there. Metrics are compared as float32, over all pixels of the set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import warnings
+from pathlib import Path
+
+# Detectron2 compiles with torch.jit when it is imported; torch warns of that in every process.
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+# ruff: noqa: E402
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from tdos_d2.evaluation.component_metrics import (
+    ComponentScores,
+    component_sizes,
+    concatenate,
+    score_components,
+)
+from tdos_d2.evaluation.curve_points import central_range, curve_points
+from tdos_d2.evaluation.dataset_metrics import all_metrics
+from tdos_d2.evaluation.frames import Spool, check_frame
+from tdos_d2.evaluation.pixel_metrics import KeyBins, PixelMetrics, count_pixels, pixel_metrics
+from tdos_d2.evaluation.score_files import find_score_files, read_score
+from tdos_d2.evaluation.tables import FORMATS, format_rows, to_json
+
+if TYPE_CHECKING:  # it needs Detectron2, which --help does not
+    from tdos_d2.inference.sections import Evaluated
+
+
+class Counter:
+    """Counts the pixels of a set for ``pixel_metrics``, and keeps the last counts."""
+
+    def __init__(self, frames: Spool) -> None:
+        self._frames = frames
+        self.bins, self.counts = KeyBins.coarse(), np.zeros((2, 0))
+
+    def __call__(self, bins: KeyBins) -> np.ndarray:
+        self.bins, self.counts = bins, count_pixels(self._frames, bins)
+        return self.counts
+
+
+def run() -> None:
+    """Read, evaluate, print."""
+    from detectron2.data import MetadataCatalog
+
+    from tdos_d2.data import get_dicts, register_from_file
+    from tdos_d2.errors import UserError
+    from tdos_d2.inference.report import prepare_folder
+
+    args = _parser().parse_args()
+    if args.register:
+        register_from_file(args.register)
+    records = get_dicts(args.dataset)
+    metadata = MetadataCatalog.get(args.dataset)
+    if metadata.get("evaluator_type") != "ood":
+        raise UserError(f"dataset '{args.dataset}' is no OOD set")
+    if any("sem_seg_file_name" not in record for record in records):
+        raise UserError(f"dataset '{args.dataset}' has frames without public labels")
+    sizes = component_sizes(
+        args.protocol or metadata.get("protocol", "anomaly"),
+        metadata.get("min_pred") if args.protocol is None else None,
+        metadata.get("min_gt") if args.protocol is None else None,
+    )
+    frames = {str(r.get("image_id", r["file_name"])): r for r in records}
+    for folder in (args.report, args.show_dir):
+        if folder is not None:
+            prepare_folder(folder)
+    files = find_score_files(args.scores, list(frames), allow_extra=args.allow_extra)
+    with closing(Spool()) as spool:
+        _load(spool, files, frames, metadata)
+        _evaluate(args, spool, list(frames.values()), sizes)
+
+
+def _load(
+    spool: Spool, files: Mapping[str, Path], frames: Mapping[str, Any], metadata: Any
+) -> None:
+    """Read scores and labels of all frames into ``spool``."""
+    from tdos_d2.data import read_label
+
+    half = 0
+    for frame, path in tqdm(files.items(), desc="reading", unit="frame", disable=None):
+        score = read_score(path)
+        half += score.dtype == np.float16
+        record = frames[frame]
+        mask = record.get("region_mask_file_name")
+        label = read_label(record["sem_seg_file_name"], metadata, mask)
+        spool.append(check_frame(score, label, str(path)))
+    if half:
+        _note(
+            f"{half} score maps are float16, which ties scores that differ (up to 0.6 points of AP "
+            "for a saturated sigmoid): float32 or logits are safe"
+        )
+
+
+def _evaluate(
+    args: argparse.Namespace,
+    spool: Spool,
+    records: Sequence[Mapping[str, Any]],
+    sizes: tuple[int, int],
+) -> None:
+    from tdos_d2.inference.sections import Evaluated
+
+    count = Counter(spool)
+    pixels = pixel_metrics(count, args.dataset)
+    frames = tqdm(spool, desc="components", unit="frame", total=len(spool), disable=None)
+    components = [score_components([f], pixels.threshold, sizes, args.strict) for f in frames]
+    evaluated = Evaluated(args.dataset, spool, records, components)
+    result = shown = {
+        "dataset": args.dataset,
+        "frames": len(spool),
+        **all_metrics(pixels, concatenate(components)),
+    }
+    details = {
+        "threshold": pixels.threshold,
+        "rule": "score > threshold" if args.strict else "score >= threshold",
+        "smallest_predicted_component": sizes[0],
+        "smallest_true_component": sizes[1],
+        "error_bound": pixels.bound,
+    }
+    _note(
+        f"threshold of the best pixel F1 {pixels.threshold:.6g} ({details['rule']}), components of "
+        f"at least {sizes[0]} predicted and {sizes[1]} true pixels"
+    )
+    if args.per_frame:
+        args.per_frame.write_text(
+            format_rows(list(evaluated.rows(pixels.threshold, args.strict)), "csv") + "\n"
+        )
+        _note(f"per frame: {args.per_frame}")
+    if args.bootstrap and not math.isnan(pixels.threshold):
+        intervals = _bootstrap(args, spool, components, count)
+        details |= {"bootstrap": args.bootstrap, **intervals}
+        shown = _with_intervals(result, intervals["intervals"], "markdown")
+        result = _with_intervals(result, intervals["intervals"], args.format)
+    print(
+        to_json({**result, **details})
+        if args.format == "json"
+        else format_rows([result], args.format)
+    )
+    _write_pictures(args, evaluated, sizes, pixels, count, shown)
+
+
+def _write_pictures(
+    args: argparse.Namespace,
+    evaluated: Evaluated,
+    sizes: tuple[int, int],
+    pixels: PixelMetrics,
+    count: Counter,
+    row: Mapping[str, Any],
+) -> None:
+    """The overlays and the report that were asked for; the latter shows ``row`` as its table."""
+    from tdos_d2.inference.report import write_report
+    from tdos_d2.inference.sections import Exchange, Look, make_section, write_overlays
+
+    ends = central_range(count.bins, count.counts)
+    look = Look("score", pixels.threshold, *ends, args.strict)
+    if args.show_dir is not None:
+        write_overlays(evaluated, look, args.show_dir)
+        _note(f"overlays: {args.show_dir}")
+    if args.report is not None:
+        curve = curve_points(count.bins, count.counts)
+        section = make_section(evaluated, look, sizes, pixels, curve, Exchange())
+        subject = f"scores in {args.scores}"
+        _note(f"report: {write_report(args.report, subject, [[row]], [section])}")
+
+
+def _bootstrap(
+    args: argparse.Namespace, spool: Spool, components: list[ComponentScores], count: Counter
+) -> dict[str, Any]:
+    from tdos_d2.evaluation.bootstrap import bootstrap
+
+    frames = tqdm(spool, desc="bootstrap", unit="frame", total=len(spool), disable=None)
+    found = bootstrap(
+        frames, components, count.bins, count.counts, replicates=args.bootstrap, seed=args.seed
+    )
+    worst = ", ".join(f"{name} {error:.3f}" for name, error in found.errors.items() if error)
+    _note(
+        f"95 % intervals of {args.bootstrap} drawn sets of {len(spool)} frames; their ends are "
+        f"exact to {worst or 'the last digit'} points; components at the one threshold"
+    )
+    if found.undefined:
+        _note(f"{found.undefined} drawn sets had no OOD or no known pixel and are left out")
+    return {"intervals": found.intervals, "interval_error_bounds": found.errors}
+
+
+def _with_intervals(
+    result: Mapping[str, Any], intervals: Mapping[str, tuple[float, float]], form: str
+) -> dict[str, Any]:
+    """The row with its intervals: in columns of their own in CSV, else in the cell."""
+    row: dict[str, Any] = {}
+    for name, value in result.items():
+        row[name] = value
+        if name in intervals and form == "csv":
+            row[f"{name}_low"], row[f"{name}_high"] = intervals[name]
+        elif name in intervals and form != "json" and not math.isnan(value):
+            low, high = intervals[name]
+            row[name] = f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    return row
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", required=True, help="a registered OOD set")
+    parser.add_argument("--scores", required=True, help="folder of the score maps")
+    parser.add_argument(
+        "--register", metavar="FILE.yaml", help="sets of your own, as for DATASETS.REGISTER"
+    )
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--per-frame", type=Path, metavar="FILE.csv", help="metrics of each frame")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="write DIR/index.html with curves and frames"
+    )
+    parser.add_argument(
+        "--show-dir", type=Path, metavar="DIR", help="write a picture of every frame there"
+    )
+    parser.add_argument(
+        "--bootstrap",
+        type=int,
+        default=0,
+        metavar="N",
+        help="95 %% confidence intervals from N drawn sets of frames, such as 1000",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="predict score > threshold, as the official tool does (default: >=, as curves do)",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=("anomaly", "obstacle"),
+        help="smallest components of this protocol in place of the data set's own",
+    )
+    parser.add_argument(
+        "--allow-extra",
+        action="store_true",
+        help="leave score files alone that belong to none of the frames, such as those of another "
+        "split",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    from tdos_d2.engine import exit_with_one_line
+
+    exit_with_one_line(run)
