@@ -173,7 +173,7 @@ def _write_pictures(
     from tdos_d2.inference.sections import Exchange, Look, make_section, write_overlays
 
     ends = central_range(count.bins, count.counts)
-    look = Look("score", pixels.threshold, *ends, args.strict)
+    look = Look(Path(args.scores).resolve().name, pixels.threshold, *ends, args.strict)
     if args.show_dir is not None:
         write_overlays(evaluated, look, args.show_dir)
         _note(f"overlays: {args.show_dir}")

@@ -91,6 +91,7 @@ def error_of(config_file, monkeypatch, capsys):
         ("MODEL.CLIP.WEIGHTS pretrained/gone.pt", "MODEL.CLIP.WEIGHTS: pretrained/gone.pt"),
         ("MODEL.TDOS.CLASS_NAMES ['road']", "MODEL.TDOS.CLASS_NAMES has 1 name"),
         ("OUTPUT_DIR /dev/null/x", "OUTPUT_DIR /dev/null/x cannot be written to"),
+        ("TEST.SHOW_DIR /dev/null/x", "TEST.SHOW_DIR /dev/null/x cannot be written to"),
     ],
 )
 def test_wrong_values(error_of, words, expected):

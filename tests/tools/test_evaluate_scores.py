@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -123,6 +124,28 @@ def test_per_frame_and_bootstrap(run, folder):
     (row,) = csv.DictReader(run("--format", "csv", *words)[0].splitlines())
     assert (float(row["AP_low"]), float(row["AP_high"])) == (low, high)
     assert f"{result['AP']:.2f} [{low:.2f}, {high:.2f}]" in run(*words)[0]
+
+
+def test_report_and_overlays(run, folder):
+    words = ("--report", str(folder / "report"), "--show-dir", str(folder / "show"))
+    out, err = run("--format", "json", *words)
+    page = (folder / "report" / "index.html").read_text("utf-8")
+    assert f">{json.loads(out)['AP']:.2f}<" in page and "(protocol: obstacle)" in page
+    ood = sum(30 * (15 - i) for i in range(3))  # of 35 labelled rows of 50 pixels in each frame
+    assert f"{100 * ood / (3 * 35 * 50):.3g} % of them OOD" in page
+    found = sorted(str(x.relative_to(folder / "show")) for x in (folder / "show").rglob("*.jpg"))
+    assert found == [f"{NAME}/{frame}.jpg" for frame in FRAMES]
+    assert (folder / "report" / f"{NAME}_pr.png").exists() and "report: " in err
+    page = folder / "report" / "index.html"
+    run("--report", str(folder / "report"), "--bootstrap", "50", "--strict")
+    assert re.search(r"\d \[\d+\.\d+,&nbsp;\d+\.\d+\]<", page.read_text("utf-8"))
+    (folder / "file").write_text("")
+    with pytest.raises(UserError, match="cannot make folder .*file"):
+        run("--report", str(folder / "file"))
+    image = folder / "images" / "b" / "z.png"
+    image.write_bytes(image.read_bytes()[:45])  # the header, and no pixels
+    with pytest.raises(UserError, match="cannot read image .*z.png"):
+        run("--report", str(folder / "report"))
 
 
 def test_what_is_wrong_is_named(run, folder):
