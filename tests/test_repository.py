@@ -26,7 +26,11 @@ runpy.run_path("setup.py")
 """
 # The pure-Python Detectron2 lacks the first; the second needs a module that setuptools dropped.
 FORBIDDEN = ("detectron2._C", "detectron2.model_zoo")
-COMMANDS = [*ROOT.glob("train_net.py"), *sorted((ROOT / "tools").glob("*.py"))]
+COMMANDS = [
+    *ROOT.glob("train_net.py"),
+    *sorted((ROOT / "tools").glob("*.py")),
+    *sorted((ROOT / "datasets").glob("[!_]*.py")),
+]
 
 
 def name(path: Path) -> str:
