@@ -42,13 +42,31 @@ REQUIRES = [
     "black",
 ]
 
+EXPORT = ["onnx", "onnxruntime", "onnxscript"]
+
 setup(
     name="tdos_d2",
     version=read_version(),
     description="Text-driven out-of-distribution segmentation of road scenes with Detectron2",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["tdos_d2", "tdos_d2.*"]),
+    packages=[*find_packages(include=["tdos_d2", "tdos_d2.*"]), "tdos_d2.configs"],
+    package_dir={"tdos_d2.configs": "configs"},
+    package_data={
+        "tdos_d2.configs": ["**/*.yaml"],
+        "tdos_d2.prompts": ["*.json", "WORDNET_LICENSE"],
+    },
+    entry_points={
+        "console_scripts": [
+            "tdos-train = tdos_d2.commands:train",
+            "tdos-evaluate = tdos_d2.commands:evaluate",
+            "tdos-predict = tdos_d2.commands:predict",
+        ]
+    },
     install_requires=REQUIRES,
-    extras_require={"test": ["pytest", "ruff", "scikit-learn"]},
+    extras_require={
+        "export": EXPORT,  # tools/export_model.py
+        "hdf5": ["h5py"],  # SegmentMeIfYouCan's files
+        "test": [*EXPORT, "h5py", "pytest", "ruff", "scikit-learn"],
+    },
 )

@@ -6,6 +6,8 @@ not installed, ``tdos_d2.evaluation`` still works; everything else says what is 
 
 from __future__ import annotations
 
+import warnings
+
 __version__ = "0.1.0"
 __all__ = ["add_tdos_config", "get_config_file"]
 
@@ -24,5 +26,8 @@ except ModuleNotFoundError as error:
         raise AttributeError(f"module 'tdos_d2' has no attribute '{name}'")
 
 else:
-    from . import data, modeling, tdos  # noqa: F401
-    from .config import add_tdos_config, get_config_file
+    with warnings.catch_warnings():
+        # Detectron2 compiles with torch.jit when it is imported; nothing anybody can change here.
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        from . import data, modeling, tdos  # noqa: F401
+        from .config import add_tdos_config, get_config_file

@@ -6,7 +6,11 @@ from pathlib import Path
 
 from detectron2.config import CfgNode as CN
 
-_CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
+# A wheel brings the configs as tdos_d2.configs; in a checkout they are beside the package.
+_PACKAGE = Path(__file__).resolve().parent
+_CONFIG_DIR = _PACKAGE / "configs"
+if not _CONFIG_DIR.is_dir():
+    _CONFIG_DIR = _PACKAGE.parent / "configs"
 
 
 def add_tdos_config(cfg: CN) -> None:
@@ -37,13 +41,16 @@ def _add_model(cfg: CN) -> None:
     _add_clip(cfg)
     _add_text(cfg)
     _add_tdos(cfg)
+    _add_augmentation(cfg)
+    _add_regularization(cfg)
     _add_decoders(cfg)
 
 
 def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP = CN()
-    # An open_clip model name with a ViT image encoder ("ViT-B-16"), or "tiny": a four-block ViT
-    # for tests and the demo.
+    # An open_clip model name ("ViT-B-16", "RN50"), or "tiny" (a four-block ViT) or "tiny-rn" (a
+    # four-block ResNet), for tests and the demo. MODEL.BACKBONE.NAME must fit:
+    # CLIPVisionTransformer or CLIPModifiedResNet.
     cfg.MODEL.CLIP.NAME = "ViT-B-16"
     # A file (OpenAI TorchScript .pt, state dict, safetensors, open_clip checkpoint), an open_clip
     # tag such as "openai", or "" for random weights.
@@ -75,13 +82,22 @@ def _add_tdos(cfg: CN) -> None:
     node.PROMPT_STD = 0.02
     # Start of gamma, the share of the context decoder in the text embeddings.
     node.GAMMA_INIT = 1e-4
-    # How the M + 1 masks of OOD queries become one: "max" or "mean" (class logits: mean).
+    # How the M + 1 masks and score maps of OOD queries become one: "max", "mean", or
+    # "score_weighted" (mean weighted with p(ood | query)).
     node.MERGE = "max"
-    # Score in "ood_score": "log_s_ood" (logarithm of S_ood) or "max_logit" (1 - max_c S_c).
+    # How their class logits become one: "mean" (weighted with MERGE "score_weighted") or
+    # "strongest" (those of the query with the largest p(ood | query)).
+    node.CLASS_MERGE = "mean"
+    # Score in "ood_score": "log_s_ood" (logarithm of S_ood), "s_ood_softmax" (S_ood after the
+    # released code's softmax over S), "max_logit" (1 - max_c S_c), "energy" (-logsumexp_c S_c),
+    # "rba" (-sum_c tanh S_c) or "text_only" (logarithm of OOD's share in the score map).
     node.SCORE = "log_s_ood"
     # Further scores to put in "ood_scores" and to evaluate as task ood_<name>.
     node.EXTRA_SCORES = []
-    # Weights of the loss terms.
+    # Train only prompts, class and mask heads and the queries' own position tables; the rest stays
+    # as in the checkpoint of MODEL.WEIGHTS.
+    node.HEADS_ONLY = False
+    # Weights of the loss terms (SCORE_MAP_WEIGHT 0 = without that term).
     node.CLASS_WEIGHT = 2.0
     node.MASK_WEIGHT = 5.0
     node.DICE_WEIGHT = 5.0
@@ -91,15 +107,63 @@ def _add_tdos(cfg: CN) -> None:
     node.NO_OBJECT_WEIGHT = 0.1
     # Points per mask in the mask losses; at most one per cell of the mask.
     node.NUM_POINTS = 12544
+    # Candidates per point, and the share of the points that is taken where the mask is least
+    # certain; the rest is taken anywhere.
     node.OVERSAMPLE_RATIO = 3.0
     node.IMPORTANCE_SAMPLE_RATIO = 0.75
     # Temperature of the score map's cross entropy.
     node.SCORE_MAP_TEMPERATURE = 0.07
 
 
+def _add_augmentation(cfg: CN) -> None:
+    node = cfg.MODEL.SEM_AUG = CN()
+    # OOD semantic augmentation: in training, perturb the image encoder's features in a region.
+    node.ENABLED = True
+    # The region: "labelled" (pixels labelled OOD), "random" (random ellipses of known pixels,
+    # which become OOD targets: no inserted object is needed), or "both".
+    node.REGION = "labelled"
+    # Probability that a sample is perturbed.
+    node.PROB = 0.5
+    # ViT: blocks whose attention gets noisy queries, counted from 1, or from the end where
+    # negative; and the noise in units of a token's own mean and standard deviation.
+    node.BLOCKS = [-1]
+    node.NOISE = 1.0
+    # ResNet: how far the region's style moves towards that of the rest after stage 1 (1 = fully).
+    node.ALPHA = 0.2
+    # Range of the number of random ellipses, and of their larger diameter as a share of the
+    # crop's shorter side.
+    node.NUM = (1, 3)
+    node.SIZE = (0.1, 0.5)
+
+
+def _add_regularization(cfg: CN) -> None:
+    prompts = cfg.MODEL.PROMPTS = CN()
+    # OOD words in M groups, from near to far: a list that ships with the project ("cityscapes"),
+    # a JSON file of tools/mine_ood_words.py, or "" = negatives without words.
+    prompts.GROUPS = "cityscapes"
+    # Negatives start at "random" or from the words of their "group".
+    prompts.INIT = "random"
+
+    node = cfg.MODEL.REG = CN()
+    # Weight of the language term, which holds the text queries to their words (0 = off), the text
+    # that the words are put into for it, and the temperature of its cosines.
+    node.LANGUAGE_WEIGHT = 1.0
+    node.TEMPLATE = "a clean origami of a {}"
+    node.TEMPERATURE = 0.07
+    # Weights of the vision term, which holds a trained image encoder to the loaded one: of the
+    # squared and of the cosine distance of image embeddings (both 0 = off).
+    node.VISION_MSE_WEIGHT = 10.0
+    node.VISION_COSINE_WEIGHT = 2.0
+
+
 def _add_decoders(cfg: CN) -> None:
     neck = cfg.MODEL.NECK = CN()
-    # Normalization between the deconvolutions: "LN", "GN", "BN" or "SyncBN".
+    # "ScaleNeck" (deconvolutions, for a ViT), "FPNNeck" (feature pyramid that takes in the score
+    # map, for a ResNet) or "" = what fits the backbone.
+    neck.NAME = ""
+    # Channels of FPNNeck's levels; those of ScaleNeck have the encoder's width.
+    neck.CHANNELS = 768
+    # Normalization between the convolutions: "LN", "GN", "BN", "SyncBN" or "" = none.
     neck.NORM = "LN"
 
     context = cfg.MODEL.CONTEXT_DECODER = CN()
@@ -112,20 +176,28 @@ def _add_decoders(cfg: CN) -> None:
     pixel = cfg.MODEL.PIXEL_DECODER = CN()
     # Width of the memory and of the mask features.
     pixel.HIDDEN_DIM = 256
+    # Layers of self-attention and of attention to the text, and their heads.
     pixel.NUM_LAYERS = 6
     pixel.NUM_HEADS = 8
     # Sampling points per head and level of the deformable attention.
     pixel.NUM_SAMPLING_POINTS = 4
+    # Width inside the feed-forward blocks.
     pixel.FFN_DIM = 2048
 
     query = cfg.MODEL.TRANSFORMER_DECODER = CN()
-    # Masked-attention layers; its width is that of the pixel decoder.
+    # Masked-attention layers, their heads and the width inside their feed-forward blocks; the
+    # decoder's own width is that of the pixel decoder.
     query.NUM_LAYERS = 9
     query.NUM_HEADS = 8
     query.FFN_DIM = 2048
 
 
 def _add_input(cfg: CN) -> None:
+    # A YAML file that lists OOD test sets of your own, with the arguments of
+    # register_ood_dataset; "" = none.
+    cfg.DATASETS.REGISTER = ""
+    # Weight of each set in DATASETS.TRAIN; empty = all frames of all sets equally often.
+    cfg.DATASETS.TRAIN_WEIGHTS = []
     # Training crops hold at most this share of one class (10 tries; 1.0 = any crop will do).
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
     # Random resize of a training image: range of the factor on its original size.
@@ -134,18 +206,43 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.COLOR_AUG = True
 
     paste = cfg.INPUT.OOD_PASTE = CN()
-    # Where pasted training outliers come from: "shapes" (drawn, needs no data) or "none".
+    # Where pasted training outliers come from: "shapes" (drawn, needs no data), "coco" (cut out of
+    # COCO images), "auto" ("coco" where its list is there, else "shapes"; the log says which),
+    # "mix" (both, see MIX) or "none".
     paste.SOURCE = "shapes"
+    # With SOURCE "mix": [["source", weight], ...], such as [["coco", 0.5], ["shapes", 0.5]].
+    paste.MIX = []
+    # The list of COCO objects that datasets/prepare_coco_outliers.py writes; "" =
+    # coco_outliers.json in $DETECTRON2_DATASETS.
+    paste.COCO_LIST = ""
+    # COCO categories to take from the list; empty = all.
+    paste.COCO_CATEGORIES = []
     # Probability that a training crop gets outliers, and the range of their number.
     paste.PROB = 0.5
     paste.NUM = (1, 3)
-    # Range of an object's larger side, as a share of the crop's shorter side.
+    # Range of an object's larger side, as a share of the crop's shorter side; COCO's objects are
+    # made smaller the farther up in the frame they stand.
     paste.SIZE = (0.05, 0.5)
+    # Classes that objects stand on, such as ["road", "sidewalk"]; empty = any.
+    paste.STAND_ON = []
+
+    # Rare class sampling: draw a class, then an image that shows it, then a crop that does.
+    rare = cfg.INPUT.RARE_CLASS = CN()
+    # Whether to do so.
+    rare.ENABLED = False
+    # Classes are drawn with softmax((1 - share of the pixels) / TEMPERATURE): 100 draws them nearly
+    # equally often, 0.01 (DAFormer) the rare ones above all.
+    rare.TEMPERATURE = 100.0
+    # An image counts as showing a class with more pixels than this, in its file ...
+    rare.MIN_PIXELS = 3000
+    # ... and a crop with more than this (10 further tries, then any crop will do).
+    rare.MIN_CROP_PIXELS = 1500
 
 
 def _add_solver(cfg: CN) -> None:
+    # The only one there is: AdamW.
     cfg.SOLVER.OPTIMIZER = "ADAMW"
-    # Polynomial decay with warm-up.
+    # Polynomial decay with warm-up, or one of Detectron2's schedules.
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"
     # Learning rate factors: [["module prefix", factor], ...]; the longest prefix that fits wins.
     cfg.SOLVER.MULTIPLIERS = [["backbone", 0.1]]
@@ -163,5 +260,17 @@ def _add_test(cfg: CN) -> None:
     window.BATCH = 4
     # What to do about a test set that is not on disk: "error" or "skip" (with a line saying so).
     cfg.TEST.MISSING = "error"
+    # OOD set whose best pixel F1 gives the operating threshold that --eval-only saves beside the
+    # checkpoint; "" = the first OOD set in DATASETS.TEST.
+    cfg.TEST.THRESHOLD_DATASET = ""
+    export = cfg.TEST.EXPORT = CN()
+    # Write score maps of all OOD sets to OUTPUT_DIR/inference: "smiyc" (HDF5), "fishyscapes" (pairs
+    # of .npy) or "none"; and the name of the method in SMIYC's layout.
+    export.FORMAT = "none"
+    export.METHOD = "tdos_d2"
+    # Write OUTPUT_DIR/report/index.html: curves, histograms, best and worst frames of OOD sets.
+    cfg.TEST.REPORT = False
+    # Folder for pictures of all evaluated frames, FOLDER/<data set>/<frame>.jpg; "" = none.
+    cfg.TEST.SHOW_DIR = ""
     # Pictures per test set written to TensorBoard at each evaluation.
     cfg.TEST.NUM_PICTURES = 4

@@ -291,7 +291,8 @@ class TDOS(nn.Module):
         """(B, 3, h, w) -> (B, C, h, w): the maps that are averaged over windows."""
         h, w = windows.shape[-2:]
         d = self.size_divisibility
-        padded = F.pad(windows, (0, -w % d, 0, -h % d))
+        # Sizes written as multiples of d let torch.export see that every level has whole cells.
+        padded = F.pad(windows, (0, (w + d - 1) // d * d - w, 0, (h + d - 1) // d * d - h))
         features = self.backbone(padded)
         class_logits, mask_logits, score_map = self._merged(*self._segment(features)[:3])
         size = padded.shape[-2:]

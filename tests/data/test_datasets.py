@@ -180,7 +180,8 @@ def test_cityscapes_tree_is_checked_before_detectron2_reads_it(tmp_path, write):
         get_dicts(name)
     stray.unlink()
     (tmp_path / "gtFine/ulm/ulm_0_gtFine_labelTrainIds.png").unlink()
-    with pytest.raises(UserError, match=r"1 label files.*ulm_0_gtFine_labelTrainIds.*prepare_cityscapes"):
+    lacking = r"1 label files.*ulm_0_gtFine_labelTrainIds.*prepare_cityscapes"
+    with pytest.raises(UserError, match=lacking):
         get_dicts(name)
     (tmp_path / "gtFine/bonn/bonn_1_gtFine_polygons.json").unlink()
     with pytest.raises(UserError, match="2 label files.*bonn_1_gtFine_polygons.json$"):

@@ -64,7 +64,7 @@ class ViTTower(nn.Module):
         x = visual.conv1(images)
         grid = x.shape[-2:]
         x = x.flatten(2).transpose(1, 2)
-        class_token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        class_token = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([class_token, x], dim=1) + self._positions(grid).to(x.dtype)
         x = visual.ln_pre(x)
         taps = []
@@ -196,7 +196,8 @@ class TextTower(nn.Module):
 
 def _resize_positions(table: Tensor, stored: tuple[int, int], grid: Sequence[int]) -> Tensor:
     """The positional table (1 + h * w, C) for an (h, w) ``grid``; ``table`` stays as it is."""
-    if tuple(grid) == stored:
+    # What torch.export makes serves all grids: it cannot have a branch for one.
+    if not torch.compiler.is_compiling() and tuple(grid) == stored:
         return table
     old = table[1:].T.reshape(1, -1, *stored)
     # float32: bicubic is not there for half precision on every device

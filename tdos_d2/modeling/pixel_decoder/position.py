@@ -25,8 +25,9 @@ def sine_positions(
     frequencies = 10000 ** (-torch.arange(0, dim // 2, 2, device=device) / (dim // 2))
 
     def encode(length: int) -> Tensor:
-        position = torch.arange(1, length + 1, device=device) * (2 * math.pi / length)
-        angle = position[:, None] * frequencies
+        position = torch.arange(1, length + 1, device=device)
+        # Divided by a tensor: ONNX has no number that depends on the size of the input.
+        angle = (2 * math.pi * position / position[-1])[:, None] * frequencies
         return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
 
     y, x = encode(height), encode(width)

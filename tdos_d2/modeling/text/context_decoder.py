@@ -59,7 +59,7 @@ class ContextDecoder(nn.Module):
         Returns:
             (B, N, D_t).
         """
-        text = text.expand(len(visual), -1, -1)
+        text = text.expand(visual.shape[0], -1, -1)
         memory = self.visual_proj(visual)
         x = self.text_proj(text)
         for layer in self.layers:

@@ -1,0 +1,23 @@
+"""The commands that pip installs: tdos-train, tdos-evaluate, tdos-predict."""
+
+from __future__ import annotations
+
+from .engine import exit_with_one_line
+from .engine.command import run
+
+
+def train() -> None:
+    """train_net.py: train, or evaluate with ``--eval-only``."""
+    exit_with_one_line(run)
+
+
+def evaluate() -> None:
+    """train_net.py ``--eval-only``."""
+    exit_with_one_line(lambda: run(eval_only=True))
+
+
+def predict() -> None:
+    """tools/predict.py."""
+    from .inference.command import run as run_prediction
+
+    exit_with_one_line(run_prediction)

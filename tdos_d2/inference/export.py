@@ -1,0 +1,156 @@
+"""The model of one window as a program: torch.export's, or ONNX for use without PyTorch.
+
+Normalisation, padding and text embeddings are inside; the text encoder is not. The program takes
+any number of windows of any size; ``examples/onnx_sliding_window.py`` cuts an image into windows
+and averages what comes out, as the model itself does.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..modeling.scores import PIXEL_SCORES, AnomalyScores
+from ..tdos import TDOS
+
+INPUT, OUTPUTS = "windows", ("sem_seg", "ood_score")
+INPUT_TYPES = {"uint8": torch.uint8, "float32": torch.float32}
+_OPSET = 18  # GridSample is there since 16
+_ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
+# Traced with this many windows of these pixels; the program takes others. No two numbers are equal
+# and none stands for a grid of one cell, which would be taken for a property of all inputs.
+_TRACED = (2, 3, 136, 200)
+
+
+class WindowModel(nn.Module):
+    """What a model says of windows, with its text embeddings as constants.
+
+    Args:
+        model: in eval mode, float32; it shares its parts with this module and stays as it is.
+        bgr: the model was trained with ``INPUT.FORMAT`` BGR; this module takes RGB nevertheless.
+
+    Raises:
+        UserError: a score that is made after windows have been averaged.
+    """
+
+    def __init__(self, model: TDOS, *, bgr: bool = False) -> None:
+        super().__init__()
+        if model.score_name in PIXEL_SCORES:
+            raise UserError(
+                f"MODEL.TDOS.SCORE: '{model.score_name}' is made of sem_seg after windows have "
+                "been averaged; export log_s_ood or text_only"
+            )
+        self.bgr, self.num_known = bgr, model.num_known
+        self.model = _without_text_encoder(model)
+        self.eval()
+
+    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            windows: (B, 3, h, w) RGB in [0, 255], of any type.
+
+        Returns:
+            S of the known classes (B, K, h, w) and the OOD score (B, h, w), float32, both to be
+            averaged over windows.
+        """
+        images = windows.flip(1) if self.bgr else windows
+        maps = self.model._predict(self.model._normalise(images))
+        return maps[:, : self.num_known], maps[:, -1]
+
+
+class _Constant(nn.Module):
+    def __init__(self, embeddings: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("embeddings", embeddings)
+
+    def forward(self) -> Tensor:
+        return self.embeddings
+
+
+def _without_text_encoder(model: TDOS) -> TDOS:
+    """The same parts in a new model, but for those that windows do not need."""
+    other = copy.copy(model)
+    other._modules = dict(model._modules)
+    with torch.no_grad():
+        other.text = _Constant(model.text())
+    other.criterion = other.semantic_augmentation = other.regularization = None
+    other.scores = AnomalyScores((model.score_name,), model.scores.temperature)
+    return other
+
+
+def export_program(
+    model: WindowModel, input_type: torch.dtype = torch.uint8
+) -> torch.export.ExportedProgram:
+    """``model`` as torch.export's program, for windows of any number and size.
+
+    Args:
+        model: on the CPU.
+        input_type: of the windows.
+    """
+    windows = torch.zeros(_TRACED, dtype=input_type)
+    any_size = torch.export.Dim.AUTO
+    shapes = {"windows": {0: any_size, 2: any_size, 3: any_size}}
+    with torch.no_grad():
+        return torch.export.export(model, (windows,), dynamic_shapes=shapes, strict=False)
+
+
+def check_onnx_packages() -> None:
+    """Raise UserError if a package of the extra "export" is missing."""
+    absent = [name for name in _ONNX_NEEDS if find_spec(name) is None]
+    if absent:
+        raise UserError(f"ONNX needs {', '.join(absent)}: pip install 'tdos_d2[export]'")
+
+
+def to_onnx(program: torch.export.ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
+    """``program`` as the content of an ONNX file.
+
+    Args:
+        program: of :func:`export_program`.
+        metadata: what the file says of itself; values that are not text are written as JSON.
+
+    Returns:
+        A model with input "windows" and outputs "sem_seg" and "ood_score".
+    """
+    made = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=_OPSET,
+        input_names=[INPUT],
+        output_names=list(OUTPUTS),
+        optimize=False,  # takes minutes, and ONNX Runtime does it when it loads
+        verbose=False,
+    )
+    made.model.metadata_props.update(
+        {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+    )
+    return made.model_proto.SerializeToString()
+
+
+def largest_difference(
+    onnx: bytes, model: WindowModel, inputs: Iterable[np.ndarray]
+) -> float:
+    """Largest absolute difference between ONNX Runtime on the CPU and PyTorch, in any output.
+
+    Args:
+        onnx: of :func:`to_onnx`.
+        model: what it was made of.
+        inputs: windows (B, 3, h, w).
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    largest = 0.0
+    for windows in inputs:
+        with torch.no_grad():
+            expected = model(torch.from_numpy(windows))
+        for ours, theirs in zip(expected, session.run(OUTPUTS, {INPUT: windows}), strict=True):
+            largest = max(largest, float(np.abs(ours.numpy() - theirs).max()))
+    return largest

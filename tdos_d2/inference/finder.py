@@ -1,0 +1,157 @@
+"""What is found in one frame: objects with what they look like, and pictures of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from .drawing import score_picture, segmentation_picture
+from .objects import OODObject, default_min_area, find_objects, region_means
+from .predictor import OODPredictor
+from .score_units import score_range
+
+
+@dataclass
+class Finding:
+    """What was found in one frame.
+
+    Attributes:
+        record: for the JSON line.
+        score: (H, W) raw score.
+        score_picture: RGB.
+        segmentation_picture: RGB.
+        word_pictures: RGB by word.
+    """
+
+    record: dict[str, Any]
+    score: np.ndarray
+    score_picture: np.ndarray
+    segmentation_picture: np.ndarray
+    word_pictures: dict[str, np.ndarray]
+
+
+class Finder:
+    """Predicts on frames, finds objects, draws.
+
+    Args:
+        predictor: the model.
+        colours: (K, 3) RGB of the known classes.
+        threshold: from which score on a pixel is OOD; None: no objects are looked for.
+        words: concepts to look for; None: none.
+        combine: let the words take part in the score.
+        num_nearest: OOD words named per object.
+        min_area: of an object in pixels; None: by the size of the frame.
+        limits: scores of the darkest and the brightest colour; None: by the score.
+        ego_mask: (H, W) bool, True on the ego vehicle; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        predictor: OODPredictor,
+        colours: np.ndarray,
+        *,
+        threshold: float | None = None,
+        words: Sequence[str] | None = None,
+        combine: bool = False,
+        num_nearest: int = 3,
+        min_area: int | None = None,
+        limits: tuple[float, float] | None = None,
+        ego_mask: np.ndarray | None = None,
+    ) -> None:
+        self.predictor, self.colours = predictor, colours
+        self.threshold, self.words, self.combine = threshold, words, combine
+        self.num_nearest, self.min_area = num_nearest, min_area
+        names = predictor.class_names
+        self.limits = limits or score_range(predictor.score, len(names))
+        self.ego_mask = ego_mask
+
+    def __call__(self, image: np.ndarray, pictures_of_words: bool = True) -> Finding:
+        """Everything about an (H, W, 3) uint8 BGR frame.
+
+        Raises:
+            UserError: the ego vehicle's mask has another size.
+        """
+        height, width = image.shape[:2]
+        if self.ego_mask is not None and self.ego_mask.shape != (height, width):
+            there = f"{self.ego_mask.shape[1]}x{self.ego_mask.shape[0]}"
+            raise UserError(f"the frame is {width}x{height}, but --ego-mask is {there}")
+        result = self.predictor(image, self.words)
+        score = self.predictor.combined_score(result) if self.combine else result["ood_score"]
+        valid = None if self.ego_mask is None else ~self.ego_mask
+        record: dict[str, Any] = {
+            "width": width, "height": height, "score": self.predictor.score,
+            "threshold": self.threshold, "objects": None,
+        }  # fmt: skip
+        objects, regions = [], None
+        if self.threshold is not None:
+            smallest = self.min_area or default_min_area((height, width))
+            objects, regions = find_objects(score, self.threshold, min_area=smallest, valid=valid)
+            record["objects"] = self._describe(image, result, objects, regions)
+        heat, segmentation = self._draw(image, result, score, objects, regions, record)
+        of_words = self._draw_words(image, result) if pictures_of_words else {}
+        return Finding(record, score, heat, segmentation, of_words)
+
+    def _describe(
+        self,
+        image: np.ndarray,
+        result: dict[str, Any],
+        objects: Sequence[OODObject],
+        regions: np.ndarray,
+    ) -> list[dict[str, Any]]:
+        described = [{"id": i, **asdict(item)} for i, item in enumerate(objects, start=1)]
+        if self.words:
+            of_objects = {
+                key: {w: region_means(regions, m, len(objects)) for w, m in result[key].items()}
+                for key in ("word_scores", "word_chances")
+            }
+            for i, entry in enumerate(described):
+                for key, means in of_objects.items():
+                    entry[key] = {word: round(float(mean[i]), 4) for word, mean in means.items()}
+                chances = entry["word_chances"]
+                best = max(chances, key=chances.get)
+                entry["word"] = best if chances[best] > 0.5 else None
+        if self.num_nearest:
+            nearest = self.predictor.nearest_words(
+                image, regions, [item.box for item in objects], self.num_nearest
+            )
+            for entry, found in zip(described, nearest, strict=True):
+                entry["nearest_words"] = [[word, round(cosine, 4)] for word, cosine in found]
+        return described
+
+    def _draw(
+        self,
+        image: np.ndarray,
+        result: dict[str, Any],
+        score: np.ndarray,
+        objects: Sequence[OODObject],
+        regions: np.ndarray | None,
+        record: dict[str, Any],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        names, rgb = self.predictor.class_names, np.ascontiguousarray(image[..., ::-1])
+        valid = None if self.ego_mask is None else ~self.ego_mask
+        entries = record["objects"] or []
+        tags = [
+            (item, " ".join(filter(None, [str(entry["id"]), entry.get("word")])))
+            for item, entry in zip(objects, entries, strict=True)
+        ]
+        title = f"OOD score ({self.predictor.score}{', words' if self.combine else ''})"
+        heat = score_picture(
+            rgb, score, self.limits, title,
+            threshold=self.threshold, regions=regions, tags=tags, valid=valid,
+        )  # fmt: skip
+        label = result["labels"].copy()
+        if regions is not None:
+            label[regions > 0] = len(names)
+        return heat, segmentation_picture(rgb, label, names, self.colours, valid)
+
+    def _draw_words(self, image: np.ndarray, result: dict[str, Any]) -> dict[str, np.ndarray]:
+        rgb = np.ascontiguousarray(image[..., ::-1])
+        chances = result.get("word_chances", {})
+        return {
+            word: score_picture(rgb, chance, (0.0, 1.0), f'chance of "{word}"')
+            for word, chance in chances.items()
+        }

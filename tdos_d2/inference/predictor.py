@@ -1,0 +1,246 @@
+"""From images to class labels and OOD scores in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from torch import Tensor
+
+from ..data import TDOSDatasetMapper
+from ..engine.checkpoint import TDOSCheckpointer
+from ..engine.preflight import check_model
+from ..engine.setup import local_weights
+from ..errors import UserError
+from ..evaluation.operating_point import OperatingPoint, load_operating_point
+from ..prompts import load_groups
+from .score_units import chance_as_score
+from .words import WordEmbeddings, split_words
+
+# CLIP's own input size; an object fills about two thirds of its crop.
+_CROP, _CROP_MARGIN = 224, 0.25
+_OF_WORDS = ("word_scores", "word_chances")
+_OUTPUTS = ("sem_seg", "ood_score", *_OF_WORDS)
+
+
+class OODPredictor:
+    """Detectron2's DefaultPredictor for TDOS: BGR images in, NumPy arrays out.
+
+    Class names and architecture come from the checkpoint in ``MODEL.WEIGHTS``, as in evaluation.
+    Text embeddings are computed once. Calls from several threads at a time are safe and give what
+    calls one after the other give.
+
+    Words need no training. They mean something where the text embeddings do: with CLIP's weights
+    (a checkpoint that was trained from them), or with ``MODEL.TEXT.EMBEDDINGS``, and then only the
+    words of that file. With random weights, as in the demo, they are numbers without a meaning.
+
+    Attributes:
+        model: the model.
+        class_names: names of the K known classes.
+        score: name of the score in ``ood_score``.
+        operating_point: the threshold saved beside the checkpoint; None where there is none.
+        words_have_meaning: whether words do.
+        notes: lines for a log: what was taken from the checkpoint or the machine.
+    """
+
+    def __init__(self, cfg: CfgNode, *, half: bool = True) -> None:
+        """
+        Args:
+            cfg: the complete config; it is not changed.
+            half: half precision on a GPU; elsewhere it changes nothing.
+
+        Raises:
+            UserError: a file or key of the config is wrong, or the checkpoint does not fit it.
+        """
+        if cfg.MODEL.META_ARCHITECTURE != "TDOS":
+            raise UserError(f"MODEL.META_ARCHITECTURE: TDOS, not {cfg.MODEL.META_ARCHITECTURE}")
+        self.words_have_meaning = bool(cfg.MODEL.CLIP.WEIGHTS or cfg.MODEL.TEXT.EMBEDDINGS)
+        self._groups = cfg.MODEL.PROMPTS.GROUPS
+        cfg = cfg.clone()
+        self.notes = check_model(cfg)
+        self.model = build_model(cfg).eval()
+        self._half = half and self.model.device.type == "cuda"
+        if cfg.MODEL.WEIGHTS:
+            self._load(cfg.MODEL.WEIGHTS)
+        else:
+            self.notes.append("MODEL.WEIGHTS is empty: the model is untrained")
+        self.class_names, self.score = self.model.class_names, self.model.score_name
+        weights = local_weights(cfg)
+        self.operating_point: OperatingPoint | None = weights and load_operating_point(weights)
+        mapper = TDOSDatasetMapper(cfg, is_train=False)
+        self._augmentations, self._format = mapper.augmentations, mapper.image_format
+        with torch.no_grad():
+            self.model.text()  # kept by the model
+        self._words = WordEmbeddings(self.model.text, cfg.MODEL.TEXT.EMBEDDINGS)
+        self._list: tuple[list[str], Tensor] | None = None
+
+    def __call__(
+        self, bgr_image: np.ndarray | Sequence[np.ndarray], words: str | Sequence[str] | None = None
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """Predict on an image or on a list of images of any sizes.
+
+        Args:
+            bgr_image: (H, W, 3) uint8 in OpenCV's channel order, or a list of such.
+            words: concepts to look for, such as ``["deer", "lost cargo"]`` or "deer, lost cargo".
+                They change nothing in the other results.
+
+        Returns:
+            Per image, all arrays of its size: ``labels`` (H, W) uint8, the known class with the
+            largest S; ``sem_seg`` (K, H, W) float32, S of the known classes; ``ood_score`` (H, W)
+            float32, larger = more anomalous; ``word_scores``, by word the (H, W) float32 cosines in
+            [-1, 1] of its text embedding with the dense visual embedding. With words there is also
+            ``word_chances``, by word (H, W) float32 in [0, 1]: above 1/2 the word fits better than
+            every known name (see ``modeling.words``).
+
+        Raises:
+            ValueError: an image of another shape or type.
+            UserError: no word, a word too long for the text encoder, or one that
+                ``MODEL.TEXT.EMBEDDINGS`` lacks.
+        """
+        names = None if words is None else split_words(words)
+        if isinstance(bgr_image, np.ndarray):
+            return self._predict(bgr_image, names)
+        return [self._predict(image, names) for image in bgr_image]
+
+    def embed_words(self, words: Sequence[str]) -> Tensor:
+        """Plain text embeddings, (n, D) float32, unit length.
+
+        Raises:
+            UserError: a word is too long for the text encoder, or ``MODEL.TEXT.EMBEDDINGS`` lacks
+                it.
+        """
+        return self._words(words)
+
+    def combined_score(self, result: dict[str, Any]) -> np.ndarray:
+        """Maximum of ``ood_score`` and the words' chances in its unit, (H, W) float32.
+
+        S_ood is about the share of a pixel that OOD claims, and a word's chance is calibrated the
+        same way by the known names, so for the default score this is max(log S_ood, log chance).
+        Other scores: see ``score_units``. Without words it is ``ood_score``.
+
+        Args:
+            result: of a call.
+        """
+        score = result["ood_score"]
+        for chance in result.get("word_chances", {}).values():
+            as_score = chance_as_score(chance, self.score, len(self.class_names))
+            score = np.maximum(score, as_score)
+        return score
+
+    def nearest_words(
+        self,
+        bgr_image: np.ndarray,
+        regions: np.ndarray,
+        boxes: Sequence[tuple[int, int, int, int]],
+        number: int = 3,
+    ) -> list[list[tuple[str, float]]]:
+        """What regions look like: the nearest of the OOD words by text-image similarity.
+
+        A region is cut out with its surroundings, its dense visual embedding averaged and compared
+        with plain text embeddings: those of the list in ``MODEL.PROMPTS.GROUPS`` or, with
+        ``MODEL.TEXT.EMBEDDINGS``, all names of that file but the known ones.
+
+        Args:
+            bgr_image: (H, W, 3) uint8.
+            regions: (H, W) int, i in region number i, from 1.
+            boxes: x0, y0, x1, y1 of each region.
+            number: of words per region.
+
+        Returns:
+            Per region (word, cosine), nearest first; nothing where words have no meaning
+            (``words_have_meaning``) or the config names no list.
+        """
+        words, embeddings = self._word_list()
+        if not words:
+            return [[] for _ in boxes]
+        found, step = [], self.model.window["batch"]
+        for start in range(0, len(boxes), step):
+            crops = [
+                _crop(bgr_image, regions == i + 1, boxes[i], self._format)
+                for i in range(start, min(start + step, len(boxes)))
+            ]
+            images, masks = (torch.stack(parts) for parts in zip(*crops, strict=True))
+            with torch.no_grad(), self._precision():
+                of_regions = self.model.embed(images, masks).float().cpu()
+            cosines = F.normalize(of_regions, dim=1) @ embeddings.T
+            best = cosines.topk(min(number, len(words)))
+            for values, places in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                found.append([(words[j], v) for v, j in zip(values, places, strict=True)])
+        return found
+
+    def _load(self, weights: str) -> None:
+        checkpointer = TDOSCheckpointer(self.model)
+        checkpointer.load(weights)
+        if checkpointer.not_loaded:
+            raise UserError(
+                f"checkpoint {weights} is not of the config's model: it has no fitting "
+                f"{checkpointer.not_loaded[0]} and {len(checkpointer.not_loaded) - 1} more"
+            )
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.model.device.type, torch.float16, enabled=self._half)
+
+    def _predict(self, image: np.ndarray, words: list[str] | None) -> dict[str, Any]:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+            raise ValueError(f"(H, W, 3) uint8 expected, not {image.shape} {image.dtype}")
+        inputs: dict[str, Any] = {"height": image.shape[0], "width": image.shape[1]}
+        rgb_or_bgr = image[..., ::-1] if self._format == "RGB" else image
+        aug_input = T.AugInput(np.ascontiguousarray(rgb_or_bgr))
+        self._augmentations(aug_input)
+        inputs["image"] = _tensor(aug_input.image)
+        if words is not None:
+            inputs["words"] = self.embed_words([*self.class_names, *words])
+        with torch.no_grad(), self._precision():
+            (output,) = self.model([inputs])
+        arrays = {key: output[key].float().cpu().numpy() for key in _OUTPUTS if key in output}
+        result = {
+            "labels": arrays["sem_seg"].argmax(axis=0).astype(np.uint8),
+            "sem_seg": arrays["sem_seg"],
+            "ood_score": arrays["ood_score"],
+            "word_scores": {},
+        }
+        if words is not None:
+            for key in _OF_WORDS:
+                result[key] = dict(zip(words, arrays[key], strict=True))
+        return result
+
+    def _word_list(self) -> tuple[list[str], Tensor]:
+        """OOD words to name regions with, and their embeddings; computed once."""
+        if self._list is None:
+            known = {name.lower() for name in (*self.class_names, self.model.ood_name)}
+            words = self._words.words
+            if not words and self._groups and self.words_have_meaning:
+                words = load_groups(self._groups).words
+            words = [word for word in words if word.lower() not in known]
+            self._list = words, self._words.of_list(words) if words else torch.zeros(0)
+        return self._list
+
+
+def _tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def _crop(
+    image: np.ndarray, mask: np.ndarray, box: tuple[int, int, int, int], channels: str
+) -> tuple[Tensor, Tensor]:
+    """A square around a box as (3, 224, 224) uint8, and the (224, 224) share of the mask in it."""
+    x0, y0, x1, y1 = box
+    side = round(max(x1 - x0, y1 - y0) * (1 + 2 * _CROP_MARGIN))
+    left, top = (x0 + x1 - side) // 2, (y0 + y1 - side) // 2
+    rows = np.clip(np.arange(top, top + side), 0, image.shape[0] - 1)
+    columns = np.clip(np.arange(left, left + side), 0, image.shape[1] - 1)
+    inside = np.zeros((side, side), np.float32)
+    inside[y0 - top : y1 - top, x0 - left : x1 - left] = mask[y0:y1, x0:x1]
+    cut = image[rows[:, None], columns]
+    cut = cut[..., ::-1] if channels == "RGB" else cut
+    way = cv2.INTER_AREA if side > _CROP else cv2.INTER_LINEAR
+    cut, inside = (cv2.resize(np.ascontiguousarray(x), (_CROP, _CROP), interpolation=way)
+                   for x in (cut, inside))  # fmt: skip
+    return _tensor(cut), torch.from_numpy(inside)

@@ -1,0 +1,76 @@
+"""Plain text embeddings of words, from the model's text encoder or from its file of embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import Lock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UserError
+from ..modeling.text import FixedText, PromptedText, read_embeddings
+from ..prompts import TextEncoder
+from ..prompts.prototypes import embed_words
+
+
+def split_words(words: str | Sequence[str]) -> list[str]:
+    """Words as a list, each once; a text is split at its commas.
+
+    Raises:
+        UserError: there are none.
+    """
+    given = words.split(",") if isinstance(words, str) else words
+    found = list(dict.fromkeys(" ".join(word.split()) for word in given))
+    found = [word for word in found if word]
+    if not found:
+        raise UserError("words are expected, such as: deer, lost cargo, sofa")
+    return found
+
+
+class WordEmbeddings:
+    """Unit text embeddings of words, each computed once, in any thread.
+
+    Args:
+        text: the model's text side.
+        path: ``MODEL.TEXT.EMBEDDINGS``, the file behind a ``FixedText``.
+    """
+
+    def __init__(self, text: PromptedText | FixedText, path: str = "") -> None:
+        self._lock = Lock()
+        self._encode = None if isinstance(text, FixedText) else TextEncoder(text.tower)
+        self._path = path
+        self._kept: dict[str, Tensor] = {}
+        if self._encode is None:
+            names, vectors = read_embeddings(path)
+            self._kept = dict(zip(names, F.normalize(vectors, dim=1), strict=True))
+
+    @property
+    def words(self) -> list[str]:
+        """The words that a file of embeddings has; empty where there is a text encoder."""
+        return list(self._kept) if self._encode is None else []
+
+    def __call__(self, words: Sequence[str]) -> Tensor:
+        """(n, D) float32 on the CPU, unit length.
+
+        Raises:
+            UserError: the file lacks a word, or a text is too long for the encoder.
+        """
+        keys = [word.lower() for word in words]
+        with self._lock:
+            lacking = [key for key in dict.fromkeys(keys) if key not in self._kept]
+            if lacking and self._encode is None:
+                raise UserError(
+                    f"MODEL.TEXT.EMBEDDINGS: '{self._path}' lacks {', '.join(lacking)}; only words "
+                    "of that file can be asked for"
+                )
+            if lacking:
+                self._kept.update(zip(lacking, self._encode(lacking).float().cpu(), strict=True))
+            return torch.stack([self._kept[key] for key in keys])
+
+    def of_list(self, words: Sequence[str]) -> Tensor:
+        """The same for a long list, which is kept on disk (see ``prompts.prototypes``)."""
+        if self._encode is None:
+            return self(words)
+        return embed_words(words, self._encode, "{}", weights=self._encode.weights_identity())

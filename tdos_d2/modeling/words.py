@@ -1,0 +1,41 @@
+"""Words added at test time: how much each pixel looks like what a word says.
+
+A word is compared with the dense visual embedding by its plain text embedding, before the context
+decoder. Nothing is trained, and what the model says without words stays as it is. Whether that has
+a meaning is up to the weights: it takes a text encoder and an image encoder that were trained
+together, as CLIP's were. With random weights the numbers are those of random directions.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Where the known names' cosines differ by less than CLIP's own temperature, they do not differ.
+MIN_SPREAD = 0.01
+
+
+def word_maps(dense: Tensor, names: Tensor, num_known: int) -> Tensor:
+    """Cosines of words, and the words' chances against the known names.
+
+    Cosines of text and image differ from word to word by little and from model to model by much.
+    The chance says what they mean here: it is sigmoid((cos_w - max_k cos_k) / s), k over the known
+    names and s the standard deviation of their cosines at the same place (at least ``MIN_SPREAD``).
+    1/2 = the word fits as well as the best known name.
+
+    Args:
+        dense: (B, D, h, w) dense visual embedding in text space, of any length.
+        names: (K + W, D) text embeddings of the K known names and of W words, of any length.
+        num_known: K.
+
+    Returns:
+        (B, 2 W, h, w) float32: W cosines in [-1, 1], then W chances in [0, 1].
+    """
+    with torch.autocast(dense.device.type, enabled=False):  # half precision would tie cosines
+        unit = F.normalize(dense.float(), dim=1)
+        cosines = torch.einsum("nd,bdhw->bnhw", F.normalize(names.float(), dim=1), unit)
+    known, words = cosines[:, :num_known], cosines[:, num_known:]
+    spread = known.std(dim=1, keepdim=True, correction=0).clamp(min=MIN_SPREAD)
+    margin = words - known.amax(dim=1, keepdim=True)
+    return torch.cat([words, (margin / spread).sigmoid()], dim=1)
