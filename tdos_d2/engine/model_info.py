@@ -1,0 +1,202 @@
+"""What a model consists of: parameters, multiply-adds, prompts, and where its weights are from."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from fvcore.nn import FlopCountAnalysis
+from torch import nn
+
+from ..errors import UserError
+from ..modeling.clip import missing_weights_file
+from ..prompts import load_groups
+from ..tdos import TDOS
+from .checkpoint import TDOSCheckpointer
+from .preflight import check_model
+from .seeding import set_key
+from .setup import local_weights
+
+RANDOM = "random"
+
+
+@dataclass
+class Part:
+    """A direct part of the model.
+
+    Attributes:
+        name: such as "pixel_decoder".
+        trainable: number of parameters that training changes.
+        frozen: number of the others.
+        sources: tensors (parameters and statistics) by what they came from.
+        multiply_adds: per window; None: not part of what is done for a window.
+    """
+
+    name: str
+    trainable: int
+    frozen: int
+    sources: Counter[str]
+    multiply_adds: int | None = None
+
+
+def load_model(cfg: CfgNode, random: bool = False) -> tuple[TDOS, list[Part], list[str]]:
+    """Build the model of ``cfg`` on the CPU and load its weights.
+
+    Args:
+        cfg: the complete config; it is not changed.
+        random: random weights stand in for CLIP weights and checkpoints that are not on disk; what
+            is frozen is as it would be with them.
+
+    Returns:
+        The model in eval mode, its parts without multiply-adds, and lines for the user.
+
+    Raises:
+        UserError: a file or key of the config is wrong.
+    """
+    if cfg.MODEL.META_ARCHITECTURE != "TDOS":
+        raise UserError(f"MODEL.META_ARCHITECTURE: TDOS, not {cfg.MODEL.META_ARCHITECTURE}")
+    cfg = cfg.clone()
+    notes = []
+    frozen = cfg.MODEL.CLIP.FREEZE_IMAGE and bool(cfg.MODEL.CLIP.WEIGHTS)
+    if random:
+        path = local_weights(cfg)
+        missing = {
+            "MODEL.CLIP.WEIGHTS": missing_weights_file(cfg.MODEL.CLIP.WEIGHTS),
+            "MODEL.WEIGHTS": path is not None and not path.is_file(),
+        }
+        for key in (key for key, there_is_none in missing.items() if there_is_none):
+            notes.append(f"{key} is not there: random weights take its place")
+            set_key(cfg, key, "")
+    set_key(cfg, "MODEL.DEVICE", "cpu")
+    notes += check_model(cfg)
+    model = build_model(cfg).eval()
+    if frozen:
+        model.backbone.requires_grad_(False)
+    not_loaded = set(model.state_dict())
+    if cfg.MODEL.WEIGHTS:
+        checkpointer = TDOSCheckpointer(model)
+        checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
+        not_loaded = set(checkpointer.not_loaded)
+    return model, _parts(model, cfg, not_loaded), notes
+
+
+def _parts(model: TDOS, cfg: CfgNode, not_loaded: set[str]) -> list[Part]:
+    """Every direct part that has tensors."""
+    parts = []
+    for name, module in model.named_children():
+        tensors = [f"{name}.{key}" for key in module.state_dict()]
+        if not tensors:
+            continue
+        numbers = {True: 0, False: 0}
+        for parameter in module.parameters():
+            numbers[parameter.requires_grad] += parameter.numel()
+        sources = Counter(
+            _start(key, cfg) if key in not_loaded else f"checkpoint {cfg.MODEL.WEIGHTS}"
+            for key in tensors
+        )
+        parts.append(Part(name, numbers[True], numbers[False], sources))
+    return parts
+
+
+def _start(key: str, cfg: CfgNode) -> str:
+    """What a tensor has before a checkpoint is loaded."""
+    clip, embeddings = cfg.MODEL.CLIP.WEIGHTS, cfg.MODEL.TEXT.EMBEDDINGS
+    if key == "text.vectors" and embeddings:
+        return f"text embeddings {embeddings}"
+    of_clip = key.startswith(("backbone.tower.visual.", "text.tower."))
+    return f"CLIP {clip}" if of_clip and clip else RANDOM
+
+
+def count_multiply_adds(model: TDOS, parts: list[Part], size: tuple[int, int]) -> int:
+    """fvcore's count for one window, per part (written into ``parts``) and in all.
+
+    fvcore calls them flops: a multiply-add is one. Matrix products, convolutions, attention,
+    normalisation and resampling count; activations and sums do not. The text side does not take
+    part: its embeddings are computed once.
+
+    Args:
+        model: in eval mode, on the CPU.
+        parts: of :func:`load_model`.
+        size: (height, width) of the window in pixels.
+    """
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operation, which fvcore cannot look into
+    try:
+        with torch.no_grad():
+            model.text()  # from now on the model keeps what it gives
+            counts = flops(_Windows(model), torch.zeros(1, 3, *size))
+            by_module = counts.by_module()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_attention)
+    for part in parts:
+        if part.name != "text":
+            part.multiply_adds = round(by_module[f"model.{part.name}"])
+    return round(by_module[""])
+
+
+class _Windows(nn.Module):
+    """What is done for windows (B, 3, h, w), as a module of its own, which fvcore needs."""
+
+    def __init__(self, model: TDOS) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        return self.model._predict(windows)
+
+
+def flops(module: nn.Module, *inputs: torch.Tensor) -> FlopCountAnalysis:
+    """fvcore's analysis, which also counts ``scaled_dot_product_attention``."""
+    counts = FlopCountAnalysis(module.eval(), inputs)
+    counts.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
+    counts.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    counts.tracer_warnings("none")
+    return counts
+
+
+def _attention_flops(inputs: list, outputs: list) -> Counter[str]:
+    *batch, queries, width = inputs[0].type().sizes()
+    keys, value_width = inputs[2].type().sizes()[-2:]
+    return Counter(attention=math.prod(batch) * queries * keys * (width + value_width))
+
+
+def describe_prompts(cfg: CfgNode, model: TDOS, num_words: int = 6) -> list[str]:
+    """Lines about known names, prompts, negatives and groups of OOD words.
+
+    Args:
+        cfg: the config as given: a checkpoint's prompts no longer need the words.
+        model: its model.
+        num_words: shown of each group.
+    """
+    node, prompts = cfg.MODEL.TDOS, cfg.MODEL.PROMPTS
+    fixed = cfg.MODEL.TEXT.EMBEDDINGS
+    lines = [
+        f"{model.num_known} known classes: {', '.join(model.class_names)}",
+        f"OOD word: {model.ood_name}",
+    ]
+    if fixed:
+        lines.append(f"text: fixed embeddings of {fixed}, each with a learnable residual")
+    else:
+        lines.append(f"prompt of a name: {node.CONTEXT_LENGTH} learnable tokens, then the name")
+    length = "" if fixed else f" of {node.NEGATIVE_LENGTH} learnable tokens"
+    lines.append(f"negatives: {node.NUM_NEGATIVE}{length}")
+    if not prompts.GROUPS or not node.NUM_NEGATIVE:
+        return [*lines, "no groups of OOD words"]
+    groups = load_groups(prompts.GROUPS, node.NUM_NEGATIVE)
+    uses = []
+    if prompts.INIT == "group":
+        uses.append("negatives start at them")
+    if cfg.MODEL.REG.LANGUAGE_WEIGHT:
+        uses.append(f"the language term (weight {cfg.MODEL.REG.LANGUAGE_WEIGHT:g}) holds to them")
+    lines.append(
+        f"OOD words: {len(groups.words)} in {len(groups.groups)} groups of '{prompts.GROUPS}'; "
+        f"in training {' and '.join(uses) or 'nothing uses them'}"
+    )
+    for number, words in enumerate(groups.groups, start=1):
+        more = f", ... ({len(words)} words)" if len(words) > num_words else ""
+        lines.append(f"  {number:3d}: {', '.join(words[:num_words])}{more}")
+    return lines

@@ -1,0 +1,196 @@
+"""Exported models, and the example that runs one, against the model's own inference."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from tdos_d2.engine import TDOSCheckpointer
+from tdos_d2.errors import UserError
+from tdos_d2.inference.export import WindowModel
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLE = ROOT / "examples" / "onnx_sliding_window.py"
+TRAINED_ON_BGR = "tiny"
+SIZES = {
+    "several windows": (100, 150),
+    "not square, one axis smaller than the window": (50, 131),
+    "smaller than the window": (40, 57),
+    "one window": (64, 64),
+    "one cell": (8, 8),
+}
+
+
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def random_model(cfg):
+    """No parameter is at a start value (zero or one) that would hide an omission."""
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            if value.is_floating_point():
+                value += 0.05 * torch.rand_like(value)
+    return model
+
+
+def image(height: int, width: int) -> np.ndarray:
+    """BGR."""
+    return np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def own_inference(model, bgr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    pixels = bgr if model.backbone.architecture == TRAINED_ON_BGR else bgr[..., ::-1]
+    pixels = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    with torch.no_grad():
+        output = model([{"image": pixels}])[0]
+    return output["sem_seg"].numpy(), output["ood_score"].numpy()
+
+
+@pytest.fixture
+def model(tiny_cfg):
+    return random_model(tiny_cfg)
+
+
+EXPORTED = {}
+
+
+@pytest.fixture(params=["tiny", "tiny-rn"])
+def exported(request, tiny_cfg, tmp_path_factory, monkeypatch):
+    """(model, folder) with model.onnx, and model.pt2 of the ViT, as the tool writes them."""
+    encoder = request.param
+    if encoder not in EXPORTED:
+        pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
+        pytest.importorskip("onnxscript", reason="needs the extra 'export'")
+        tiny_cfg.TEST.WINDOW.SIZE, tiny_cfg.TEST.WINDOW.STRIDE = 64, 40
+        tiny_cfg.MODEL.CLIP.NAME = encoder
+        tiny_cfg.MODEL.TRANSFORMER_DECODER.NUM_LAYERS = 1
+        tiny_cfg.INPUT.FORMAT = "BGR" if encoder == TRAINED_ON_BGR else "RGB"
+        words = []
+        if encoder == "tiny-rn":
+            tiny_cfg.MODEL.BACKBONE.NAME = "CLIPModifiedResNet"
+            tiny_cfg.MODEL.NECK.CHANNELS = 32
+            words = ["--input-type", "float32"]
+        folder = tmp_path_factory.mktemp(encoder)
+        model = random_model(tiny_cfg)
+        TDOSCheckpointer(model, str(folder)).save("model")
+        (folder / "config.yaml").write_text(tiny_cfg.dump())
+        words += ["--output", str(folder / "model.onnx")]
+        if encoder == "tiny":
+            words += ["--output", str(folder / "model.pt2")]
+        words += ["MODEL.WEIGHTS", str(folder / "model.pth")]
+        run_tool(monkeypatch, "--config-file", str(folder / "config.yaml"), *words)
+        EXPORTED[encoder] = model, folder
+    return EXPORTED[encoder]
+
+
+def run_tool(monkeypatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["export_model.py", *words])
+    load(ROOT / "tools" / "export_model.py").run()
+
+
+def session(content: bytes | str):
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+
+def test_example_gives_what_the_model_gives(exported):
+    model, folder = exported
+    predict, onnx = load(EXAMPLE).predict, session(str(folder / "model.onnx"))
+    for what, size in SIZES.items():
+        bgr = image(*size)
+        for ours, theirs in zip(own_inference(model, bgr), predict(onnx, bgr), strict=True):
+            np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-3, err_msg=what)
+            assert ours.std() > 1e-2  # something to be wrong about
+
+
+def test_example_on_whole_images(exported, monkeypatch):
+    model, folder = exported
+    onnx = pytest.importorskip("onnx")
+    content = onnx.load(folder / "model.onnx")
+    (entry,) = [entry for entry in content.metadata_props if entry.key == "window_size"]
+    entry.value = "0"
+    monkeypatch.setitem(model.window, "size", 0)
+    bgr = image(70, 130)
+    found = load(EXAMPLE).predict(session(content.SerializeToString()), bgr)
+    for ours, theirs in zip(own_inference(model, bgr), found, strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-3)
+
+
+def test_file_describes_itself_and_has_no_text_encoder(exported):
+    _, folder = exported
+    about = session(str(folder / "model.onnx")).get_modelmeta().custom_metadata_map
+    assert json.loads(about["class_names"]) == ["road", "traffic sign", "car"]
+    assert (about["window_size"], about["window_stride"]) == ("64", "40")
+    assert about["ood_score"] == "log_s_ood" and about["threshold"] == "null"
+    content = pytest.importorskip("onnx").load(folder / "model.onnx")
+    assert not [t.name for t in content.graph.initializer if 49408 in t.dims]  # CLIP's vocabulary
+
+
+def test_example_is_short_and_needs_little(exported, tmp_path):
+    text = EXAMPLE.read_text()
+    assert len(text.splitlines()) <= 50
+    imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import)]
+    names = {alias.name for node in imports for alias in node.names}
+    assert names <= {"cv2", "numpy", "onnxruntime", *sys.stdlib_module_names}
+    assert not any(isinstance(n, ast.ImportFrom) for n in ast.walk(ast.parse(text)))
+    cv2.imwrite(str(tmp_path / "a.png"), image(70, 90))
+    command = [sys.executable, str(EXAMPLE), exported[1] / "model.onnx", tmp_path / "a.png"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert cv2.imread(str(tmp_path / "a.png.ood.png")).shape == (70, 90, 3)
+
+
+def test_program_of_torch_export(exported):
+    model, folder = exported
+    if not (folder / "model.pt2").exists():
+        pytest.skip("written of the ViT only, to save time")
+    extra = {"tdos.json": ""}
+    program = torch.export.load(folder / "model.pt2", extra_files=extra)
+    assert json.loads(extra["tdos.json"])["window_size"] == 64
+    module = program.module(check_guards=False)
+    expected = WindowModel(model, bgr=model.backbone.architecture == TRAINED_ON_BGR)
+    for size in ((1, 3, 64, 64), (3, 3, 50, 131)):
+        windows = torch.randint(0, 256, size, dtype=torch.uint8)
+        with torch.no_grad():
+            torch.testing.assert_close(module(windows), expected(windows), rtol=0, atol=1e-3)
+
+
+def test_window_model_takes_rgb_and_leaves_the_model_alone(model):
+    before = dict(model.named_modules())
+    windows = torch.randint(0, 256, (1, 3, 40, 48), dtype=torch.uint8)
+    rgb, bgr = WindowModel(model), WindowModel(model, bgr=True)
+    with torch.no_grad():
+        torch.testing.assert_close(bgr(windows), rgb(windows.flip(1)))
+        assert (bgr(windows)[1] - rgb(windows)[1]).abs().max() > 1e-3
+    assert dict(model.named_modules()) == before
+
+
+def test_scores_made_after_averaging_are_refused(tiny_cfg):
+    tiny_cfg.MODEL.TDOS.SCORE = "energy"
+    with pytest.raises(UserError, match=r"MODEL.TDOS.SCORE: 'energy' is made of sem_seg"):
+        WindowModel(build_model(tiny_cfg))
+
+
+@pytest.mark.parametrize(
+    "output, message", [("a.trt", "must end in .onnx or .pt2"), ("/nowhere/a.onnx", "no folder")]
+)
+def test_mistakes(monkeypatch, output, message):
+    with pytest.raises(UserError, match=message):
+        run_tool(monkeypatch, "--config-file", "demo.yaml", "--output", output)

@@ -1,0 +1,85 @@
+"""tools/encode_text.py: its file against open_clip's encode_text, and as MODEL.TEXT.EMBEDDINGS."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import build_model
+
+from tdos_d2.errors import UserError
+from tdos_d2.modeling.clip import build_clip
+from tdos_d2.prompts import TextEncoder, load_groups
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A CLIP with random weights, in a file."""
+    clip, _ = build_clip("tiny", "")
+    torch.save(clip.state_dict(), tmp_path / "clip.pt")
+    return clip.eval()
+
+
+@pytest.fixture
+def run(tmp_path, clip):
+    spec = importlib.util.spec_from_file_location("encode", ROOT / "tools" / "encode_text.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    given = ["--clip-name", "tiny", "--clip-weights", str(tmp_path / "clip.pt")]
+    given += ["--output", str(tmp_path / "text.npz")]
+    return lambda *args: tool.main(tool._parser().parse_args([*given, *map(str, args)]))
+
+
+def test_file_has_what_open_clip_gives(run, clip, tmp_path):
+    words = tmp_path / "words.txt"
+    words.write_text("lost cargo\n\n car \nroad\n")
+    run("--names", "road", "Traffic Sign", "--words-file", words, "--template", "the nice {}.")
+    with np.load(tmp_path / "text.npz", allow_pickle=False) as data:
+        names, embeddings = list(data["names"]), data["embeddings"]
+    assert names == ["road", "Traffic Sign", "lost cargo", "car"]
+    tokens = open_clip.SimpleTokenizer()([f"the nice {name}." for name in names])
+    with torch.no_grad():
+        expected = F.normalize(clip.encode_text(tokens), dim=-1).numpy()
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
+
+
+def test_a_model_takes_the_file(run, tiny_cfg, tmp_path):
+    run("--names", *tiny_cfg.MODEL.TDOS.CLASS_NAMES)
+    tiny_cfg.MODEL.TEXT.EMBEDDINGS = str(tmp_path / "text.npz")
+    model = build_model(tiny_cfg)
+    np.testing.assert_array_equal(
+        model.text.vectors.numpy(), np.load(tmp_path / "text.npz")["embeddings"]
+    )
+
+
+def test_a_list_that_ships(run, tmp_path, monkeypatch):
+    words = load_groups("cityscapes").words
+    monkeypatch.setattr(  # thousands of words take their time
+        sys.modules[TextEncoder.__module__], "embed_words", lambda names, *_: torch.ones(1, 64)
+    )
+    run("--names", "road", "--words-file", "cityscapes")
+    with np.load(tmp_path / "text.npz", allow_pickle=False) as data:
+        assert list(data["names"]) == ["road", *words]
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ((), "nothing to encode"),
+        (("--names", "a", "--template", "photo"), "the prompt template 'photo' has no {}"),
+        (("--words-file", "/nowhere/words.txt"), "no file '/nowhere/words.txt'"),
+        (("--names", "a", "--clip-weights", ""), "random weights carry no meaning"),
+        (("--names", "a", "--output", "a.txt"), "must end in .npz"),
+    ],
+)
+def test_mistakes(run, args, message):
+    with pytest.raises(UserError, match=message):
+        run(*args)

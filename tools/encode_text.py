@@ -1,0 +1,93 @@
+#!/usr/bin/env python
+"""Encode names and words with CLIP, into the .npz file that MODEL.TEXT.EMBEDDINGS takes.
+
+With it a model needs no text encoder, neither to train nor to run. Name the known classes, the OOD
+word if it is to have a meaning, and the words of MODEL.PROMPTS.GROUPS and whatever else is to be
+looked for later: only what is in the file can be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+# Detectron2 compiles with torch.jit when it is imported; torch warns of that in every process.
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+EXAMPLES = """examples:
+  encode_text.py --clip-weights pretrained/CLIP-ViT-B-16.pt --output text.npz \\
+      --names road sidewalk "traffic sign" ood --words-file cityscapes
+  encode_text.py --clip-weights openai --words-file my_words.txt --output text.npz
+"""
+
+
+def main(args: argparse.Namespace) -> None:
+    """Encode and write."""
+    import numpy as np
+
+    from tdos_d2.engine.checkpoint import atomic_write
+    from tdos_d2.errors import UserError
+    from tdos_d2.modeling.clip import TextTower, build_clip
+    from tdos_d2.prompts import TextEncoder
+    from tdos_d2.prompts.prototypes import embed_words
+
+    output = Path(args.output)
+    if output.suffix != ".npz" or not output.parent.is_dir():
+        raise UserError(f"--output: {output} must end in .npz, in a folder that is there")
+    if not args.clip_weights:
+        raise UserError("--clip-weights is empty: random weights carry no meaning of words")
+    texts = [*args.names, *(read_words(args.words_file) if args.words_file else [])]
+    names = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
+    if not names:
+        raise UserError("nothing to encode: give --names or --words-file")
+    clip, _ = build_clip(args.clip_name, args.clip_weights)
+    embeddings = embed_words(names, TextEncoder(TextTower(clip).eval()), args.template).numpy()
+    with atomic_write(output) as file:
+        np.savez_compressed(file, names=np.array(names), embeddings=embeddings)
+    print(f"{len(names)} embeddings of {embeddings.shape[1]} channels: {output}")
+
+
+def read_words(given: str) -> list[str]:
+    """The words of a list that ships with tdos_d2, of its JSON form, or of a text file.
+
+    Raises:
+        UserError: there is no such list or file, or it cannot be read.
+    """
+    from tdos_d2.errors import UserError
+    from tdos_d2.prompts import load_groups
+
+    path = Path(given).expanduser()
+    if path.suffix == ".json" or not path.is_file():
+        return list(load_groups(given).words)
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--words-file: {path} is no text file ({error})") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--names", nargs="+", default=[], metavar="NAME", help="names or words")
+    add(
+        "--words-file", metavar="FILE",
+        help="one word or phrase per line, a JSON word list, or the name of one that ships "
+        "(cityscapes)",
+    )  # fmt: skip
+    add("--clip-name", default="ViT-B-16", help="default: ViT-B-16")
+    add("--clip-weights", required=True, metavar="FILE", help="file or open_clip tag")
+    add("--template", default="a photo of a {}", help="default: 'a photo of a {}'")
+    add("--output", required=True, metavar="FILE", help=".npz to write")
+    return parser
+
+
+if __name__ == "__main__":
+    arguments = _parser().parse_args()
+    from tdos_d2.engine import exit_with_one_line
+
+    exit_with_one_line(lambda: main(arguments))

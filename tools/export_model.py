@@ -1,0 +1,138 @@
+#!/usr/bin/env python
+"""Export the model of one window, text embeddings folded in, as ONNX or for torch.export.load.
+
+The suffix of --output chooses: .onnx or .pt2. An ONNX file is compared with PyTorch through ONNX
+Runtime on the CPU before it is written. It needs no tdos_d2, no Detectron2 and no PyTorch to run:
+see examples/onnx_sliding_window.py. The input is windows (B, 3, h, w), RGB, of any number and size;
+the outputs are sem_seg (B, K, h, w) and ood_score (B, h, w), to be averaged over windows.
+
+A .pt2 file is used as torch.export.load(FILE).module(check_guards=False): the guards tell how the
+traced tensors lay in memory, not what sizes there may be.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+# Detectron2 compiles with torch.jit when it is imported; torch warns of that in every process.
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+EXAMPLES = """examples:
+  export_model.py --config-file configs/demo.yaml --output demo.onnx \\
+      MODEL.WEIGHTS output/demo/model_final.pth
+  export_model.py --config-file configs/tdos_vitb.yaml --output vitb.pt2 MODEL.WEIGHTS model.pth
+"""
+
+# ruff: noqa: E402
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+
+from tdos_d2.engine import exit_with_one_line, load_config
+from tdos_d2.engine.checkpoint import atomic_write
+from tdos_d2.engine.seeding import set_key
+from tdos_d2.errors import UserError
+from tdos_d2.inference import OODPredictor
+from tdos_d2.inference.export import (
+    INPUT_TYPES,
+    WindowModel,
+    check_onnx_packages,
+    export_program,
+    largest_difference,
+    to_onnx,
+)
+
+TOLERANCE = 1e-3
+
+
+def run() -> None:
+    """Export as the command line says."""
+    args = _parser().parse_args()
+    for output in args.output:
+        if output.suffix not in (".onnx", ".pt2"):
+            raise UserError(f"--output: {output} must end in .onnx or .pt2")
+        if not output.parent.is_dir():
+            raise UserError(f"--output: no folder {output.parent}")
+        if output.suffix == ".onnx":
+            check_onnx_packages()
+    cfg = load_config(args.config_file, args.opts)
+    set_key(cfg, "MODEL.DEVICE", "cpu")
+    predictor = OODPredictor(cfg)
+    for note in predictor.notes:
+        print(note)
+    model = WindowModel(predictor.model, bgr=cfg.INPUT.FORMAT == "BGR")
+    metadata = describe(cfg, predictor)
+    program = export_program(model, INPUT_TYPES[args.input_type])
+    for output in args.output:
+        if output.suffix == ".onnx":
+            content = to_onnx(program, metadata)
+            side = cfg.TEST.WINDOW.SIZE or max(cfg.INPUT.CROP.SIZE)
+            _compare(content, model, _noise(side, args.input_type), output)
+            with atomic_write(output) as file:
+                file.write(content)
+        else:
+            with atomic_write(output) as file:
+                torch.export.save(program, file, extra_files={"tdos.json": json.dumps(metadata)})
+        print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+
+
+def describe(cfg: CfgNode, predictor: OODPredictor) -> dict[str, Any]:
+    """What the file says of itself."""
+    point = predictor.operating_point
+    same = point is not None and point.score == predictor.score
+    return {
+        "class_names": list(predictor.class_names),
+        "ood_score": predictor.score,
+        "threshold": point.threshold if same else None,
+        "window_size": cfg.TEST.WINDOW.SIZE,
+        "window_stride": cfg.TEST.WINDOW.STRIDE,
+    }
+
+
+def _compare(
+    content: bytes, model: WindowModel, inputs: Sequence[np.ndarray], output: Path
+) -> None:
+    difference = largest_difference(content, model, inputs)
+    if difference > TOLERANCE:
+        raise UserError(
+            f"{output} is not written: ONNX Runtime's results differ from PyTorch's by "
+            f"{difference:.1e}, more than {TOLERANCE:.0e}"
+        )
+    print(f"largest difference between ONNX Runtime and PyTorch: {difference:.1e}")
+
+
+def _noise(side: int, input_type: str) -> list[np.ndarray]:
+    """A whole window, and two whose sides are no multiples of anything."""
+    rng = np.random.default_rng(0)
+    sizes = [(1, 3, side, side), (2, 3, side // 2 + 3, side - 5)]
+    return [rng.integers(0, 256, size).astype(input_type) for size in sizes]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="config of the model")
+    add(
+        "--output", required=True, action="append", type=Path, metavar="FILE",
+        help="file to write, .onnx or .pt2; may be repeated",
+    )
+    add(
+        "--input-type", choices=sorted(INPUT_TYPES), default="uint8",
+        help="of the pixels, 0 to 255 in any case (default: uint8)",
+    )  # fmt: skip
+    add("opts", nargs="*", metavar="KEY VALUE", help="changes to the config, as MODEL.WEIGHTS FILE")
+    return parser
+
+
+if __name__ == "__main__":
+    exit_with_one_line(run)

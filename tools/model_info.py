@@ -1,0 +1,85 @@
+#!/usr/bin/env python
+"""Say what a model consists of: parameters, multiply-adds, prompts, where its weights are from.
+
+Multiply-adds are fvcore's "flops" of one window (a multiply-add counts once; double them to compare
+with numbers that count twice). Text embeddings are computed once and take no part in them.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+# Detectron2 compiles with torch.jit when it is imported; torch warns of that in every process.
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+EXAMPLES = """examples:
+  model_info.py --config-file configs/tdos_vitb.yaml --random
+  model_info.py --config-file configs/demo.yaml MODEL.WEIGHTS output/demo/model_final.pth
+"""
+
+# ruff: noqa: E402
+import argparse
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from tdos_d2.engine import exit_with_one_line, load_config
+from tdos_d2.engine.model_info import Part, count_multiply_adds, describe_prompts, load_model
+
+
+def run() -> None:
+    """Print what the command line asks for."""
+    args = _parser().parse_args()
+    cfg = load_config(args.config_file, args.opts)
+    model, parts, notes = load_model(cfg, args.random)
+    for note in notes:
+        print(note)
+    side = cfg.TEST.WINDOW.SIZE
+    height, width = args.window or ((side, side) if side else cfg.INPUT.CROP.SIZE)
+    total = count_multiply_adds(model, parts, (height, width))
+    print(f"\n{type(model.backbone).__name__} of {cfg.MODEL.CLIP.NAME}, window {height}x{width}\n")
+    print(_table(parts, total), end="\n\n")
+    print("\n".join(describe_prompts(cfg, model)))
+
+
+def _table(parts: Sequence[Part], total: int) -> str:
+    rows = [
+        [
+            part.name,
+            f"{part.trainable:,}",
+            f"{part.frozen:,}",
+            "once" if part.multiply_adds is None else f"{part.multiply_adds / 1e9:.3g}",
+            "; ".join(f"{count} {source}" for source, count in part.sources.items()),
+        ]
+        for part in parts
+    ]
+    trainable, frozen = (sum(getattr(p, kind) for p in parts) for kind in ("trainable", "frozen"))
+    rows.append(["all", f"{trainable:,}", f"{frozen:,}", f"{total / 1e9:.3g}", ""])
+    headers = ["part", "trainable", "frozen", "G multiply-adds", "tensors from"]
+    return tabulate(rows, headers=headers, disable_numparse=True,
+                    colalign=("left", "right", "right", "right", "left"))  # fmt: skip
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="config of the model")
+    add(
+        "--random", action="store_true",
+        help="random weights stand in for files that are not there",
+    )  # fmt: skip
+    add(
+        "--window", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
+        help="default: TEST.WINDOW.SIZE, or the training crop where that is 0",
+    )  # fmt: skip
+    add("opts", nargs="*", metavar="KEY VALUE", help="changes to the config")
+    return parser
+
+
+if __name__ == "__main__":
+    exit_with_one_line(run)
