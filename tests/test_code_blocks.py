@@ -1,0 +1,205 @@
+"""Code in the documentation: it is tagged, its commands exist, and it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import layouts
+import numpy as np
+import pytest
+from code_blocks import (
+    INSTALLED,
+    PAGES,
+    ROOT,
+    TAGS,
+    Block,
+    Command,
+    parse,
+    read_blocks,
+    script_commands,
+    shell_lines,
+)
+from detectron2.config import CfgNode, get_cfg
+
+from tdos_d2 import add_tdos_config
+from tdos_d2.cache import cache_root
+
+BLOCKS = [block for page in PAGES for block in read_blocks(page)]
+CODE = [block for block in BLOCKS if block.language in ("bash", "python")]
+SHELL = [block for block in CODE if block.language == "bash"]
+# A translation has the code of its original.
+WALKED = [block for block in CODE if block.page != "README.ko.md"]
+# Programs that blocks may call besides python and make.
+PROGRAMS = {"cd", "export", "git", "pip", "."}
+# Trained first, because no block does: the demo is made by hand, and one block has an RN50.
+PREPARED = [
+    ["--config-file", "configs/demo.yaml", "DATASETS.TEST", "('demo_ood_hard',)"],
+    ["--config-file", "configs/tdos_rn50.yaml"],
+]
+# Two small steps in place of what takes hours, and a small model in place of CLIP's.
+SHORT = shlex.split("""
+    SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 SOLVER.REFERENCE_WORLD_SIZE 0 INPUT.CROP.SIZE (32,32)
+    INPUT.MIN_SIZE_TEST 0 MODEL.TDOS.NUM_POINTS 16 DATALOADER.NUM_WORKERS 0 TEST.WINDOW.SIZE 0
+    TEST.NUM_PICTURES 0
+""")
+SMALL = shlex.split("""
+    MODEL.CLIP.WEIGHTS "" MODEL.PROMPTS.GROUPS "" MODEL.REG.LANGUAGE_WEIGHT 0.0
+    MODEL.TDOS.NUM_NEGATIVE 2 MODEL.TDOS.CONTEXT_LENGTH 2 MODEL.TDOS.NEGATIVE_LENGTH 2
+    MODEL.NECK.CHANNELS 32 MODEL.CONTEXT_DECODER.HIDDEN_DIM 32 MODEL.CONTEXT_DECODER.NUM_LAYERS 1
+    MODEL.PIXEL_DECODER.HIDDEN_DIM 32 MODEL.PIXEL_DECODER.NUM_LAYERS 1
+    MODEL.PIXEL_DECODER.FFN_DIM 32 MODEL.TRANSFORMER_DECODER.NUM_LAYERS 1
+    MODEL.TRANSFORMER_DECODER.FFN_DIM 32
+""")
+# Runs scripts and Python code, one after the other, in one process.
+DRIVER = """
+import glob, json, os, runpy, sys
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+label = np.arange(64, dtype=np.uint8).reshape(8, 8) % 2
+for kind, name, words in json.load(sys.stdin):
+    print("##", name, *words, flush=True)
+    for own in [known for known in DatasetCatalog if known.startswith("my_")]:
+        DatasetCatalog.remove(own)
+        MetadataCatalog.remove(own)
+    sys.argv = [name]
+    for word in words:
+        sys.argv += glob.glob(os.path.expanduser(word)) or [word] if "*" in word else [word]
+    try:
+        if kind == "script":
+            sys.path.insert(0, os.path.dirname(os.path.realpath(name)))
+            runpy.run_path(name, run_name="__main__")
+        else:
+            exec(compile(words[0], name, "exec"), {"my_frames": [(label + 0.5, label)]})
+    except SystemExit as end:
+        # 1 from verify.py: miniature sets have fewer frames than they should have
+        if end.code and not (end.code == 1 and name.endswith("datasets/verify.py")):
+            sys.exit(f"{name} ended with {end.code}")
+"""
+
+
+def by_place(block: Block) -> str:
+    return str(block)
+
+
+def config_of(command: Command) -> CfgNode:
+    """The config that a command asks for, without the data sets that it may list."""
+    args = parse(command)
+    cfg = get_cfg()
+    add_tdos_config(cfg)
+    if path := getattr(args, "config_file", ""):
+        cfg.merge_from_file(str(ROOT / path))
+    cfg.merge_from_list(getattr(args, "opts", []))
+    return cfg
+
+
+def shrunk(command: Command) -> Command:
+    """The same command with a model and data that make it cheap."""
+    text = re.sub(r"--num-gpus \d+", "--num-gpus 1", shlex.join(command.words))
+    words = shlex.split(text)
+    if not hasattr(parse(command), "opts"):
+        return Command(command.script, words)
+    words += SHORT
+    model = config_of(command).MODEL
+    if not model.CLIP.NAME.startswith("tiny"):
+        resnet = model.BACKBONE.NAME == "CLIPModifiedResNet"
+        words += ["MODEL.CLIP.NAME", "tiny-rn" if resnet else "tiny", *SMALL]
+    return Command(command.script, words)
+
+
+def steps() -> list[tuple[str, str, list[str]]]:
+    """What the driver runs: the training that comes first, then the blocks of all pages."""
+    found = [("script", *shrunk(Command("train_net.py", words))) for words in PREPARED]
+    for block in WALKED:
+        if block.tag in ("needs-data", "needs-gpu"):
+            if block.language == "python":
+                found.append(("python", str(block), [block.text]))
+            else:
+                found += [("script", *shrunk(c)) for c in script_commands(block.text)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder that looks like the repository, but for what runs leave in it."""
+    folder = tmp_path_factory.mktemp("walk")
+    for name in ("train_net.py", "tools", "datasets", "configs", "examples", "Makefile"):
+        (folder / name).symlink_to(ROOT / name)
+    for make in (layouts.camvid, layouts.cityscapes, layouts.anomalytrack, layouts.road_anomaly):
+        make(folder / "data")
+    for i, name in enumerate("ab"):
+        for images in ("my_images", "home/.cache/tdos_d2/demo-0/ood_hard/images"):
+            layouts.write_image(folder / images / f"{name}.jpg", layouts.picture(i))
+        layouts.write_image(folder / "my_masks" / f"{name}.png", layouts.stripes(0, 1, 255))
+    rng = np.random.default_rng(0)
+    for frame in (folder / "data" / "RoadAnomaly_jpg" / "frames").glob("*.*"):
+        if frame.is_file():
+            (folder / "my_scores").mkdir(exist_ok=True)
+            np.save(folder / "my_scores" / f"{frame.stem}.npy", rng.random(layouts.SIZE))
+    (listed,) = [b.text for b in BLOCKS if b.page.startswith("docs/") and "# my_sets" in b.text]
+    (folder / "my_sets.yaml").write_text(listed)
+    return folder
+
+
+def environment(folder: Path) -> dict[str, str]:
+    python = Path(sys.executable).parent
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{python}{os.pathsep}{os.environ['PATH']}",
+        "DETECTRON2_DATASETS": str(folder / "data"),
+        "TDOS_CACHE": str(cache_root()),
+        "HOME": str(folder / "home"),
+    }
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=by_place)
+def test_code_has_one_tag(block):
+    tags = {block.tag} if block.tag else set()
+    assert block.language not in ("sh", "shell", "console", "py"), "use bash and python"
+    assert (tags <= TAGS and len(tags) == 1) if block in CODE else not tags
+
+
+@pytest.mark.parametrize("block", SHELL, ids=by_place)
+def test_commands_exist_and_take_their_arguments(block):
+    for first, *words in shell_lines(block.text):
+        if first == "make":
+            assert re.search(f"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        elif first == "python" and words[0] == "-c":
+            compile(words[1], str(block), "exec")
+        elif first == "python":
+            assert (ROOT / words[0]).is_file()
+        else:
+            assert first in PROGRAMS or first in INSTALLED, "not a program that readers have"
+    for command in script_commands(block.text):
+        config_of(command)
+
+
+@pytest.mark.parametrize("block", [b for b in WALKED if b.tag == "run"], ids=by_place)
+def test_what_is_tagged_run_runs(block, folder):
+    start = ["bash", "-euc"] if block.language == "bash" else [sys.executable, "-c"]
+    done = subprocess.run(
+        [*start, block.text],
+        cwd=folder,
+        env={**environment(folder), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_rest_runs_on_miniature_data(folder):
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        cwd=folder,
+        env={**environment(folder), "PYTHONPATH": str(ROOT)},
+        input=json.dumps(steps()),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
