@@ -69,7 +69,7 @@ def shell_lines(text: str) -> list[list[str]]:
         words: list[str] = []
         for word in [*lexer, "|"]:
             if set(word) <= set("|;&"):
-                while words and re.match(r"[A-Z_0-9]+=", words[0]):
+                while words and re.match(r"\w+=", words[0]):
                     del words[0]
                 if words:
                     found.append(words)
@@ -80,7 +80,7 @@ def shell_lines(text: str) -> list[list[str]]:
 
 
 def script_commands(text: str) -> list[Command]:
-    """The calls of the repository's scripts in shell code, but for ``--help``.
+    """The calls of the repository's scripts in shell code, but for ``--help`` and examples.
 
     ``...`` stands for a checkpoint.
     """
@@ -89,7 +89,7 @@ def script_commands(text: str) -> list[Command]:
         words = [CHECKPOINT if word == "..." else word for word in words]
         if first in INSTALLED:
             found.append(Command(INSTALLED[first], words))
-        elif first in ("python", "python3") and words[0].endswith(".py"):
+        elif first == "python" and words[0].endswith(".py") and "examples/" not in words[0]:
             found.append(Command(words[0], words[1:]))
     return [command for command in found if "--help" not in command.words]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import json
 import os
 import re
@@ -28,7 +30,6 @@ from code_blocks import (
 from detectron2.config import CfgNode, get_cfg
 
 from tdos_d2 import add_tdos_config
-from tdos_d2.cache import cache_root
 
 BLOCKS = [block for page in PAGES for block in read_blocks(page)]
 CODE = [block for block in BLOCKS if block.language in ("bash", "python")]
@@ -39,7 +40,7 @@ WALKED = [block for block in CODE if block.page != "README.ko.md"]
 PROGRAMS = {"cd", "export", "git", "pip", "."}
 # Trained first, because no block does: the demo is made by hand, and one block has an RN50.
 PREPARED = [
-    ["--config-file", "configs/demo.yaml", "DATASETS.TEST", "('demo_ood_hard',)"],
+    ["--config-file", "configs/demo.yaml", "DATASETS.TEST", "()"],
     ["--config-file", "configs/tdos_rn50.yaml"],
 ]
 # Two small steps in place of what takes hours, and a small model in place of CLIP's.
@@ -61,7 +62,13 @@ DRIVER = """
 import glob, json, os, runpy, sys
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from tdos_d2.engine import load_config
 label = np.arange(64, dtype=np.uint8).reshape(8, 8) % 2
+given = {
+    "my_frames": [(label + 0.5, label)],
+    "bgr_image": np.zeros((24, 32, 3), np.uint8),
+    "cfg": load_config("demo.yaml", ["MODEL.WEIGHTS", "output/demo/model_final.pth"]),
+}
 for kind, name, words in json.load(sys.stdin):
     print("##", name, *words, flush=True)
     for own in [known for known in DatasetCatalog if known.startswith("my_")]:
@@ -69,13 +76,13 @@ for kind, name, words in json.load(sys.stdin):
         MetadataCatalog.remove(own)
     sys.argv = [name]
     for word in words:
-        sys.argv += glob.glob(os.path.expanduser(word)) or [word] if "*" in word else [word]
+        sys.argv += glob.glob(word.replace("~", "home")) if "*" in word else [word]
     try:
         if kind == "script":
             sys.path.insert(0, os.path.dirname(os.path.realpath(name)))
             runpy.run_path(name, run_name="__main__")
         else:
-            exec(compile(words[0], name, "exec"), {"my_frames": [(label + 0.5, label)]})
+            exec(compile(words[0], name, "exec"), dict(given))
     except SystemExit as end:
         # 1 from verify.py: miniature sets have fewer frames than they should have
         if end.code and not (end.code == 1 and name.endswith("datasets/verify.py")):
@@ -133,7 +140,7 @@ def folder(tmp_path_factory):
     for make in (layouts.camvid, layouts.cityscapes, layouts.anomalytrack, layouts.road_anomaly):
         make(folder / "data")
     for i, name in enumerate("ab"):
-        for images in ("my_images", "home/.cache/tdos_d2/demo-0/ood_hard/images"):
+        for images in ("my_images", "home/.cache/tdos_d2/demo-0/ood_hard/images"):  # home is ~
             layouts.write_image(folder / images / f"{name}.jpg", layouts.picture(i))
         layouts.write_image(folder / "my_masks" / f"{name}.png", layouts.stripes(0, 1, 255))
     rng = np.random.default_rng(0)
@@ -153,8 +160,6 @@ def environment(folder: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "PATH": f"{python}{os.pathsep}{os.environ['PATH']}",
         "DETECTRON2_DATASETS": str(folder / "data"),
-        "TDOS_CACHE": str(cache_root()),
-        "HOME": str(folder / "home"),
     }
 
 
@@ -165,6 +170,19 @@ def test_code_has_one_tag(block):
     assert (tags <= TAGS and len(tags) == 1) if block in CODE else not tags
 
 
+def test_the_translation_has_the_code_and_the_numbers_of_the_original():
+    def essence(page: str) -> tuple[list[object], list[str]]:
+        blocks = [block for block in CODE if block.page == page]
+        tables = [line for line in (ROOT / page).read_text().splitlines() if line.startswith("|")]
+        code = [
+            shell_lines(b.text) if b.language == "bash" else ast.dump(ast.parse(b.text))
+            for b in blocks
+        ]
+        return [b.tag for b in blocks] + code, re.findall(r"\d+(?:\.\d+)?", "".join(tables))
+
+    assert essence("README.ko.md") == essence("README.md")
+
+
 @pytest.mark.parametrize("block", SHELL, ids=by_place)
 def test_commands_exist_and_take_their_arguments(block):
     for first, *words in shell_lines(block.text):
@@ -172,12 +190,29 @@ def test_commands_exist_and_take_their_arguments(block):
             assert re.search(f"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         elif first == "python" and words[0] == "-c":
             compile(words[1], str(block), "exec")
+        elif first == "python" and words[0] == "-m":
+            assert importlib.util.find_spec(words[1])
         elif first == "python":
             assert (ROOT / words[0]).is_file()
         else:
             assert first in PROGRAMS or first in INSTALLED, "not a program that readers have"
     for command in script_commands(block.text):
         config_of(command)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "python train_net.py --config-file configs/nothing.yaml",
+        "python train_net.py --config-file configs/demo.yaml SOLVER.NOTHING 1",
+        "X=1 tdos-predict --config-file configs/demo.yaml --input - --output a --nothing",
+        "find . | python tools/nothing.py --input -  # --output",
+    ],
+)
+def test_the_checks_find_what_they_look_for(text):
+    with pytest.raises((AssertionError, OSError, SystemExit)):
+        for command in script_commands(text):
+            config_of(command)
 
 
 @pytest.mark.parametrize("block", [b for b in WALKED if b.tag == "run"], ids=by_place)

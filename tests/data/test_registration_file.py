@@ -108,11 +108,11 @@ def test_every_process_registers(folders):
 
 def test_examples_of_the_documentation(tmp_path):
     text = (Path(__file__).parents[2] / "datasets/README.md").read_text()
-    (listed,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (listed,) = re.findall(r"```yaml[^\n]*\n(.*?)```", text, re.DOTALL)
     assert register_from_file(write_yaml(tmp_path, listed)) == ["my_road"]
     DatasetCatalog.remove("my_road")
     MetadataCatalog.remove("my_road")
-    in_python, closed = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    in_python, closed = re.findall(r"```python[^\n]*\n(.*?)```", text, re.DOTALL)
     exec(in_python, {})
     assert MetadataCatalog.get("my_road").protocol == "obstacle"
     exec(closed, {})
