@@ -17,7 +17,7 @@ from .launch import launch_job
 from .preflight import check
 from .results import verify
 from .seeding import settle_seed
-from .setup import load_config, local_weights, resume_file
+from .setup import find_config, load_config, local_weights, resume_file
 from .trainer import Trainer
 
 
@@ -62,6 +62,8 @@ def run(eval_only: bool = False) -> None:
     """
     args = default_argument_parser().parse_args()
     args.eval_only = args.eval_only or eval_only
+    if args.config_file:
+        args.config_file = find_config(args.config_file)  # Detectron2 opens it, too
     cfg = load_config(args.config_file, args.opts)
     notes = check(cfg, args)
     launch_job(main, args, cfg, notes)

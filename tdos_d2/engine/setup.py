@@ -34,7 +34,7 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_tdos_config(cfg)
     if config_file:
-        config_file = _find_config(config_file)
+        config_file = find_config(config_file)
         _merge(config_file, cfg.merge_from_file, config_file, False)
     flags = [word for word in opts if word.startswith("--")]
     if flags:
@@ -151,7 +151,12 @@ def _take_model(cfg: CfgNode, info: dict[str, Any], path: Path | None) -> list[s
     return notes
 
 
-def _find_config(name: str) -> str:
+def find_config(name: str) -> str:
+    """The file ``name``, or the config of that name that ships with tdos_d2.
+
+    Raises:
+        UserError: there is neither.
+    """
     if os.path.isfile(name):
         return name
     try:
