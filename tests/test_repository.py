@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ["tdos_d2", "tools", "datasets", "tests"]
+FOLDERS = ["tdos_d2", "tools", "datasets", "examples", "tests"]
 SOURCES = sorted(
     [*ROOT.glob("*.py"), *(p for f in FOLDERS for p in (ROOT / f).rglob("*.py"))],
     key=lambda p: p.relative_to(ROOT).as_posix(),
