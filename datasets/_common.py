@@ -52,8 +52,8 @@ def run(main: Callable[[], object]) -> None:
         sys.exit(_say("interrupted: run the same command again to go on", 130))
 
 
-def command_line(doc: str) -> argparse.ArgumentParser:
-    """A parser with the options that all scripts have."""
+def command_line(doc: str, *, copy: bool = False) -> argparse.ArgumentParser:
+    """A parser with the options that all scripts have; with ``--copy`` for those that link."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -72,14 +72,11 @@ def command_line(doc: str) -> argparse.ArgumentParser:
         help="files made at the same time (default: %(default)s)",
     )
     parser.add_argument("--dry-run", action="store_true", help="check and count, write nothing")
+    if copy:
+        parser.add_argument(
+            "--copy", action="store_true", help="copy images, instead of links to the download"
+        )
     return parser
-
-
-def add_copy(parser: argparse.ArgumentParser) -> None:
-    """Add ``--copy``."""
-    parser.add_argument(
-        "--copy", action="store_true", help="copy images, instead of links to the download"
-    )
 
 
 def folder_path(text: str) -> Path:
@@ -140,8 +137,12 @@ def check_archive(source: Path, digests: Mapping[str, str], expected: str) -> No
     raise PrepareError(f"{source} is not {expected}: {reason}")
 
 
-def index_images(root: Path, splits: Sequence[str]) -> dict[str, Path]:
-    """Images ``leftImg8bit/<split>/<folder>/<id>_leftImg8bit.*`` of a tree by their id."""
+def find_images(root: Path, splits: Sequence[str], ids: Sequence[str]) -> list[Path]:
+    """Images ``leftImg8bit/<split>/<folder>/<id>_leftImg8bit.*`` of a tree, one for each id.
+
+    Raises:
+        PrepareError: the tree has none of the splits, or lacks an image.
+    """
     images = root / "leftImg8bit"
     present = [images / split for split in splits if (images / split).is_dir()]
     if not present:
@@ -151,7 +152,10 @@ def index_images(root: Path, splits: Sequence[str]) -> dict[str, Path]:
     for folder in present:
         for path in sorted(folder.glob("*/*_leftImg8bit.*")):
             found.setdefault(path.name.rpartition("_leftImg8bit.")[0], path)
-    return found
+    missing = [f"{id}_leftImg8bit.png" for id in ids if id not in found]
+    if missing:
+        check_complete(missing, len(ids), f"images of {images}")
+    return [found[id] for id in ids]
 
 
 def check_complete(missing: Sequence[str], total: int, what: str) -> None:
@@ -178,7 +182,7 @@ def make_train_set(
         labels: folder of labels, one of the same name for each image.
         output: folder to write to.
         train_ids: (H, W) uint8 train ids of a label file.
-        args: of :func:`command_line` with :func:`add_copy`.
+        args: of :func:`command_line` with ``copy``.
     """
     for folder in (images, labels):
         if not folder.is_dir():
@@ -266,6 +270,16 @@ def read_rgb(path: Path) -> np.ndarray:
 def read_ids(source: Path | bytes, name: Path | str) -> np.ndarray:
     """The numbers in a label file, of a palette its indices: (H, W), or (H, W, C) if in colour."""
     return _decode(io.BytesIO(source) if isinstance(source, bytes) else source, name, np.array)
+
+
+def read_array(source: Path | Callable[[], bytes], key: str, name: Path | str) -> np.ndarray:
+    """The array ``key`` of an .npz file or of one of :func:`open_source`; ``name`` for messages."""
+    try:
+        file = source if isinstance(source, Path) else io.BytesIO(source())
+        with np.load(file, allow_pickle=False) as archive:
+            return archive[key]
+    except Exception as error:  # zipfile, zlib and NumPy raise nearly every kind there is
+        raise PrepareError(f"cannot read the array '{key}' of {name}: {error}") from error
 
 
 def read_size(path: Path) -> tuple[int, int]:

@@ -27,7 +27,6 @@ from _common import (
     CITYSCAPES_TRAIN_IDS,
     Job,
     PrepareError,
-    add_copy,
     check_complete,
     command_line,
     find,
@@ -187,10 +186,9 @@ def _write_statistics(split: str, labels: Sequence[Path], path: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, copy=True)
     parser.add_argument("--in-place", action="store_true", help="add the new files to the download")
     parser.add_argument("--splits", nargs="+", default=["train", "val"], choices=["train", "val"])
-    add_copy(parser)
     parser.add_argument("--no-statistics", action="store_true", help="do not count classes")
     return parser
 

@@ -20,13 +20,12 @@ from pathlib import Path
 
 from _common import (
     Job,
-    add_copy,
     check_archive,
     check_complete,
     command_line,
     find,
+    find_images,
     folder_path,
-    index_images,
     keep_apart,
     link_or_copy,
     make,
@@ -57,14 +56,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _jobs(source: Path, release: Path, output: Path, copy: bool) -> list[Job]:
     files = open_source(source)
-    images = index_images(release, ("train", "test"))
     found = {name: match for name in sorted(files) if (match := _LABEL_NAME.fullmatch(name))}
-    ids = {name: match.group(2) for name, match in found.items()}
-    missing = [f"{id}_leftImg8bit.png" for id in ids.values() if id not in images]
-    check_complete(missing, len(ids), f"images of {release / 'leftImg8bit'}")
+    images = find_images(release, ("train", "test"), [match.group(2) for match in found.values()])
+    check_complete([], len(found), f"labels of {source}")
     jobs = []
-    for name, id in ids.items():
-        stem, image = name.removesuffix("_labels.png"), images[id]
+    for name, image in zip(found, images, strict=True):
+        stem = name.removesuffix("_labels.png")
         place = output / "images" / f"{stem}{image.suffix}"
         jobs.append(Job(place, link_or_copy(image, copy)))
         jobs.append(Job(output / "labels" / f"{stem}.png", partial(write_bytes, files[name])))
@@ -72,9 +69,8 @@ def _jobs(source: Path, release: Path, output: Path, copy: bool) -> list[Job]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, copy=True)
     parser.add_argument("--images", type=folder_path, help="Lost and Found, if it lies elsewhere")
-    add_copy(parser)
     return parser
 
 

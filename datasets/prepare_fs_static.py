@@ -15,7 +15,6 @@ objects as negatives. Say which one you used.
 from __future__ import annotations
 
 import argparse
-import io
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,11 +28,12 @@ from _common import (
     check_complete,
     command_line,
     find,
+    find_images,
     folder_path,
-    index_images,
     keep_apart,
     make,
     open_source,
+    read_array,
     read_rgb,
     run,
     save_png,
@@ -76,17 +76,15 @@ def add_overlay(image: np.ndarray, overlay: np.ndarray) -> np.ndarray:
 
 def _jobs(source: Path, cityscapes: Path, output: Path) -> list[Job]:
     files = open_source(source)
-    images = index_images(cityscapes, ("val", "train", "test"))
     labels = sorted(name for name in files if _LABEL_NAME.fullmatch(name))
     stems = [name.removesuffix("_labels.png") for name in labels]
     overlays = [f"{stem}_rgb.npz" for stem in stems]
     check_complete([o for o in overlays if o not in files], len(stems), f"overlays of {source}")
     ids = [_LABEL_NAME.fullmatch(name).group(2) for name in labels]
-    missing = [f"{i}_leftImg8bit.png" for i in ids if i not in images]
-    check_complete(missing, len(ids), f"images of {cityscapes / 'leftImg8bit'}")
+    images = find_images(cityscapes, ("val", "train", "test"), ids)
     jobs = []
-    for stem, label, overlay, id in zip(stems, labels, overlays, ids, strict=True):
-        blend = partial(_write_sum, images[id], files[overlay], f"{source}: {overlay}")
+    for stem, label, overlay, image in zip(stems, labels, overlays, images, strict=True):
+        blend = partial(_write_sum, image, files[overlay], f"{source}: {overlay}")
         jobs.append(Job(output / "images" / f"{stem}.png", blend))
         jobs.append(Job(output / "labels" / f"{stem}.png", partial(write_bytes, files[label])))
     return jobs
@@ -94,11 +92,7 @@ def _jobs(source: Path, cityscapes: Path, output: Path) -> list[Job]:
 
 def _write_sum(image: Path, overlay: Callable[[], bytes], name: str, path: Path) -> None:
     base = read_rgb(image)
-    try:
-        with np.load(io.BytesIO(overlay()), allow_pickle=False) as archive:
-            difference = archive["rgb"]
-    except Exception as error:  # zipfile, zlib and NumPy raise nearly every kind there is
-        raise PrepareError(f"cannot read the array 'rgb' of {name}: {error}") from error
+    difference = read_array(overlay, "rgb", name)
     if difference.shape != base.shape:
         raise PrepareError(f"{name} has shape {difference.shape}, but {image} {base.shape}")
     save_png(add_overlay(base, difference), path)

@@ -13,7 +13,6 @@ Cityscapes' label ids, or a copy in Cityscapes' colours.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from _common import (
     CITYSCAPES_IDS,
     CITYSCAPES_TRAIN_IDS,
     PrepareError,
-    add_copy,
     command_line,
     find,
     keep_apart,
@@ -50,7 +48,7 @@ _COLOUR_IDS = {colour: i for i, colour in enumerate(_TRAIN_COLOURS)} | dict.from
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Check the sources, then write labels and links that are not there yet."""
-    args = _parser().parse_args(argv)
+    args = command_line(__doc__, copy=True).parse_args(argv)
     source = find(args.root, ["gta", "GTA", "gta5", "GTA5"], args.source, "GTA", "--source")
     output = args.output or args.root / "gta_trainids"
     keep_apart(output, source)
@@ -75,12 +73,6 @@ def read_train_ids(path: Path) -> np.ndarray:
             raise PrepareError(f"{path} has the colour {colour}, which is none of Cityscapes'")
         values.append(_COLOUR_IDS[red, green, blue])
     return np.array(values, np.uint8)[places].reshape(packed.shape)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_line(__doc__)
-    add_copy(parser)
-    return parser
 
 
 if __name__ == "__main__":

@@ -27,10 +27,11 @@ from _common import (
     check_complete,
     command_line,
     find,
+    find_images,
     folder_path,
-    index_images,
     keep_apart,
     make,
+    read_array,
     read_ids,
     read_rgb,
     run,
@@ -77,19 +78,17 @@ def relabel(label: np.ndarray, name: Path) -> np.ndarray:
 
 
 def _jobs(source: Path, cityscapes: Path, output: Path) -> list[Job]:
-    images = index_images(cityscapes, ("train", "val"))
     changes = sorted((source / "leftImg8bit").glob("*/*/*_leftImg8bit_*.npz"))
     places = [path.relative_to(source / "leftImg8bit").with_suffix(".png") for path in changes]
     labels = [source / "gtFine" / place for place in places]
     ids = [place.name.partition("_leftImg8bit_")[0] for place in places]
+    images = find_images(cityscapes, ("train", "val"), ids)
     what = f"differences leftImg8bit/<split>/<city>/<id>_leftImg8bit_<prompt>.npz in {source}"
     check_complete([], len(changes), what)
     check_complete([str(p) for p in labels if not p.exists()], len(labels), f"labels of {source}")
-    missing = [f"{i}_leftImg8bit.png" for i in ids if i not in images]
-    check_complete(missing, len(ids), f"images of {cityscapes / 'leftImg8bit'}")
     jobs = []
-    for place, change, label, id in zip(places, changes, labels, ids, strict=True):
-        restore = partial(_write_sum, images[id], change)
+    for place, change, label, image in zip(places, changes, labels, images, strict=True):
+        restore = partial(_write_sum, image, change)
         jobs.append(Job(output / "leftImg8bit" / place, restore))
         jobs.append(Job(output / "gtFine" / place, partial(_write_label, label)))
     return jobs
@@ -97,11 +96,7 @@ def _jobs(source: Path, cityscapes: Path, output: Path) -> list[Job]:
 
 def _write_sum(image: Path, change: Path, path: Path) -> None:
     base = read_rgb(image)
-    try:
-        with np.load(change, allow_pickle=False) as archive:
-            difference = archive["img"]
-    except Exception as error:  # zipfile, zlib and NumPy raise nearly every kind there is
-        raise PrepareError(f"cannot read the array 'img' of {change}: {error}") from error
+    difference = read_array(change, "img", change)
     if difference.shape != base.shape or difference.dtype != np.uint8:
         raise PrepareError(
             f"{change} is {difference.dtype} of shape {difference.shape}, but {image} is uint8 of "

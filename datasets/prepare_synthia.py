@@ -13,7 +13,6 @@ and train hardly or never occur; lane markings, parking slots and road works are
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +20,6 @@ import cv2
 import numpy as np
 from _common import (
     PrepareError,
-    add_copy,
     command_line,
     find,
     keep_apart,
@@ -38,7 +36,7 @@ _TRAIN_IDS[list(_CLASSES)] = np.arange(19)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Check the sources, then write labels and links that are not there yet."""
-    args = _parser().parse_args(argv)
+    args = command_line(__doc__, copy=True).parse_args(argv)
     names = ["RAND_CITYSCAPES", "SYNTHIA_RAND_CITYSCAPES", "synthia", "SYNTHIA"]
     source = find(args.root, names, args.source, "SYNTHIA-RAND-CITYSCAPES", "--source")
     output = args.output or args.root / "synthia_trainids"
@@ -58,12 +56,6 @@ def read_train_ids(path: Path) -> np.ndarray:
         raise PrepareError(f"cannot read image {path}")
     classes = label[:, :, 2] if label.ndim == 3 else label  # OpenCV's order is BGR
     return translate(classes, _TRAIN_IDS, range(23), path)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_line(__doc__)
-    add_copy(parser)
-    return parser
 
 
 if __name__ == "__main__":
