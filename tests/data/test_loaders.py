@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
-import torch
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
+from loading import batches, equal, flat
 
 from tdos_d2.data import build_test_loader, build_train_loader
 from tdos_d2.errors import UserError
-
-
-def batches(cfg, count, start_iteration=0):
-    return list(itertools.islice(build_train_loader(cfg, start_iteration), count))
-
-
-def equal(one, other):
-    return len(one) == len(other) and all(
-        a["file_name"] == b["file_name"]
-        and torch.equal(a["image"], b["image"])
-        and torch.equal(a["sem_seg"], b["sem_seg"])
-        for a, b in zip(one, other, strict=True)
-    )
-
-
-def flat(batches):
-    return [sample for batch in batches for sample in batch]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 
 import pytest
-import torch
 from detectron2.utils import comm
+from loading import draw, equal
 
 from tdos_d2.data import build_train_loader
 from tdos_d2.data.samplers import MixedDataset, PositionalDataset
@@ -72,41 +71,27 @@ def two_sets(cfg, closed_set):
     return cfg
 
 
-def flat(cfg, count, start_iteration=0):
-    batches = itertools.islice(build_train_loader(cfg, start_iteration), count)
-    return [sample for batch in batches for sample in batch]
-
-
-def equal(one, other):
-    return len(one) == len(other) and all(
-        a["image_id"] == b["image_id"]
-        and torch.equal(a["image"], b["image"])
-        and torch.equal(a["sem_seg"], b["sem_seg"])
-        for a, b in zip(one, other, strict=True)
-    )
-
-
 def test_loader_mixes(two_sets):
-    counts = Counter(sample["dataset_name"] for sample in flat(two_sets, 30))
+    counts = Counter(sample["dataset_name"] for sample in draw(two_sets, 30))
     # 90 of 120 expected, standard deviation 4.7
     assert counts["mini_more"] == pytest.approx(90, abs=20) and counts.total() == 120
     two_sets.DATASETS.TRAIN_WEIGHTS = []
-    counts = Counter(sample["dataset_name"] for sample in flat(two_sets, 2))
+    counts = Counter(sample["dataset_name"] for sample in draw(two_sets, 2))
     assert counts == {"mini_train": 5, "mini_more": 3}
 
 
 def test_restart_workers_and_processes(two_sets, monkeypatch):
-    alone = flat(two_sets, 8)
-    assert equal(flat(two_sets, 3, start_iteration=5), alone[20:])
+    alone = draw(two_sets, 8)
+    assert equal(draw(two_sets, 3, start_iteration=5), alone[20:])
     two_sets.DATALOADER.NUM_WORKERS = 2
-    assert equal(flat(two_sets, 4), alone[:16])
+    assert equal(draw(two_sets, 4), alone[:16])
     two_sets.DATALOADER.NUM_WORKERS = 0
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     monkeypatch.setattr("detectron2.data.build.get_world_size", lambda: 2)
     ranks = []
     for rank in range(2):
         monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
-        ranks.append(flat(two_sets, 8))
+        ranks.append(draw(two_sets, 8))
     assert equal(sorted([*ranks[0], *ranks[1]], key=lambda s: s["position"]), alone)
 
 
@@ -114,7 +99,7 @@ def test_rare_classes_of_each_set(two_sets, tmp_path, monkeypatch):
     monkeypatch.setenv("TDOS_CACHE", str(tmp_path / "cache"))
     node = two_sets.INPUT.RARE_CLASS
     node.ENABLED, node.MIN_PIXELS, node.MIN_CROP_PIXELS = True, 100, 10
-    samples = flat(two_sets, 30)
+    samples = draw(two_sets, 30)
     counts = Counter(sample["dataset_name"] for sample in samples)
     assert counts["mini_more"] == pytest.approx(90, abs=20)
     assert {sample["rare_class"] for sample in samples} == {0, 1, 2}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
 import pytest
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
+from loading import draw, equal
 
 from tdos_d2.data import TDOSDatasetMapper, build_train_loader, class_statistics
 from tdos_d2.data.rare_class import RareClassDataset, class_probabilities
@@ -97,22 +96,8 @@ def rare(cfg, tmp_path, write, monkeypatch):
     return cfg
 
 
-def flat(cfg, count, start_iteration=0):
-    batches = itertools.islice(build_train_loader(cfg, start_iteration), count)
-    return [sample for batch in batches for sample in batch]
-
-
-def equal(one, other):
-    return len(one) == len(other) and all(
-        a["rare_class"] == b["rare_class"]
-        and torch.equal(a["image"], b["image"])
-        and torch.equal(a["sem_seg"], b["sem_seg"])
-        for a, b in zip(one, other, strict=True)
-    )
-
-
 def test_crops_show_their_class(rare):
-    samples = flat(rare, 20)
+    samples = draw(rare, 20)
     assert {s["rare_class"] for s in samples} == {0, 1, 2}
     for sample in samples:
         assert (sample["sem_seg"] == sample["rare_class"]).sum() > 150
@@ -121,7 +106,7 @@ def test_crops_show_their_class(rare):
     assert all(s["file_name"].endswith(("1.png", "4.png")) for s in drawn)
     # Without it crops of these two frames do so in a fourth of the cases or so.
     rare.INPUT.RARE_CLASS.ENABLED = False
-    samples = [s for s in flat(rare, 40) if s["file_name"].endswith(("1.png", "4.png"))]
+    samples = [s for s in draw(rare, 40) if s["file_name"].endswith(("1.png", "4.png"))]
     assert sum((s["sem_seg"] == 2).sum() > 150 for s in samples) < 0.6 * len(samples)
     assert "rare_class" not in samples[0]
 
@@ -140,20 +125,20 @@ def test_ten_further_tries_then_any_crop(rare, monkeypatch):
 
 
 def test_classes_are_counted_once(rare, monkeypatch):
-    first = flat(rare, 2)
+    first = draw(rare, 2)
 
     def fail(*_):
         raise AssertionError("counted again")
 
     monkeypatch.setattr(class_statistics, "_count", fail)
-    assert equal(flat(rare, 2), first)
+    assert equal(draw(rare, 2), first, "rare_class")
 
 
 def test_restart_workers_and_processes(rare, monkeypatch):
-    alone = flat(rare, 6)
-    assert equal(flat(rare, 2, start_iteration=4), alone[16:])
+    alone = draw(rare, 6)
+    assert equal(draw(rare, 2, start_iteration=4), alone[16:], "rare_class")
     rare.DATALOADER.NUM_WORKERS = 2
-    assert equal(flat(rare, 3), alone[:12])
+    assert equal(draw(rare, 3), alone[:12], "rare_class")
     rare.DATALOADER.NUM_WORKERS = 0
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     monkeypatch.setattr("detectron2.data.build.get_world_size", lambda: 2)
@@ -162,9 +147,9 @@ def test_restart_workers_and_processes(rare, monkeypatch):
     monkeypatch.setattr(comm, "all_gather", lambda data: sent.append(data) or sent[:1])
     for rank in range(2):
         monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
-        ranks.append(flat(rare, 6))
+        ranks.append(draw(rare, 6))
     assert sent[0] is not None and sent[1] is None
-    assert equal(sorted([*ranks[0], *ranks[1]], key=lambda s: s["position"]), alone)
+    assert equal(sorted([*ranks[0], *ranks[1]], key=lambda s: s["position"]), alone, "rare_class")
 
 
 def test_images_without_enough_pixels_are_an_error(rare):
