@@ -28,8 +28,8 @@ def main(args: argparse.Namespace) -> None:
     """Encode and write."""
     import numpy as np
 
-    from tdos_d2.engine.checkpoint import atomic_write
     from tdos_d2.errors import UserError
+    from tdos_d2.files import atomic_write
     from tdos_d2.modeling.clip import TextTower, build_clip
     from tdos_d2.prompts import TextEncoder
     from tdos_d2.prompts.prototypes import embed_words
@@ -57,6 +57,7 @@ def read_words(given: str) -> list[str]:
         UserError: there is no such list or file, or it cannot be read.
     """
     from tdos_d2.errors import UserError
+    from tdos_d2.files import atomic_write
     from tdos_d2.prompts import load_groups
 
     path = Path(given).expanduser()

@@ -37,9 +37,9 @@ import torch
 from detectron2.config import CfgNode
 
 from tdos_d2.engine import exit_with_one_line, load_config
-from tdos_d2.engine.checkpoint import atomic_write
 from tdos_d2.engine.seeding import set_key
 from tdos_d2.errors import UserError
+from tdos_d2.files import atomic_write
 from tdos_d2.inference import OODPredictor
 from tdos_d2.inference.export import (
     INPUT_TYPES,

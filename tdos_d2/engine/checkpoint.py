@@ -6,39 +6,20 @@ import logging
 import os
 import pickle
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
 from ..errors import UserError
+from ..files import atomic_write
 
 logger = logging.getLogger(__name__)
 
 # What torch.load and unpickling raise on files that are damaged, cut off or something else.
 _UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError)
-
-
-@contextmanager
-def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that appears under ``path`` complete or not at all.
-
-    The bytes go to ``<path>.tmp`` in the same folder, reach the disk, and only then take the name;
-    after an error the old file is still there and the temporary one is gone.
-    """
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read_checkpoint_info(path: str | Path) -> dict[str, Any]:

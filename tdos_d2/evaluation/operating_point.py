@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from ..errors import UserError
+from ..files import atomic_write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +37,8 @@ def save_operating_point(checkpoint: str | os.PathLike, point: OperatingPoint) -
     """Write the operating point beside ``checkpoint``; gives the path. OSError as ``open``."""
     path = threshold_file(checkpoint)
     chosen = {"chosen_by": f"best pixel F1 on {point.dataset}", "rule": "score >= threshold"}
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps({**dataclasses.asdict(point), **chosen}, indent=2) + "\n")
-    temporary.replace(path)
+    with atomic_write(path) as file:
+        file.write(f"{json.dumps({**dataclasses.asdict(point), **chosen}, indent=2)}\n".encode())
     return path
 
 

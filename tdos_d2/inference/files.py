@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from ..engine.checkpoint import atomic_write
 from ..errors import UserError
+from ..files import atomic_write
 
 IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from tqdm import tqdm
 
 from ..cache import cache_root
 from ..errors import UserError
+from ..files import atomic_write
 from ..modeling.clip import TextTower, token_batch
 from .groups import WordGroups
 
@@ -133,12 +132,10 @@ def _read(path: Path, num_words: int) -> Tensor | None:
 
 
 def _write(path: Path, embeddings: Tensor) -> None:
-    """Write next to the place and move, whole: other processes may do the same."""
+    """Keep embeddings for the next run; other processes may do the same."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".words-", dir=path.parent) as temporary:
-            made = Path(temporary) / path.name
-            torch.save(embeddings, made)
-            os.replace(made, path)
+        with atomic_write(path) as file:
+            torch.save(embeddings, file)
     except OSError as error:
         logger.warning("cannot keep the OOD words' embeddings in %s: %s", path.parent, error)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from tdos_d2.engine.checkpoint import TDOSCheckpointer, atomic_write, read_checkpoint_info
+from tdos_d2.engine.checkpoint import TDOSCheckpointer, read_checkpoint_info
 from tdos_d2.errors import UserError
+from tdos_d2.files import atomic_write
 
 
 class Model(nn.Module):
