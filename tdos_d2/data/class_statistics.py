@@ -5,23 +5,20 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from detectron2.data.catalog import Metadata
 from detectron2.utils.file_io import PathManager
-from tqdm import tqdm
 
 from tdos_d2.cache import cache_root
 from tdos_d2.data.reading import read_label, value_table
+from tdos_d2.data.threads import in_threads
 from tdos_d2.errors import UserError
-
-_R = TypeVar("_R")
+from tdos_d2.files import atomic_write
 
 
 def class_statistics(
@@ -56,6 +53,7 @@ def class_statistics(
     if bare is not None:
         raise UserError(f"dataset '{metadata.name}': {bare['file_name']} has no label to count")
     paths = [str(record["sem_seg_file_name"]) for record in dicts]
+    jobs = jobs or min(8, os.cpu_count() or 1)
     if cache is None:
         return _count(paths, metadata, jobs)[:, :num_classes]
     digests = np.array(_digests(paths, metadata, jobs))
@@ -77,17 +75,17 @@ def statistics_cache() -> Path:
     return cache_root() / "class_statistics"
 
 
-def _count(paths: Sequence[str], metadata: Metadata, jobs: int | None) -> np.ndarray:
+def _count(paths: Sequence[str], metadata: Metadata, jobs: int) -> np.ndarray:
     """(len(paths), 256) int64: pixels of each label, whatever it means."""
 
     def count(path: str) -> np.ndarray:
         return np.bincount(read_label(path, metadata).ravel(), minlength=256)
 
-    rows = _in_threads(count, paths, jobs, f"Counting classes of {metadata.name}")
+    rows = in_threads(count, paths, jobs, f"Counting classes of {metadata.name}")
     return np.array(rows, np.int64).reshape(len(paths), 256)
 
 
-def _digests(paths: Sequence[str], metadata: Metadata, jobs: int | None) -> list[bytes]:
+def _digests(paths: Sequence[str], metadata: Metadata, jobs: int) -> list[bytes]:
     """Hash of the content of each file, in hexadecimal digits."""
 
     def digest(path: str) -> bytes:
@@ -97,19 +95,7 @@ def _digests(paths: Sequence[str], metadata: Metadata, jobs: int | None) -> list
         except OSError as error:
             raise UserError(f"cannot read label {path}: {error.strerror or error}") from error
 
-    return _in_threads(digest, paths, jobs, f"Checking labels of {metadata.name}")
-
-
-def _in_threads(
-    function: Callable[[str], _R], paths: Sequence[str], jobs: int | None, title: str
-) -> list[_R]:
-    # Reading and decoding happen outside of Python's lock, so threads are enough.
-    with ThreadPoolExecutor(jobs or min(8, os.cpu_count() or 1)) as pool:
-        try:
-            return list(tqdm(pool.map(function, paths), title, len(paths), unit="file"))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    return in_threads(digest, paths, jobs, f"Checking labels of {metadata.name}")
 
 
 def _load(file: Path, rows: int) -> np.ndarray | None:
@@ -126,9 +112,8 @@ def _save(file: Path, counts: np.ndarray) -> None:
     """Keep counts, whole or not at all; without a folder that can be written, say so."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
-            np.savez_compressed(temporary, counts=counts)
-        os.replace(temporary.name, file)
+        with atomic_write(file) as opened:
+            np.savez_compressed(opened, counts=counts)
     except OSError as error:
         logging.getLogger(__name__).warning(
             "Class statistics are not kept: cannot write to %s (%s)", file.parent, error.strerror

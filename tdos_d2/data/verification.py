@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
-from tqdm import tqdm
 
 from tdos_d2.data.checks import check_registered, get_dicts
 from tdos_d2.data.datasets.cityscapes import cityscapes_frames, is_cityscapes
 from tdos_d2.data.datasets.folder import MissingDatasetError
 from tdos_d2.data.reading import IGNORE, check_same_size, read_image, read_values, value_table
+from tdos_d2.data.threads import in_threads
 from tdos_d2.errors import UserError
 
 
@@ -136,10 +135,7 @@ def verify_dataset(name: str, jobs: int | None = None) -> Report:
     report.frames = len(records)
     if expected.frames not in (None, report.frames):
         report.problems.append(f"{report.frames} frames, {expected.frames} expected")
-    # Files are read and decoded outside of Python's lock, so threads are enough.
-    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
-        read = tqdm(pool.map(_read_frame, records), name, len(records), unit="frame", leave=False)
-        frames = list(read)
+    frames = in_threads(_read_frame, records, jobs, name, unit="frame", leave=False)
     _summarise(report, frames)
     _check_sizes(report, expected)
     if report.has_labels:
