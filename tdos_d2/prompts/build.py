@@ -18,8 +18,6 @@ from .wordnet import version
 if TYPE_CHECKING:
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
-DISTANCES = ("wup", "path", "clip")
-
 
 def build_groups(
     reader: WordNetCorpusReader,
