@@ -9,12 +9,6 @@ Examples:
 
 from __future__ import annotations
 
-import warnings
-
-# Detectron2 compiles with torch.jit when it is imported; torch warns of that in every process.
-warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-
-# ruff: noqa: E402
 from tdos_d2.engine import exit_with_one_line
 from tdos_d2.engine.command import run
 

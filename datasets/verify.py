@@ -21,7 +21,6 @@ import itertools
 import json
 import os
 import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +28,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tdos_d2.data.verification import Report
 
-warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 _PROBLEMS_SHOWN = 10  # of a set; the JSON file has all

@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 
-# Detectron2 compiles with torch.jit when it is imported; torch warns of that in every process.
-warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 EXAMPLES = """examples:
@@ -57,7 +54,6 @@ def read_words(given: str) -> list[str]:
         UserError: there is no such list or file, or it cannot be read.
     """
     from tdos_d2.errors import UserError
-    from tdos_d2.files import atomic_write
     from tdos_d2.prompts import load_groups
 
     path = Path(given).expanduser()

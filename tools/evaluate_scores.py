@@ -16,14 +16,10 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import warnings
 from pathlib import Path
 
-# Detectron2 compiles with torch.jit when it is imported; torch warns of that in every process.
-warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-# ruff: noqa: E402
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any

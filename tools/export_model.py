@@ -13,11 +13,8 @@ traced tensors lay in memory, not what sizes there may be.
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 
-# Detectron2 compiles with torch.jit when it is imported; torch warns of that in every process.
-warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 EXAMPLES = """examples:

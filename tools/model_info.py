@@ -8,11 +8,8 @@ with numbers that count twice). Text embeddings are computed once and take no pa
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 
-# Detectron2 compiles with torch.jit when it is imported; torch warns of that in every process.
-warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 EXAMPLES = """examples:
