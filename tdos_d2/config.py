@@ -225,6 +225,9 @@ def _add_input(cfg: CN) -> None:
     paste.SIZE = (0.05, 0.5)
     # Classes that objects stand on, such as ["road", "sidewalk"]; empty = any.
     paste.STAND_ON = []
+    # Probability that an object darkens the ground around its foot, as things that stand there do;
+    # ground is what STAND_ON names, or all.
+    paste.SHADOW = 0.0
 
     # Rare class sampling: draw a class, then an image that shows it, then a crop that does.
     rare = cfg.INPUT.RARE_CLASS = CN()

@@ -45,6 +45,12 @@ _MIN_KNOWN = 0.5
 # least this share of the size that they would have at the bottom edge.
 _HORIZON = 0.4
 _MIN_PERSPECTIVE = 0.15
+# A shadow: half its width as a share of the object's width, half its height as a share of that, how
+# far it may lie to a side as a share of the object's width, and how much light it takes.
+_SHADOW_WIDTH = (0.4, 0.8)
+_SHADOW_HEIGHT = (0.1, 0.35)
+_SHADOW_LEAN = 0.5
+_SHADOW_STRENGTH = (0.15, 0.7)
 # How far an object is brought to the brightness around it: drawn ones, photographs.
 _LIGHT = ((0.0, 0.6), (0.5, 1.0))
 
@@ -67,9 +73,10 @@ class OODPaste:
             least 4 pixels); of photographs, where they stand at the bottom of the frame.
         ood_label: label of pasted pixels.
         stand_on: labels of which one must be under the middle of an object's foot; empty: any.
+        shadow: probability that an object darkens the ground (``stand_on``) around its foot.
 
     Raises:
-        ValueError: a range is empty, ``prob`` is no probability or a weight is not above 0.
+        ValueError: a range is empty, a probability is not in 0..1 or a weight is not above 0.
     """
 
     def __init__(
@@ -81,9 +88,11 @@ class OODPaste:
         *,
         ood_label: int,
         stand_on: Sequence[int] = (),
+        shadow: float = 0.0,
     ) -> None:
-        if not 0 <= prob <= 1:
-            raise ValueError(f"prob must be in 0..1, got {prob}")
+        for name, value in (("prob", prob), ("shadow", shadow)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in 0..1, got {value}")
         if not 1 <= num[0] <= num[1]:
             raise ValueError(f"num must be a range that starts at 1 or above, got {num}")
         if not 0 < size[0] <= size[1] <= 1:
@@ -98,6 +107,7 @@ class OODPaste:
         self.size = size
         self.ood_label = ood_label
         self.stand_on = tuple(stand_on)
+        self.shadow = shadow
 
     def __call__(
         self,
@@ -117,7 +127,7 @@ class OODPaste:
 
         Returns:
             image and label. Outside the pasted pixels the label is that of the input, and the image
-            is too, but for a soft seam of one pixel.
+            is too, but for a soft seam of one pixel and the shadows.
         """
         image, label = image.copy(), label.copy()
         if rng.random() >= self.prob:
@@ -162,7 +172,46 @@ class OODPaste:
         patch = patch * np.float32(_brightness(lit, patch, mask) ** strength) + noise
         patch = cv2.copyMakeBorder(np.clip(patch, 0, 255), 1, 1, 1, 1, cv2.BORDER_REPLICATE)
         mask = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-        return self._blend(image, label, patch, mask, top, left)
+        if not self._covers_known(label, mask, top, left):
+            return False
+        if self.shadow and rng.random() < self.shadow:
+            self._cast_shadow(image, label, mask, top, left, rng)
+        self._blend(image, label, patch, mask, top, left)
+        return True
+
+    @staticmethod
+    def _covers_known(label: np.ndarray, mask: np.ndarray, top: int, left: int) -> bool:
+        """Whether enough of an object would lie on pixels that are not ignored."""
+        outer, inner = _overlap(label.shape, mask.shape, top, left)
+        covered = label[outer][mask[inner] > 0.5]
+        return len(covered) > 0 and np.mean(covered != IGNORE) >= _MIN_KNOWN
+
+    def _cast_shadow(
+        self,
+        image: np.ndarray,
+        label: np.ndarray,
+        mask: np.ndarray,
+        top: int,
+        left: int,
+        rng: np.random.Generator,
+    ) -> None:
+        """Darken an ellipse on the ground at the lower edge of an object that comes there."""
+        rows, columns = np.nonzero(mask > 0.5)
+        width = np.ptp(columns) + 1
+        across = width * rng.uniform(*_SHADOW_WIDTH)
+        along = max(across * rng.uniform(*_SHADOW_HEIGHT), 1.0)
+        x = left + columns.mean() + width * rng.uniform(-_SHADOW_LEAN, _SHADOW_LEAN)
+        y = top + rows.max()
+        reach = np.ceil([1.2 * along, 1.2 * across]).astype(int)
+        first = np.floor([y, x]).astype(int) - reach
+        outer, _ = _overlap(label.shape, 2 * reach + 2, *first)
+        ys, xs = np.ogrid[outer]
+        distance = np.sqrt(((xs - x) / across) ** 2 + ((ys - y) / along) ** 2)
+        # Full within 0.8 of the ellipse, nothing beyond 1.2.
+        shade = np.clip((1.2 - distance) / 0.4, 0, 1) * rng.uniform(*_SHADOW_STRENGTH)
+        if self.stand_on:
+            shade = shade * np.isin(label[outer], self.stand_on)
+        image[outer] = np.round(image[outer] * (1 - shade[..., None]))
 
     def _stands(self, label: np.ndarray, foot: int, column: int) -> bool:
         """Whether an object may stand there; what is outside the image is as its nearest pixel."""
@@ -179,23 +228,14 @@ class OODPaste:
         mask: np.ndarray,
         top: int,
         left: int,
-    ) -> bool:
-        (height, width), (h, w) = label.shape, mask.shape
-        # The parts of the image and of the patch that cover each other.
-        rows = slice(max(top, 0), min(top + h, height))
-        cols = slice(max(left, 0), min(left + w, width))
-        inner = (slice(rows.start - top, rows.stop - top),
-                 slice(cols.start - left, cols.stop - left))  # fmt: skip
+    ) -> None:
+        outer, inner = _overlap(label.shape, mask.shape, top, left)
         hard = (mask[inner] > 0.5).astype(np.float32)
-        covered = label[rows, cols][hard > 0]
-        if not len(covered) or np.mean(covered != IGNORE) < _MIN_KNOWN:
-            return False
         # A 3x3 blur of the hard mask: the seam reaches one pixel to either side of the outline.
         alpha = cv2.sepFilter2D(hard, -1, _BLUR, _BLUR, borderType=cv2.BORDER_REPLICATE)[..., None]
-        under = image[rows, cols]
-        image[rows, cols] = np.round(under + alpha * (patch[inner] - under.astype(np.float32)))
-        label[rows, cols][hard > 0] = self.ood_label
-        return True
+        under = image[outer]
+        image[outer] = np.round(under + alpha * (patch[inner] - under.astype(np.float32)))
+        label[outer][hard > 0] = self.ood_label
 
 
 def build_ood_paste(cfg: CfgNode) -> OODPaste | None:
@@ -230,7 +270,13 @@ def build_ood_paste(cfg: CfgNode) -> OODPaste | None:
     ground = [names.index(name) for name in node.STAND_ON]
     try:
         return OODPaste(
-            sources, node.PROB, node.NUM, node.SIZE, ood_label=len(names), stand_on=ground
+            sources,
+            node.PROB,
+            node.NUM,
+            node.SIZE,
+            ood_label=len(names),
+            stand_on=ground,
+            shadow=node.SHADOW,
         )
     except ValueError as error:
         raise UserError(f"INPUT.OOD_PASTE: {error}") from error
@@ -251,6 +297,17 @@ def _present_source(cfg: CfgNode) -> str:
     name, there = ("coco", "is there") if path.is_file() else ("shapes", "does not exist")
     logging.getLogger(__name__).info(f"Outliers are {name}: {path} {there}")
     return name
+
+
+def _overlap(
+    frame: Sequence[int], box: Sequence[int], top: int, left: int
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """The parts of a frame and of a box of these sizes (H, W) that cover each other."""
+    low = np.clip((top, left), 0, frame)
+    high = np.clip((top + box[0], left + box[1]), low, frame)
+    outer = slice(low[0], high[0]), slice(low[1], high[1])
+    inner = slice(low[0] - top, high[0] - top), slice(low[1] - left, high[1] - left)
+    return outer, inner
 
 
 def _perspective(foot: float) -> float:

@@ -212,6 +212,7 @@ def test_files_that_do_not_fit_are_named(cfg, tmp_path, write):
         ("INPUT.SCALE_RANGE", (2.0, 0.5)),
         ("INPUT.OOD_PASTE.SOURCE", "unicorns"),
         ("INPUT.OOD_PASTE.PROB", 1.5),
+        ("INPUT.OOD_PASTE.SHADOW", 1.5),
     ],
 )
 def test_wrong_config_keys_are_named(cfg, key, value):

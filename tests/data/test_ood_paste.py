@@ -75,6 +75,31 @@ def test_objects_stand_on_the_classes_chosen():
     assert any(columns.mean() < 50 for _, columns in feet)
 
 
+def test_shadows_darken_the_ground_at_the_foot_and_nothing_else():
+    image = np.full((96, 192, 3), 200, np.uint8)
+    label = np.ones((96, 192), np.uint8)
+    label[48:] = 2
+    paste = OODPaste(
+        SquareSource(), 1.0, (1, 1), (0.2, 0.3), ood_label=OOD, stand_on=[2], shadow=1.0
+    )
+    cast = 0
+    for seed in range(30):
+        pasted, pasted_label = paste(image, label, np.random.default_rng(seed))
+        inside = pasted_label == OOD
+        np.testing.assert_array_equal(pasted_label[~inside], label[~inside])
+        seam = cv2.dilate(inside.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+        change = pasted.astype(int)[..., 0] - 200
+        change[seam] = 0
+        assert change.max() <= 0 and change.min() > -150  # never black
+        shaded = change < 0
+        assert not shaded[:48].any()  # what is no ground stays as it is
+        if shaded.any():
+            cast += 1
+            foot, side = np.nonzero(inside)[0].max(), np.sqrt(inside.sum())
+            assert np.abs(np.nonzero(shaded)[0] - foot).max() < side / 2
+    assert cast > 20  # the others stand at the lower edge
+
+
 def test_inputs_stay_as_they_are():
     image, label = frame()
     image.flags.writeable = label.flags.writeable = False
@@ -125,7 +150,8 @@ def test_objects_go_anywhere_but_the_top():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"prob": 1.5}, {"num": (0, 2)}, {"num": (3, 2)}, {"size": (0.5, 0.1)}]
+    "arguments",
+    [{"prob": 1.5}, {"num": (0, 2)}, {"num": (3, 2)}, {"size": (0.5, 0.1)}, {"shadow": -0.1}],
 )
 def test_wrong_ranges(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
