@@ -132,8 +132,9 @@ class OODPaste:
         image, label = image.copy(), label.copy()
         if rng.random() >= self.prob:
             return image, label
+        noise = _noise_level(image)
         for _ in range(int(rng.integers(self.num[0], self.num[1] + 1))):
-            any(self._try(image, label, rng, rows) for _ in range(_TRIES))
+            any(self._try(image, label, rng, rows, noise) for _ in range(_TRIES))
         return image, label
 
     def _try(
@@ -142,6 +143,7 @@ class OODPaste:
         label: np.ndarray,
         rng: np.random.Generator,
         rows: tuple[float, float],
+        noise_level: float,
     ) -> bool:
         """Paste one object in place; False if it would lie on nothing known."""
         single = len(self.sources) == 1
@@ -154,7 +156,7 @@ class OODPaste:
             side *= _perspective(rows[0] + depth * (rows[1] - rows[0]))
         patch, mask = source.sample(rng, max(_MIN_SIDE, round(side)))
         strength = rng.uniform(*_LIGHT[photograph])
-        grain = np.float32(_noise_level(image) * rng.uniform(0.3, 1.2))
+        grain = np.float32(noise_level * rng.uniform(0.3, 1.2))
         noise = rng.standard_normal(patch.shape, dtype=np.float32) * grain
         # A patch may end at its object's outline; the seam needs one pixel more.
         h, w = mask.shape[0] + 2, mask.shape[1] + 2
