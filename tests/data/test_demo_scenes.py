@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from sklearn.metrics import average_precision_score
@@ -114,6 +115,19 @@ def test_training_split_is_made_once_and_always_the_same(cache, tmp_path, monkey
         assert old["file_name"] != new["file_name"]
         for key in ("file_name", "sem_seg_file_name"):
             np.testing.assert_array_equal(read(old[key]), read(new[key]))
+
+
+def test_scenes_do_not_depend_on_the_processes_that_draw_them(cache, tmp_path, monkeypatch):
+    alone = DatasetCatalog.get("demo_val")
+    monkeypatch.setattr("tdos_d2.data.datasets.demo._SCENES_PER_WORKER", 20)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setenv("TDOS_CACHE", str(tmp_path))
+    state = torch.get_rng_state()
+    for one, other in zip(alone, DatasetCatalog.get("demo_val"), strict=True):
+        for key in ("file_name", "sem_seg_file_name"):
+            np.testing.assert_array_equal(read(one[key]), read(other[key]))
+    # Else a run with an empty cache would differ from the next.
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_loses_a_race_gracefully(tmp_path, monkeypatch):

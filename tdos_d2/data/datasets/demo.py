@@ -3,7 +3,7 @@
 ================  ======  =====================================================================
 name              frames  what is in them
 ================  ======  =====================================================================
-demo_train        240     known classes only
+demo_train        960     known classes only
 demo_val          40      known classes only
 demo_ood          60      20 each with animals, a sofa, barrels
 demo_ood_hard     24      12 each with a ladder (thin), tyres (dark): shown, counted in no goal
@@ -20,13 +20,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from tdos_d2.cache import cache_root
 from tdos_d2.data import demo_car, demo_objects, demo_scenes, demo_sprites, demo_street
@@ -35,6 +39,8 @@ from tdos_d2.data.reading import IGNORE
 from tdos_d2.errors import UserError
 
 SIZE = (96, 192)  # H, W
+# Fewer are drawn faster than another process starts.
+_SCENES_PER_WORKER = 50
 # Cityscapes' colours, in the order of demo_street.CLASSES.
 _COLOURS = [
     (128, 64, 128),
@@ -64,7 +70,7 @@ class _Split:
 
 
 _SPLITS = {
-    "train": _Split(1, 240),
+    "train": _Split(1, 960),
     "val": _Split(2, 40),
     "ood": _Split(3, 20, ("animal", "sofa", "barrel")),
     "ood_hard": _Split(4, 12, ("ladder", "tyre")),
@@ -151,8 +157,30 @@ def _generate(split: str, folder: Path) -> None:
 def _write_scenes(split: str, folder: Path) -> None:
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True)
-    for index, (stem, kind) in enumerate(_SPLITS[split].scenes()):
-        rng = np.random.default_rng([_SPLITS[split].seed, index])
-        image, label = demo_scenes.render_scene(rng, SIZE, kind)
-        Image.fromarray(image).save(folder / "images" / f"{stem}.png")
-        Image.fromarray(label).save(folder / "labels" / f"{stem}.png")
+    stems = [stem for stem, _ in _SPLITS[split].scenes()]
+    # A generator of its own: the loader must not draw from torch's, or the first run with a split
+    # would differ from the next.
+    scenes = DataLoader(
+        _Scenes(split),
+        batch_size=None,
+        num_workers=min(os.cpu_count() or 1, len(stems) // _SCENES_PER_WORKER),
+        generator=torch.Generator(),
+    )
+    bar = tqdm(zip(stems, scenes, strict=True), f"demo_{split}", len(stems), unit="scene")
+    for stem, (image, label) in bar:
+        Image.fromarray(np.asarray(image)).save(folder / "images" / f"{stem}.png")
+        Image.fromarray(np.asarray(label)).save(folder / "labels" / f"{stem}.png")
+
+
+class _Scenes(Dataset):
+    """The scenes of a split, drawn when asked for."""
+
+    def __init__(self, split: str) -> None:
+        self.seed, self.scenes = _SPLITS[split].seed, _SPLITS[split].scenes()
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng([self.seed, index])
+        return demo_scenes.render_scene(rng, SIZE, self.scenes[index][1])
