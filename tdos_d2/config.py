@@ -263,8 +263,8 @@ def _add_test(cfg: CN) -> None:
     window.BATCH = 4
     # What to do about a test set that is not on disk: "error" or "skip" (with a line saying so).
     cfg.TEST.MISSING = "error"
-    # OOD set whose best pixel F1 gives the operating threshold that --eval-only saves beside the
-    # checkpoint; "" = the first OOD set in DATASETS.TEST.
+    # OOD set whose best pixel F1 gives the operating threshold that is saved beside the checkpoint,
+    # after training and by --eval-only; "" = the first OOD set in DATASETS.TEST.
     cfg.TEST.THRESHOLD_DATASET = ""
     export = cfg.TEST.EXPORT = CN()
     # Write score maps of all OOD sets to OUTPUT_DIR/inference: "smiyc" (HDF5), "fishyscapes" (pairs

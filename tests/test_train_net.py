@@ -85,6 +85,12 @@ def test_output_folder(trained, folder):
     assert "- road" in (folder / "one" / "config.yaml").read_text()
 
 
+def test_training_ends_with_an_operating_threshold(folder, trained):
+    point = json.loads((folder / "one" / "model_final.pth.threshold.json").read_text())
+    assert point["dataset"] == "demo_ood_hard"
+    assert point["f1"] == pytest.approx(trained["demo_ood_hard"]["ood"]["F1"])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts CPU processes")
 def test_evaluation_in_two_processes_gives_what_training_gave(trained, folder):
     weights = ("MODEL.WEIGHTS", "one/model_final.pth")

@@ -144,6 +144,9 @@ class Trainer(DefaultTrainer):
         ]
         results = self.test(self.cfg, self.model, with_pictures)
         report_results(self.cfg, by_dataset(self.cfg, results), evaluators)
+        if self.iter + 1 >= self.max_iter and comm.is_main_process():
+            final = os.path.join(self.cfg.OUTPUT_DIR, "model_final.pth")
+            keep_operating_point(self.cfg, evaluators, final)
         self._last_eval_results = results
         return results
 
