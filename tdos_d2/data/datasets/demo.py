@@ -166,8 +166,10 @@ def _write_scenes(split: str, folder: Path) -> None:
         num_workers=min(os.cpu_count() or 1, len(stems) // _SCENES_PER_WORKER),
         generator=torch.Generator(),
     )
-    bar = tqdm(zip(stems, scenes, strict=True), f"demo_{split}", len(stems), unit="scene")
-    for stem, (image, label) in bar:
+    pairs = zip(stems, scenes, strict=True)
+    for stem, (image, label) in tqdm(
+        pairs, f"demo_{split}", len(stems), unit="scene", mininterval=1
+    ):
         Image.fromarray(np.asarray(image)).save(folder / "images" / f"{stem}.png")
         Image.fromarray(np.asarray(label)).save(folder / "labels" / f"{stem}.png")
 
