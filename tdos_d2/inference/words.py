@@ -65,8 +65,10 @@ class WordEmbeddings:
                     f"MODEL.TEXT.EMBEDDINGS: '{self._path}' lacks {', '.join(lacking)}; only words "
                     "of that file can be asked for"
                 )
-            if lacking:
-                self._kept.update(zip(lacking, self._encode(lacking).float().cpu(), strict=True))
+            for key in lacking:
+                # One at a time: in its last digits a vector depends on the batch that it is in, and
+                # the same question must have the same answer whatever was asked before.
+                self._kept[key] = self._encode([key])[0].float().cpu()
             return torch.stack([self._kept[key] for key in keys])
 
     def of_list(self, words: Sequence[str]) -> Tensor:

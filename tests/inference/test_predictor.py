@@ -87,8 +87,12 @@ def test_texts_are_encoded_once(trained_cfg, monkeypatch):
     assert calls == []
     for _ in range(2):
         predictor(images(), words=["deer", "sofa"])
+    assert sum(calls) == 5  # three names and two words
     predictor(images()[0], words=["Deer", "sofa", "lost cargo"])
-    assert calls == [5, 1]  # three names and two words, then one word
+    assert sum(calls) == 6
+    company = predictor.embed_words(["deer", "sofa", "lost cargo", "hay", "elephant", "tent"])
+    for word, vector in zip(["hay", "elephant", "tent"], company[3:], strict=True):
+        assert torch.equal(OODPredictor(trained_cfg).embed_words([word])[0], vector)
 
 
 def test_words_change_nothing_else(trained_cfg):
