@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import cv2
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -14,7 +13,7 @@ from detectron2.utils.events import get_event_storage
 
 from ..data import read_image, read_label
 from ..data.reading import IGNORE
-from ..inference.drawing import frame_pictures
+from ..inference.drawing import frame_pictures, shrink
 
 _PANEL_WIDTH = 480
 _DRAWN = ("sem_seg", "ood_score")
@@ -62,12 +61,4 @@ class PictureEvaluator(DatasetEvaluator):
             label = read_label(record["sem_seg_file_name"], metadata, mask)
         arrays = {key: output[key].cpu().numpy() for key in _DRAWN if key in output}
         panels = frame_pictures(image, label, arrays, metadata)
-        return np.concatenate([_shrink(panel) for panel in panels], axis=1)
-
-
-def _shrink(panel: np.ndarray) -> np.ndarray:
-    height, width = panel.shape[:2]
-    if width <= _PANEL_WIDTH:
-        return panel
-    size = (_PANEL_WIDTH, max(1, round(height * _PANEL_WIDTH / width)))
-    return cv2.resize(panel, size, interpolation=cv2.INTER_AREA)
+        return np.concatenate([shrink(panel, _PANEL_WIDTH) for panel in panels], axis=1)

@@ -338,6 +338,15 @@ def contact_sheet(
     FigureCanvasAgg(figure).print_png(str(path))
 
 
+def shrink(picture: np.ndarray, width: int) -> np.ndarray:
+    """An (H, W, 3) uint8 picture at most ``width`` pixels wide, its shape kept."""
+    height, current = picture.shape[:2]
+    if current <= width:
+        return picture
+    size = (width, max(1, round(height * width / current)))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
 def frame_pictures(
     image: np.ndarray, label: np.ndarray, output: Mapping[str, np.ndarray], metadata: Any
 ) -> list[np.ndarray]:

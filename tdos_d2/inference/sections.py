@@ -23,7 +23,7 @@ from ..evaluation.curve_points import CurvePoints, Histogram, histogram
 from ..evaluation.frames import VOID, Frame, Spool
 from ..evaluation.per_frame import frame_metrics
 from ..evaluation.pixel_metrics import PixelMetrics
-from .drawing import detection_picture, overlay, palette, score_picture
+from .drawing import detection_picture, overlay, palette, score_picture, shrink
 
 # Best and worst frames in a report, and how wide their pictures are, in pixels.
 _SHOWN, _WIDTH = 3, 800
@@ -298,15 +298,8 @@ def _jpegs(evaluated: Evaluated, index: int, look: Look) -> tuple[bytes, bytes]:
     frame = evaluated.frames[index]
     height = len(_enlarged(frame.label))  # legend and scale are below, too small to read here
     detections, score = draw_frame(evaluated.records[index], frame, look)
-    return _jpeg(_shrink(detections[:height]), 85), _jpeg(_shrink(score[:height]), 85)
-
-
-def _shrink(picture: np.ndarray) -> np.ndarray:
-    height, width = picture.shape[:2]
-    if width <= _WIDTH:
-        return picture
-    size = (_WIDTH, max(1, round(height * _WIDTH / width)))
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    detections, score = (shrink(picture[:height], _WIDTH) for picture in (detections, score))
+    return _jpeg(detections, 85), _jpeg(score, 85)
 
 
 def _jpeg(picture: np.ndarray, quality: int) -> bytes:
