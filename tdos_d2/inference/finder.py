@@ -68,6 +68,7 @@ class Finder:
         names = predictor.class_names
         self.limits = limits or score_range(predictor.score, len(names))
         self.ego_mask = ego_mask
+        self._valid = None if ego_mask is None else ~ego_mask
 
     def __call__(self, image: np.ndarray, pictures_of_words: bool = True) -> Finding:
         """Everything about an (H, W, 3) uint8 BGR frame.
@@ -81,7 +82,6 @@ class Finder:
             raise UserError(f"the frame is {width}x{height}, but --ego-mask is {there}")
         result = self.predictor(image, self.words)
         score = self.predictor.combined_score(result) if self.combine else result["ood_score"]
-        valid = None if self.ego_mask is None else ~self.ego_mask
         record: dict[str, Any] = {
             "width": width, "height": height, "score": self.predictor.score,
             "threshold": self.threshold, "objects": None,
@@ -89,10 +89,13 @@ class Finder:
         objects, regions = [], None
         if self.threshold is not None:
             smallest = self.min_area or default_min_area((height, width))
-            objects, regions = find_objects(score, self.threshold, min_area=smallest, valid=valid)
+            objects, regions = find_objects(
+                score, self.threshold, min_area=smallest, valid=self._valid
+            )
             record["objects"] = self._describe(image, result, objects, regions)
-        heat, segmentation = self._draw(image, result, score, objects, regions, record)
-        of_words = self._draw_words(image, result) if pictures_of_words else {}
+        rgb = np.ascontiguousarray(image[..., ::-1])
+        heat, segmentation = self._draw(rgb, result, score, objects, regions, record)
+        of_words = self._draw_words(rgb, result) if pictures_of_words else {}
         return Finding(record, score, heat, segmentation, of_words)
 
     def _describe(
@@ -124,15 +127,14 @@ class Finder:
 
     def _draw(
         self,
-        image: np.ndarray,
+        rgb: np.ndarray,
         result: dict[str, Any],
         score: np.ndarray,
         objects: Sequence[OODObject],
         regions: np.ndarray | None,
         record: dict[str, Any],
     ) -> tuple[np.ndarray, np.ndarray]:
-        names, rgb = self.predictor.class_names, np.ascontiguousarray(image[..., ::-1])
-        valid = None if self.ego_mask is None else ~self.ego_mask
+        names = self.predictor.class_names
         entries = record["objects"] or []
         tags = [
             (item, " ".join(filter(None, [str(entry["id"]), entry.get("word")])))
@@ -141,15 +143,14 @@ class Finder:
         title = f"OOD score ({self.predictor.score}{', words' if self.combine else ''})"
         heat = score_picture(
             rgb, score, self.limits, title,
-            threshold=self.threshold, regions=regions, tags=tags, valid=valid,
+            threshold=self.threshold, regions=regions, tags=tags, valid=self._valid,
         )  # fmt: skip
         label = result["labels"].copy()
         if regions is not None:
             label[regions > 0] = len(names)
-        return heat, segmentation_picture(rgb, label, names, self.colours, valid)
+        return heat, segmentation_picture(rgb, label, names, self.colours, self._valid)
 
-    def _draw_words(self, image: np.ndarray, result: dict[str, Any]) -> dict[str, np.ndarray]:
-        rgb = np.ascontiguousarray(image[..., ::-1])
+    def _draw_words(self, rgb: np.ndarray, result: dict[str, Any]) -> dict[str, np.ndarray]:
         chances = result.get("word_chances", {})
         return {
             word: score_picture(rgb, chance, (0.0, 1.0), f'chance of "{word}"')
