@@ -39,3 +39,23 @@ def tiny_cfg():
     cfg.MODEL.TRANSFORMER_DECODER.NUM_LAYERS = 2
     cfg.MODEL.TRANSFORMER_DECODER.FFN_DIM = 32
     return cfg
+
+
+@pytest.fixture
+def clip_file(tmp_path):
+    """A file of the tiny CLIP's weights, random but always the same."""
+    import torch
+
+    from tdos_d2.modeling.clip import build_clip
+
+    torch.manual_seed(0)
+    clip, _ = build_clip("tiny", "")
+    torch.save(clip.state_dict(), tmp_path / "clip.pt")
+    return str(tmp_path / "clip.pt")
+
+
+@pytest.fixture
+def frozen_cfg(tiny_cfg, clip_file):
+    """``tiny_cfg`` with CLIP's weights from a file, so that the image encoder is frozen."""
+    tiny_cfg.MODEL.CLIP.WEIGHTS = clip_file
+    return tiny_cfg

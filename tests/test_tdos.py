@@ -7,7 +7,6 @@ import torch
 from detectron2.modeling import build_model
 
 from tdos_d2.errors import UserError
-from tdos_d2.modeling.clip import build_clip
 
 
 def sample(height: int, width: int, num_labels: int = 4, seed: int = 0) -> dict:
@@ -22,14 +21,6 @@ def sample(height: int, width: int, num_labels: int = 4, seed: int = 0) -> dict:
 def model(tiny_cfg):
     torch.manual_seed(0)
     return build_model(tiny_cfg)
-
-
-@pytest.fixture
-def frozen_cfg(tiny_cfg, tmp_path):
-    clip, _ = build_clip("tiny", "")
-    torch.save(clip.state_dict(), tmp_path / "clip.pt")
-    tiny_cfg.MODEL.CLIP.WEIGHTS = str(tmp_path / "clip.pt")
-    return tiny_cfg
 
 
 def test_training_gives_losses_and_gradients_for_all_trainable(model):

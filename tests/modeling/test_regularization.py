@@ -33,14 +33,6 @@ def words_file(tmp_path):
 
 
 @pytest.fixture
-def clip_file(tmp_path):
-    torch.manual_seed(0)
-    clip, _ = build_clip("tiny", "")
-    torch.save(clip.state_dict(), tmp_path / "clip.pt")
-    return str(tmp_path / "clip.pt")
-
-
-@pytest.fixture
 def full_cfg(tiny_cfg, words_file, clip_file, monkeypatch, tmp_path):
     """Everything on: four groups for the four negatives, a trained encoder, all regions."""
     monkeypatch.setenv("TDOS_CACHE", str(tmp_path / "cache"))

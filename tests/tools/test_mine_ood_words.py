@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_wordnet import write_wordnet
 
 from tdos_d2.errors import UserError
-from tdos_d2.modeling.clip import build_clip
 from tdos_d2.prompts import load_groups
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,11 +40,9 @@ def test_a_list_for_ones_own_classes(run, tmp_path, capsys):
     assert f"{len(found.words)} words in 3 groups" in capsys.readouterr().out
 
 
-def test_distances_from_clip(run, tmp_path):
-    clip, _ = build_clip("tiny", "")
-    torch.save(clip.state_dict(), tmp_path / "clip.pt")
+def test_distances_from_clip(run, tmp_path, clip_file):
     run("--classes", "car", "--groups", 2, "--distance", "clip", "--clip-name", "tiny",
-        "--clip-weights", tmp_path / "clip.pt", "--template", "the nice {}",
+        "--clip-weights", clip_file, "--template", "the nice {}",
         "--quantile", 0.95)  # fmt: skip
     data = json.loads((tmp_path / "words.json").read_text())
     given = {key: data["parameters"][key] for key in ("distance", "template", "quantile")}

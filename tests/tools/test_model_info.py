@@ -14,7 +14,6 @@ from tdos_d2.engine import TDOSCheckpointer
 from tdos_d2.engine.model_info import count_multiply_adds, flops, load_model
 from tdos_d2.errors import UserError
 from tdos_d2.modeling.attention import Attention
-from tdos_d2.modeling.clip import build_clip
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,14 +32,6 @@ def run(monkeypatch, capsys):
     return run
 
 
-@pytest.fixture
-def clip_cfg(tiny_cfg, tmp_path):
-    clip, _ = build_clip("tiny", "")
-    torch.save(clip.state_dict(), tmp_path / "clip.pt")
-    tiny_cfg.MODEL.CLIP.WEIGHTS = str(tmp_path / "clip.pt")
-    return tiny_cfg
-
-
 def parts_of(cfg, **options) -> dict:
     return {part.name: part for part in load_model(cfg, **options)[1]}
 
@@ -52,9 +43,9 @@ def test_attention_is_counted():
     assert counted == projections + 2 * 2 * 5 * 7 * 12  # q k^T and the weighted sum of values
 
 
-def test_multiply_adds_of_an_image_encoder(clip_cfg):
+def test_multiply_adds_of_an_image_encoder(frozen_cfg):
     """The tiny ViT by hand: 4 blocks of 96 channels on 8 x 12 patches of 8 x 8 pixels."""
-    model, parts, _ = load_model(clip_cfg)
+    model, parts, _ = load_model(frozen_cfg)
     total = count_multiply_adds(model, parts, (64, 96))
     patches, width = 8 * 12, 96
     tokens = patches + 1
@@ -67,9 +58,9 @@ def test_multiply_adds_of_an_image_encoder(clip_cfg):
     assert counted["text"] is None and total >= sum(n for n in counted.values() if n)
 
 
-def test_parameters_of_each_part(clip_cfg):
-    parts = parts_of(clip_cfg)
-    model = build_model(clip_cfg)
+def test_parameters_of_each_part(frozen_cfg):
+    parts = parts_of(frozen_cfg)
+    model = build_model(frozen_cfg)
     for name, part in parts.items():
         given = [(p.requires_grad, p.numel()) for p in getattr(model, name).parameters()]
         assert part.trainable == sum(n for trained, n in given if trained), name
@@ -78,28 +69,28 @@ def test_parameters_of_each_part(clip_cfg):
     assert parts["text"].trainable == 3 * 64 + 4 * 2 * 64  # context and negatives
 
 
-def test_where_weights_are_from(clip_cfg, tmp_path):
+def test_where_weights_are_from(frozen_cfg, tmp_path):
     clip = f"CLIP {tmp_path / 'clip.pt'}"
-    parts = parts_of(clip_cfg)
+    parts = parts_of(frozen_cfg)
     assert set(parts["backbone"].sources) == {clip} and set(parts["neck"].sources) == {"random"}
     assert parts["text"].sources["random"] == 2  # context and negatives
-    model = build_model(clip_cfg)
+    model = build_model(frozen_cfg)
     state = {k: v for k, v in model.state_dict().items() if not k.startswith("pixel_decoder")}
     torch.save({"model": state}, tmp_path / "model.pth")
-    clip_cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
-    parts = parts_of(clip_cfg)
+    frozen_cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    parts = parts_of(frozen_cfg)
     checkpoint = f"checkpoint {tmp_path / 'model.pth'}"
     assert set(parts["backbone"].sources) == set(parts["neck"].sources) == {checkpoint}
     assert set(parts["pixel_decoder"].sources) == {"random"}
 
 
-def test_random_weights_stand_in(clip_cfg, tmp_path):
-    there = parts_of(clip_cfg)
+def test_random_weights_stand_in(frozen_cfg, tmp_path):
+    there = parts_of(frozen_cfg)
     (tmp_path / "clip.pt").unlink()
-    clip_cfg.MODEL.WEIGHTS = str(tmp_path / "gone.pth")
+    frozen_cfg.MODEL.WEIGHTS = str(tmp_path / "gone.pth")
     with pytest.raises(UserError, match=r"MODEL.WEIGHTS: .*gone.pth does not exist"):
-        load_model(clip_cfg)
-    _, parts, notes = load_model(clip_cfg, random=True)
+        load_model(frozen_cfg)
+    _, parts, notes = load_model(frozen_cfg, random=True)
     assert {note.partition(" ")[0] for note in notes} >= {"MODEL.CLIP.WEIGHTS", "MODEL.WEIGHTS"}
     for part in parts:
         assert set(part.sources) == {"random"}
