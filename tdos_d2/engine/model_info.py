@@ -12,7 +12,6 @@ from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
-from ..errors import UserError
 from ..modeling.clip import missing_weights_file
 from ..prompts import load_groups
 from ..tdos import TDOS
@@ -57,8 +56,6 @@ def load_model(cfg: CfgNode, random: bool = False) -> tuple[TDOS, list[Part], li
     Raises:
         UserError: a file or key of the config is wrong.
     """
-    if cfg.MODEL.META_ARCHITECTURE != "TDOS":
-        raise UserError(f"MODEL.META_ARCHITECTURE: TDOS, not {cfg.MODEL.META_ARCHITECTURE}")
     cfg = cfg.clone()
     notes = []
     frozen = cfg.MODEL.CLIP.FREEZE_IMAGE and bool(cfg.MODEL.CLIP.WEIGHTS)

@@ -105,7 +105,7 @@ def check(cfg: CfgNode, args: Namespace) -> list[str]:
 
 
 def check_model(cfg: CfgNode) -> list[str]:
-    """Check what running the model of ``MODEL.WEIGHTS`` needs, without data sets.
+    """Check what running the TDOS of ``MODEL.WEIGHTS`` needs, without data sets.
 
     Fills in ``cfg`` in place, as an evaluation does, what the checkpoint says of its model.
 
@@ -115,6 +115,8 @@ def check_model(cfg: CfgNode) -> list[str]:
     Raises:
         UserError: the first thing that is wrong, naming the key or file.
     """
+    if cfg.MODEL.META_ARCHITECTURE != "TDOS":
+        raise UserError(f"MODEL.META_ARCHITECTURE: TDOS, not {cfg.MODEL.META_ARCHITECTURE}")
     _check_values(cfg)
     notes = use_cpu_without_gpu(cfg)
     _check_names(cfg)

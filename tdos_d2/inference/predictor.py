@@ -59,8 +59,6 @@ class OODPredictor:
         Raises:
             UserError: a file or key of the config is wrong, or the checkpoint does not fit it.
         """
-        if cfg.MODEL.META_ARCHITECTURE != "TDOS":
-            raise UserError(f"MODEL.META_ARCHITECTURE: TDOS, not {cfg.MODEL.META_ARCHITECTURE}")
         self.words_have_meaning = bool(cfg.MODEL.CLIP.WEIGHTS or cfg.MODEL.TEXT.EMBEDDINGS)
         self._groups = cfg.MODEL.PROMPTS.GROUPS
         cfg = cfg.clone()
