@@ -202,6 +202,9 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
     # Random resize of a training image: range of the factor on its original size.
     cfg.INPUT.SCALE_RANGE = (0.5, 2.0)
+    # Size of the model's input per test set: [["dataset", shorter side, longer side at most], ...],
+    # before MIN_SIZE_TEST and MAX_SIZE_TEST, after the dataset's own test_size.
+    cfg.INPUT.TEST_SIZES = []
     # Photometric distortion of training images (brightness, contrast, saturation, hue).
     cfg.INPUT.COLOR_AUG = True
 

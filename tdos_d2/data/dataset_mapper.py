@@ -16,6 +16,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size
 
 from tdos_d2.data.augmentation import build_train_augmentations, pad
+from tdos_d2.data.checks import check_registered
 from tdos_d2.data.ood_paste import OODPaste, build_ood_paste
 from tdos_d2.data.reading import check_same_size, read_image, read_label
 from tdos_d2.data.samplers import sample_randomness
@@ -186,6 +187,28 @@ def _train_kwargs(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
+def test_sizes(cfg: CfgNode) -> dict[str, tuple[int, int]]:
+    """``INPUT.TEST_SIZES``: (shorter, longer side at most) in pixels by dataset.
+
+    Raises:
+        UserError: a row of another form, a dataset that is unknown or named twice.
+    """
+    sizes: dict[str, tuple[int, int]] = {}
+    for row in cfg.INPUT.TEST_SIZES:
+        match row:
+            case [str(name), int(shorter), int(longer)] if 0 < shorter <= longer:
+                check_registered(name)
+                if name in sizes:
+                    raise UserError(f"INPUT.TEST_SIZES names '{name}' twice")
+                sizes[name] = (shorter, longer)
+            case _:
+                raise UserError(
+                    'INPUT.TEST_SIZES has rows of ["dataset", shorter side, longer side at most] '
+                    f"in pixels, not {row!r}"
+                )
+    return sizes
+
+
 def _rows_in_frame(transforms: T.Transform, frame_height: int, height: int) -> tuple[float, float]:
     """Where the first and the last row of a transformed image were: shares of the frame's height.
 
@@ -204,6 +227,6 @@ def _test_augmentations(cfg: CfgNode, dataset_name: str | None) -> list[T.Augmen
     if test_size is not None:
         width, height = test_size
         return [T.Resize((height, width))]
-    if cfg.INPUT.MIN_SIZE_TEST > 0:
-        return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
-    return []
+    sizes = test_sizes(cfg)
+    shorter, longer = sizes.get(dataset_name, (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST))
+    return [T.ResizeShortestEdge(shorter, longer)] if shorter > 0 else []

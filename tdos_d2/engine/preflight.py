@@ -13,6 +13,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from ..data.checks import check_classes, check_dataset, check_train_weights, present_datasets
+from ..data.dataset_mapper import test_sizes
 from ..data.ood_paste import CHOICES as PASTE_SOURCES
 from ..data.ood_paste import build_ood_paste
 from ..errors import UserError
@@ -203,6 +204,7 @@ def _check_datasets(cfg: CfgNode, args: Namespace) -> list[str]:
         check_classes(cfg)
         check_train_weights(cfg)
         build_ood_paste(cfg)  # reads its list of objects
+    test_sizes(cfg)
     threshold_set = cfg.TEST.THRESHOLD_DATASET
     if threshold_set and threshold_set not in cfg.DATASETS.TEST:
         raise UserError(f"TEST.THRESHOLD_DATASET: '{threshold_set}' is not in DATASETS.TEST")
