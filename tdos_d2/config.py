@@ -205,7 +205,8 @@ def _add_input(cfg: CN) -> None:
     # Size of the model's input per test set: [["dataset", shorter side, longer side at most], ...],
     # before MIN_SIZE_TEST and MAX_SIZE_TEST, after the dataset's own test_size.
     cfg.INPUT.TEST_SIZES = []
-    # Photometric distortion of training images (brightness, contrast, saturation, hue).
+    # Photometric distortion of training images (brightness, contrast, saturation, hue), after
+    # pasting, so that a pasted object is distorted as its surroundings are.
     cfg.INPUT.COLOR_AUG = True
 
     paste = cfg.INPUT.OOD_PASTE = CN()

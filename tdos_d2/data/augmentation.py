@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from detectron2.data import transforms as T
-from detectron2.projects.point_rend import ColorAugSSDTransform
 
 from tdos_d2.data.reading import IGNORE
 
@@ -35,9 +34,8 @@ def build_train_augmentations(
     crop: tuple[str, Sequence[float]] | None,
     single_category_max_area: float,
     flip: str,
-    color_format: str | None,
 ) -> list[T.Augmentation | T.Transform]:
-    """Resize, crop, flip, photometric distortion: Mask2Former's recipe for Cityscapes.
+    """Resize, crop, flip: the geometry of Mask2Former's recipe for Cityscapes.
 
     Args:
         scale_range: range of the resize factor.
@@ -45,8 +43,6 @@ def build_train_augmentations(
             crop stay as they are (see :func:`pad`).
         single_category_max_area: largest share of one class in a crop (10 tries).
         flip: "horizontal", "vertical" or "none".
-        color_format: "RGB" or "BGR", the order of channels; None = no photometric distortion
-            (brightness 32, contrast and saturation 0.5-1.5, hue 18).
     """
     augmentations = [RandomScale(scale_range)]
     if crop is not None:
@@ -56,8 +52,6 @@ def build_train_augmentations(
     if flip != "none":
         vertical = flip == "vertical"
         augmentations.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))
-    if color_format is not None:
-        augmentations.append(ColorAugSSDTransform(img_format=color_format))
     return augmentations
 
 

@@ -14,6 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size
+from detectron2.projects.point_rend import ColorAugSSDTransform
 
 from tdos_d2.data.augmentation import build_train_augmentations, pad
 from tdos_d2.data.checks import check_registered
@@ -28,9 +29,9 @@ _RARE_CLASS_TRIES = 10
 class TDOSDatasetMapper:
     """Reads the image, and in training the label, of a dataset dict and transforms them.
 
-    1. In training: random resize, crop, flip and photometric distortion; otherwise the resizing of
-       the test set, if any.
-    2. In training: paste outliers, then pad to the size of the crop.
+    1. In training: random resize, crop and flip; otherwise the resizing of the test set, if any.
+    2. In training: paste outliers, then photometric distortion of all pixels alike (else their
+       colours would give pasted objects away), then pad to the size of the crop.
 
     The random numbers of a training sample depend on the seed and the dict's "position" (see
     :class:`~tdos_d2.data.samplers.PositionalDataset`) and nothing else.
@@ -45,6 +46,7 @@ class TDOSDatasetMapper:
         image_format: str,
         metadata: Mapping[str, Metadata] | None = None,
         ood_paste: OODPaste | None = None,
+        distortion: T.Transform | None = None,
         pad_size: tuple[int, int] | None = None,
         pad_color: Sequence[float] = (0, 0, 0),
         min_rare_pixels: int = 0,
@@ -58,6 +60,7 @@ class TDOSDatasetMapper:
             metadata: of the training sets by name, to read labels with. A dict without
                 "dataset_name" belongs to the first.
             ood_paste: pastes outliers into a training image.
+            distortion: changes the colours of a training image after that.
             pad_size: (height, width) that smaller training images are padded to.
             pad_color: colour of the padding; that of labels is 255.
             min_rare_pixels: a dict with a "rare_class" (see :class:`~.rare_class.RareClassDataset`)
@@ -69,6 +72,7 @@ class TDOSDatasetMapper:
         self.image_format = image_format
         self.metadata = dict(metadata or {})
         self.ood_paste = ood_paste
+        self.distortion = distortion
         self.pad_size = pad_size
         self.pad_color = pad_color
         self.min_rare_pixels = min_rare_pixels
@@ -129,6 +133,8 @@ class TDOSDatasetMapper:
             if self.ood_paste is not None:
                 rows = _rows_in_frame(transforms, frame_height, len(image))
                 image, label = self.ood_paste(image, label, rng, rows)
+            if self.distortion is not None:
+                image = self.distortion.apply_image(image)
         if self.pad_size is not None:
             image, label = pad(image, label, self.pad_size, self.pad_color)
         return image, label
@@ -175,10 +181,11 @@ def _train_kwargs(cfg: CfgNode) -> dict[str, Any]:
             crop=crop,
             single_category_max_area=cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
             flip=cfg.INPUT.RANDOM_FLIP,
-            color_format=cfg.INPUT.FORMAT if cfg.INPUT.COLOR_AUG else None,
         ),
         "metadata": {name: MetadataCatalog.get(name) for name in cfg.DATASETS.TRAIN},
         "ood_paste": build_ood_paste(cfg),
+        # SSD's: brightness 32, contrast and saturation 0.5-1.5, hue 18.
+        "distortion": ColorAugSSDTransform(cfg.INPUT.FORMAT) if cfg.INPUT.COLOR_AUG else None,
         # Only absolute crops all have one size.
         "pad_size": tuple(crop[1]) if crop and crop[0] == "absolute" else None,
         "pad_color": cfg.MODEL.PIXEL_MEAN,

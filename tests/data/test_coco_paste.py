@@ -232,7 +232,6 @@ def test_mapper_tells_where_the_crop_was(tmp_path, write):
                 crop=("absolute", (64, 64)),
                 single_category_max_area=1.0,
                 flip=flip,
-                color_format=None,
             ),
             image_format="RGB",
             metadata={"rows": MetadataCatalog.get("rows").set(stuff_classes=["a", "b"])},

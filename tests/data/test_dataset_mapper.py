@@ -91,7 +91,6 @@ def test_crops_avoid_single_classes(tmp_path, write):
             crop=crop,
             single_category_max_area=limit,
             flip="none",
-            color_format=None,
         )
         mapper = TDOSDatasetMapper(
             is_train=True,
@@ -119,6 +118,28 @@ def test_colour_distortion_leaves_the_geometry(cfg, image_format):
         assert torch.equal(one["sem_seg"], other["sem_seg"])
     pairs = zip(distorted, clean, strict=True)
     assert sum(not torch.equal(a["image"], b["image"]) for a, b in pairs) > 6
+
+
+def test_a_pasted_object_is_distorted_with_its_surroundings(cfg):
+    """Pasted in a colour that the frame has: after the distortion both are equal again."""
+    cfg.INPUT.COLOR_AUG = True
+    cfg.INPUT.SCALE_RANGE = (1.0, 1.0)  # resizing would blend the colours of the frame
+    mapper = TDOSDatasetMapper(cfg, is_train=True)
+
+    def paste(image, label, rng, rows):
+        image, label = image.copy(), label.copy()
+        assert set(np.unique(image)) <= {20, 80, 140}  # what is pasted onto is not distorted yet
+        image[:8, :8], label[:8, :8] = 80, 3
+        return image, label
+
+    mapper.ood_paste = paste
+    changed = 0
+    for record in records(cfg):
+        sample = mapper(record)
+        pasted = sample["image"][:, sample["sem_seg"] == 3].unique(dim=1)
+        assert torch.equal(pasted, sample["image"][:, sample["sem_seg"] == 1].unique(dim=1))
+        changed += pasted.tolist() != [[80]] * 3
+    assert changed > 6
 
 
 def test_pasted_outliers_have_label_k(cfg):
