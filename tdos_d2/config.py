@@ -113,6 +113,9 @@ def _add_tdos(cfg: CN) -> None:
     node.IMPORTANCE_SAMPLE_RATIO = 0.75
     # Temperature of the score map's cross entropy.
     node.SCORE_MAP_TEMPERATURE = 0.07
+    # Points on void (label 255, padding too) count in no mask and dice loss; False = void is
+    # outside of every mask, OOD's too, as in the released code.
+    node.IGNORE_VOID = True
 
 
 def _add_augmentation(cfg: CN) -> None:

@@ -182,6 +182,7 @@ class TDOS(nn.Module):
                 oversample_ratio=node.OVERSAMPLE_RATIO,
                 importance_ratio=node.IMPORTANCE_SAMPLE_RATIO,
                 temperature=node.SCORE_MAP_TEMPERATURE,
+                ignore_void=node.IGNORE_VOID,
             ),
             "semantic_augmentation": build_augmentation(cfg, len(names)),
             "regularization": build_regularization(cfg, all_names, text, backbone),

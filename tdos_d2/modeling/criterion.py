@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from detectron2.utils import comm
@@ -28,6 +31,8 @@ class TDOSCriterion(nn.Module):
         oversample_ratio: candidates per point.
         importance_ratio: share of points taken for their uncertainty, -|logit|.
         temperature: of the score map's cross entropy.
+        ignore_void: points on void (255) count in no mask and dice loss; False: void is outside of
+            every mask, as in the released code.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class TDOSCriterion(nn.Module):
         oversample_ratio: float = 3.0,
         importance_ratio: float = 0.75,
         temperature: float = 0.07,
+        ignore_void: bool = True,
     ) -> None:
         super().__init__()
         self.num_known = num_known
@@ -51,6 +57,7 @@ class TDOSCriterion(nn.Module):
         self.dice_weight, self.score_map_weight = dice_weight, score_map_weight
         self.num_points, self.temperature = num_points, temperature
         self.oversample_ratio, self.importance_ratio = oversample_ratio, importance_ratio
+        self.ignore_void = ignore_void
         weights = torch.ones(num_known + 2)
         weights[-2:] = torch.tensor([ood_weight, no_object_weight])
         self.register_buffer("class_weights", weights, persistent=False)
@@ -72,7 +79,8 @@ class TDOSCriterion(nn.Module):
         classes = torch.arange(self.num_known + 1, device=labels.device)
         targets = labels[:, None] == classes[:, None, None]  # (B, K + 1, H, W)
         present = targets.flatten(2).any(-1)
-        mask, dice = self._mask_losses(mask_logits.float(), targets, present)
+        void = (labels == IGNORE) & self.ignore_void
+        mask, dice = self._mask_losses(mask_logits.float(), targets, present, void)
         losses = {
             "loss_class": self.class_weight * self._class_loss(class_logits.float(), present),
             "loss_mask": self.mask_weight * mask,
@@ -94,7 +102,7 @@ class TDOSCriterion(nn.Module):
         return (losses * weights).sum() / weights.sum()
 
     def _mask_losses(
-        self, logits: Tensor, targets: Tensor, present: Tensor
+        self, logits: Tensor, targets: Tensor, present: Tensor, void: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Binary cross entropy and dice at sampled points, mean over masks, summed over outputs."""
         outputs = len(logits)
@@ -107,22 +115,28 @@ class TDOSCriterion(nn.Module):
             zero = logits.sum() * 0
             return zero, zero
         with torch.no_grad():
-            points = self._sample_points(masks)  # (O * n, P, 2)
+            images = present.nonzero()[:, 0].repeat(outputs)  # the image of each of O * n masks
+            on_void = partial(_in_cells, _void_cells(void), images)
+            points = self._sample_points(masks, on_void)  # (O * n, P, 2)
             # One look-up per target for the points of all outputs, instead of one per output.
             per_target = points.unflatten(0, (outputs, -1)).transpose(0, 1).flatten(1, 2)
             truth = _sample(targets[present][:, None].float(), per_target)
             truth = truth[:, 0].unflatten(1, (outputs, -1)).transpose(0, 1).flatten(0, 1)
+            counts = (~on_void(points)).float()
+            truth = truth * counts
         values = _sample(masks.flatten(0, 1)[:, None], points)[:, 0]
-        mask = F.binary_cross_entropy_with_logits(values, truth, reduction="none").mean(-1)
-        share = values.sigmoid()
+        mask = F.binary_cross_entropy_with_logits(values, truth, counts, reduction="none")
+        mask = mask.sum(-1) / counts.sum(-1).clamp(min=1)
+        share = values.sigmoid() * counts
         dice = 1 - (2 * (share * truth).sum(-1) + 1) / (share.sum(-1) + truth.sum(-1) + 1)
         return mask.sum() / count, dice.sum() / count
 
-    def _sample_points(self, masks: Tensor) -> Tensor:
+    def _sample_points(self, masks: Tensor, on_void: Callable[[Tensor], Tensor]) -> Tensor:
         """(O * n, P, 2) points in [0, 1]: some where the mask is least certain, some at random.
 
         The rule is PointRend's (section 3.1): of ``oversample_ratio`` * P random points the ones
-        with the smallest |logit|, filled up by random ones.
+        with the smallest |logit|, filled up by random ones. Points ``on_void`` are chosen last:
+        nothing ever makes a mask certain there.
         """
         masks = masks.flatten(0, 1)[:, None]
         num_points = min(self.num_points, masks.shape[-2] * masks.shape[-1])
@@ -131,6 +145,7 @@ class TDOSCriterion(nn.Module):
             len(masks), int(self.oversample_ratio * num_points), 2, device=masks.device
         )
         certainty = _sample(masks, candidates)[:, 0].abs()
+        certainty = certainty.masked_fill(on_void(candidates), torch.inf)
         chosen = certainty.topk(num_uncertain, dim=1, largest=False, sorted=False).indices
         uncertain = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
         others = torch.rand(len(masks), num_points - num_uncertain, 2, device=masks.device)
@@ -151,3 +166,19 @@ def _sample(maps: Tensor, points: Tensor) -> Tensor:
     # All points in one row: on a CPU grid_sample is vectorised along the last axis only.
     grid = 2 * points[:, None] - 1
     return F.grid_sample(maps, grid, padding_mode="border", align_corners=False)[:, :, 0]
+
+
+def _void_cells(void: Tensor) -> Tensor:
+    """(B, H, W) -> (B, H + 1, W + 1) bool: whether a pixel at a corner of the cell is void.
+
+    Cells lie between the centres of four pixels, so a point that is in no such cell has a label
+    that is interpolated from known pixels alone.
+    """
+    padded = F.pad(void[:, None].float(), (1, 1, 1, 1), mode="replicate")
+    return F.max_pool2d(padded, 2, stride=1)[:, 0] > 0
+
+
+def _in_cells(cells: Tensor, images: Tensor, points: Tensor) -> Tensor:
+    """(n, P) values of (B, H + 1, W + 1) ``cells`` at (n, P, 2) points of (n,) ``images``."""
+    (height, width), (x, y) = (size - 1 for size in cells.shape[1:]), points.unbind(-1)
+    return cells[images[:, None], (y * height + 0.5).long(), (x * width + 0.5).long()]

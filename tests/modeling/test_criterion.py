@@ -108,9 +108,77 @@ def test_points_are_drawn_where_the_mask_is_uncertain():
     criterion = TDOSCriterion(1, num_points=200, oversample_ratio=4.0, importance_ratio=0.75)
     ramp = torch.linspace(-8, 8, 32).expand(1, 1, 32, 32)  # (O, n, h, w), zero at x = 0.5
     torch.manual_seed(0)
-    points = criterion._sample_points(ramp)
+    points = criterion._sample_points(ramp, lambda points: points[..., 0] < 0)
     assert points.shape == (1, 200, 2) and points.min() >= 0 and points.max() <= 1
     distance = (points[0, :, 0] - 0.5).abs()
     assert distance[:150].max() < 0.15  # 150 of 800 candidates: within 0.094 on average
     assert distance[150:].max() > 0.3
     assert points[0, :150, 1].std() > 0.2
+
+
+@pytest.mark.parametrize("ignore_void", [True, False])
+def test_masks_are_free_on_void(ignore_void):
+    """Whatever a mask says on void costs nothing by default."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (2, 24, 24), generator=generator)
+    labels[0, :, 12:], labels[1, 5:9, 5:9], labels[1, 20:] = 255, 255, 255
+    masks = torch.randn(3, 2, 3, 24, 24, generator=generator)
+    other = torch.where(labels[:, None] == 255, 5 - masks, masks)
+    # importance_ratio 0: the points do not depend on the masks
+    criterion = TDOSCriterion(2, num_points=300, importance_ratio=0.0, ignore_void=ignore_void)
+    losses = []
+    for m in (masks, other):
+        torch.manual_seed(0)
+        losses.append(criterion(torch.zeros(3, 2, 3, 4), m, torch.zeros(2, 3, 4, 4), labels))
+    same = [torch.equal(losses[0][k], losses[1][k]) for k in ("loss_mask", "loss_dice")]
+    assert same == [ignore_void] * 2
+
+
+@pytest.mark.parametrize("ignore_void", [True, False])
+def test_mask_losses_with_void_by_brute_force(ignore_void):
+    """One image, one class, one output: the formulas point by point, in NumPy."""
+    labels = torch.zeros(1, 6, 9, dtype=torch.long)
+    labels[0, :, 3:5], labels[0, 4:, :] = 2, 255  # K = 2: classes 0 and OOD, void below
+    masks = torch.randn(1, 1, 3, 6, 9, generator=torch.Generator().manual_seed(1))
+    criterion = TDOSCriterion(2, num_points=54, importance_ratio=0.0, ignore_void=ignore_void)
+    torch.manual_seed(3)
+    got = criterion(torch.zeros(1, 1, 3, 4), masks, torch.zeros(1, 3, 2, 2), labels)
+    torch.manual_seed(3)
+    torch.rand(2, 3 * 54, 2)  # the candidates
+    points = torch.rand(2, 54, 2).numpy()
+    bces, dices = [], []
+    for chosen, query in zip(points, (0, 2), strict=True):
+        terms = []
+        for x, y in chosen:
+            corners = [
+                (min(max(row, 0), 5), min(max(column, 0), 8), wy * wx)
+                for row, wy in weights_along(y * 6 - 0.5)
+                for column, wx in weights_along(x * 9 - 0.5)
+            ]
+            if ignore_void and any(labels[0, i, j] == 255 for i, j, _ in corners):
+                continue
+            truth = sum(w * float(labels[0, i, j] == query) for i, j, w in corners)
+            logit = sum(w * float(masks[0, 0, query, i, j]) for i, j, w in corners)
+            share = 1 / (1 + math.exp(-logit))
+            bce = -truth * math.log(share) - (1 - truth) * math.log(1 - share)
+            terms.append((bce, share, truth))
+        bces.append(sum(t[0] for t in terms) / len(terms))
+        product = sum(s * t for _, s, t in terms)
+        dices.append(1 - (2 * product + 1) / (sum(s + t for _, s, t in terms) + 1))
+    assert got["loss_mask"].item() == pytest.approx(5 * sum(bces) / 2, rel=1e-4)
+    assert got["loss_dice"].item() == pytest.approx(5 * sum(dices) / 2, rel=1e-4)
+
+
+def weights_along(place: float) -> list[tuple[int, float]]:
+    low = math.floor(place)
+    return [(low, low + 1 - place), (low + 1, place - low)]
+
+
+def test_uncertain_points_are_not_spent_on_void():
+    """The mask is least certain on void, where nothing trains it: points go elsewhere."""
+    criterion = TDOSCriterion(1, num_points=200, importance_ratio=0.75)
+    masks = torch.full((1, 1, 20, 20), 4.0)
+    masks[..., 10:] = 0.0
+    left = criterion._sample_points(masks, lambda points: points[..., 0] > 0.5)[0, :150, 0]
+    right = criterion._sample_points(masks, lambda points: points[..., 0] < 0)[0, :150, 0]
+    assert (left <= 0.5).all() and (right > 0.4).all()
