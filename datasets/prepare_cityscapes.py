@@ -182,7 +182,7 @@ def _write_statistics(split: str, labels: Sequence[Path], path: Path) -> None:
         "frames_with_class": dict(zip(names, (counts > 0).sum(0).tolist(), strict=True)),
         "pixels": dict(zip(names, counts.sum(0).tolist(), strict=True)),
     }
-    path.write_text(json.dumps(statistics, indent=2) + "\n")
+    path.write_text(json.dumps(statistics, indent=2, allow_nan=False) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:

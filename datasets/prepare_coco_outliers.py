@@ -139,7 +139,7 @@ def _relative(folder: Path, start: Path) -> str:
 
 
 def _write(content: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content, allow_nan=False))
 
 
 def _parser() -> argparse.ArgumentParser:

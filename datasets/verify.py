@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         print(f"not on disk: {', '.join(name for name, _ in missing)}")
     if args.json:
-        content = json.dumps([report.to_json() for report in reports], indent=2)
+        content = json.dumps([report.to_json() for report in reports], indent=2, allow_nan=False)
         args.json.write_text(content + "\n")
     return int(any(report.problems for report in reports))
 

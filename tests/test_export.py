@@ -17,7 +17,7 @@ from detectron2.modeling import build_model
 
 from tdos_d2.engine import TDOSCheckpointer
 from tdos_d2.errors import UserError
-from tdos_d2.inference.export import WindowModel
+from tdos_d2.inference.export import WindowModel, expected_outputs, largest_difference
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "onnx_sliding_window.py"
@@ -116,7 +116,7 @@ def test_example_gives_what_the_model_gives(exported):
     for what, size in SIZES.items():
         bgr = image(*size)
         for ours, theirs in zip(own_inference(model, bgr), predict(onnx, bgr), strict=True):
-            np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-3, err_msg=what)
+            np.testing.assert_allclose(theirs, ours, 0, 1e-3, equal_nan=False, err_msg=what)
             assert ours.std() > 1e-2  # something to be wrong about
 
 
@@ -130,7 +130,7 @@ def test_example_on_whole_images(exported, monkeypatch):
     bgr = image(70, 130)
     found = load(EXAMPLE).predict(session(content.SerializeToString()), bgr)
     for ours, theirs in zip(own_inference(model, bgr), found, strict=True):
-        np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(theirs, ours, 0, 1e-3, equal_nan=False)
 
 
 def test_file_describes_itself_and_has_no_text_encoder(exported):
@@ -194,3 +194,28 @@ def test_scores_made_after_averaging_are_refused(tiny_cfg):
 def test_mistakes(monkeypatch, output, message):
     with pytest.raises(UserError, match=message):
         run_tool(monkeypatch, "--config-file", "demo.yaml", "--output", output)
+
+
+def test_nan_is_no_agreement(exported):
+    content = (exported[1] / "model.onnx").read_bytes()
+    kind = "uint8" if "uint8" in session(content).get_inputs()[0].type else "float32"
+    inputs = [np.zeros((1, 3, 64, 64), kind)]
+    expected = expected_outputs(WindowModel(exported[0]), inputs)
+    expected[0][1][0, 5, 7] = np.nan
+    assert np.isnan(largest_difference(content, inputs, expected))
+    compare = load(ROOT / "tools" / "export_model.py")._compare
+    with pytest.raises(UserError, match=r"a\.onnx is not written: .* differ .* by nan"):
+        compare(content, inputs, expected, Path("a.onnx"))
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_a_model_that_gives_nan_is_not_exported(tiny_cfg, tmp_path, monkeypatch, suffix):
+    model = build_model(tiny_cfg)
+    model.transformer_decoder.class_head.bias.data[0] = float("nan")
+    TDOSCheckpointer(model, str(tmp_path)).save("model")
+    (tmp_path / "config.yaml").write_text(tiny_cfg.dump())
+    output = tmp_path / f"a.{suffix}"
+    words = ["--output", str(output), "MODEL.WEIGHTS", str(tmp_path / "model.pth")]
+    with pytest.raises(UserError, match=r"MODEL.WEIGHTS: sem_seg of the model: .* NaN"):
+        run_tool(monkeypatch, "--config-file", str(tmp_path / "config.yaml"), *words)
+    assert not output.exists()

@@ -85,6 +85,25 @@ def test_nothing_imports_what_a_pure_python_detectron2_lacks() -> None:
     assert {k: v for k, v in found.items() if v} == {}
 
 
+def json_with_nan(source: str) -> list[int]:
+    """Lines that write JSON without ``allow_nan=False``: what NaN becomes is no JSON."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    writers = {"json.dump", "json.dumps"}
+    return [
+        call.lineno
+        for call in calls
+        if writers & {ast.unparse(part) for part in (call.func, *call.args)}
+        and not any(ast.unparse(word) == "allow_nan=False" for word in call.keywords)
+    ]
+
+
+def test_no_json_holds_nan() -> None:
+    assert json_with_nan("import json\nf(json.dumps, a)\njson.dump(1, allow_nan=False)\n") == [2]
+    sources = [path for path in SOURCES if ROOT / "tests" not in path.parents]
+    found = {name(path): json_with_nan(path.read_text()) for path in sources}
+    assert {k: v for k, v in found.items() if v} == {}
+
+
 def test_every_module_is_in_a_package() -> None:
     folders = {p.parent for p in (ROOT / "tdos_d2").rglob("*.py")}
     assert [name(f) for f in folders if not (f / "__init__.py").exists()] == []

@@ -63,7 +63,7 @@ def _train(config: Path, seed: int, folder: Path, opts: Sequence[str]) -> None:
         lines = (folder / "console.txt").read_text().strip().splitlines() or ["no output"]
         raise UserError(f"{config.stem}, seed {seed}: {lines[-1]} (see {folder}/console.txt)")
     minutes = {"minutes": (time() - start) / 60, "processors": os.cpu_count()}
-    (folder / "minutes.json").write_text(json.dumps(minutes))
+    (folder / "minutes.json").write_text(json.dumps(minutes, allow_nan=False))
 
 
 def markdown_table(
@@ -101,7 +101,7 @@ def _look_up(results: Mapping[str, Any], metric: str) -> float:
         if not isinstance(value, Mapping) or key not in value:
             raise UserError(f"results.json has no {metric}")
         value = value[key]
-    return float(value)
+    return math.nan if value is None else float(value)  # null: not defined on this set
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:

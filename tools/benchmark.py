@@ -65,7 +65,7 @@ def evaluation(args: argparse.Namespace) -> None:
     wall = (time.perf_counter() - start) / len(frames)
     print(f"{width}x{height}, {COMPONENTS} true components per frame; CPU seconds per frame\n")
     print(format_rows(rows, "table"))
-    print(f"\nlargest difference of a metric: {max(differences):.4f} points")
+    print(f"\nlargest difference of a metric: {np.max(differences):.4f} points")
     print(
         f"all seven metrics, {len(frames)} frames: {wall:.3f} s per frame, "
         f"{seconds / len(frames):.3f} s of CPU time (goal: 0.3)"

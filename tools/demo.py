@@ -42,6 +42,7 @@ from tdos_d2.engine import (
 )
 from tdos_d2.engine.command import main as train_and_test
 from tdos_d2.evaluation import evaluate_scores
+from tdos_d2.evaluation.tables import to_json
 from tdos_d2.inference.drawing import Panel, contact_sheet, palette
 
 COUNTED, SHOWN = "demo_ood", "demo_ood_hard"
@@ -74,7 +75,7 @@ def run() -> None:
         frames[COUNTED], colour_histogram_scores(cfg.DATASETS.TRAIN[0], frames[COUNTED])
     )
     results |= _per_kind(frames, outputs)
-    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (output / "results.json").write_text(to_json(results) + "\n")
     _draw(cfg, frames, outputs, output / "contact_sheet.png")
     print(f"\n{_table(results)}\n")
     print(f"{time.time() - start:.0f} seconds, seed {cfg.SEED}")

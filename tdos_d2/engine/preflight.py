@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from argparse import Namespace
@@ -294,4 +295,4 @@ def _get(cfg: CfgNode, key: str):
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) in (int, float) and math.isfinite(value)

@@ -132,7 +132,8 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[hooks.HookBase]:
         """Detectron2's hooks; each evaluation also draws pictures for TensorBoard."""
-        evaluate = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
+        # Metrics that a set does not define would be NaN in metrics.json, which is no JSON.
+        evaluate = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, lambda: _defined(self._evaluate()))
         return [evaluate if isinstance(h, hooks.EvalHook) else h for h in super().build_hooks()]
 
     def _evaluate(self) -> Mapping[str, Any]:
@@ -229,6 +230,13 @@ class Trainer(DefaultTrainer):
                 write_results(cfg, whole)
         report_results(cfg, by_dataset(cfg, results), evaluators)
         return results
+
+
+def _defined(results: Any) -> Any:
+    """Nested results without those that are NaN."""
+    if not isinstance(results, Mapping):
+        return results
+    return {key: _defined(value) for key, value in results.items() if value == value}
 
 
 def _distribute(model: torch.nn.Module, on_gpu: bool) -> torch.nn.Module:

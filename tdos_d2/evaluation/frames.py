@@ -50,14 +50,19 @@ def check_frame(score: ArrayLike, label: ArrayLike, name: str) -> Frame:
         raise UserError(f"{name}: scores must be real numbers, got {score.dtype}")
     with np.errstate(over="ignore"):  # becomes infinite, and is found below
         score = np.ascontiguousarray(score, np.float32)
-    finite = np.isfinite(score)
-    if not finite.all():
-        bad = finite.size - np.count_nonzero(finite)
-        raise UserError(f"{name}: {bad} of {finite.size} scores are NaN or infinite")
+    check_finite(score, name)
     if not ((label == KNOWN) | (label == OOD) | (label == VOID)).all():
         shown = ", ".join(map(str, np.setdiff1d(label, (KNOWN, OOD, VOID))[:8]))
         raise UserError(f"{name}: labels must be 0, 1 or 255, got {shown}")
     return Frame(score, np.ascontiguousarray(label, np.uint8))
+
+
+def check_finite(values: np.ndarray, what: str, hint: str = "") -> None:
+    """Raise UserError, which begins with ``what`` and ends with ``hint``, unless all are finite."""
+    finite = np.isfinite(values)
+    if not finite.all():
+        bad = finite.size - np.count_nonzero(finite)
+        raise UserError(f"{what}: {bad} of {finite.size} scores are NaN or infinite{hint}")
 
 
 class CheckedFrames:

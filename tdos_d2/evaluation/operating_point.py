@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 
 from ..errors import UserError
 from ..files import atomic_write
+from .tables import to_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ def save_operating_point(checkpoint: str | os.PathLike, point: OperatingPoint) -
     path = threshold_file(checkpoint)
     chosen = {"chosen_by": f"best pixel F1 on {point.dataset}", "rule": "score >= threshold"}
     with atomic_write(path) as file:
-        file.write(f"{json.dumps({**dataclasses.asdict(point), **chosen}, indent=2)}\n".encode())
+        file.write(f"{to_json({**dataclasses.asdict(point), **chosen})}\n".encode())
     return path
 
 
@@ -54,6 +56,8 @@ def load_operating_point(checkpoint: str | os.PathLike) -> OperatingPoint | None
     try:
         values = json.loads(path.read_text())
         fields = {field.name: values[field.name] for field in dataclasses.fields(OperatingPoint)}
-        return OperatingPoint(**fields | {"threshold": float(fields["threshold"])})
+        if not math.isfinite(fields["threshold"]):
+            raise ValueError(f"the threshold is {fields['threshold']}")
+        return OperatingPoint(**fields)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}): evaluate again, or remove it") from error

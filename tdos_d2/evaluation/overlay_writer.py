@@ -11,6 +11,7 @@ from detectron2.evaluation import DatasetEvaluator
 
 from ..data import get_dicts
 from ..inference.sections import draw_classes, draw_without_label, frame_id, write_picture
+from .frames import check_finite
 from .ood_evaluator import main_score
 
 
@@ -49,13 +50,14 @@ class OverlayWriter(DatasetEvaluator):
             outputs: as in ``OODEvaluator.process`` or ``SemSegEvaluator.process``.
 
         Raises:
-            UserError: an image cannot be read, or is not of the size of the score; nothing can be
-                written.
+            UserError: an image cannot be read, or is not of the size of the score; a score is
+                not finite; nothing can be written.
         """
         for input_, output in zip(inputs, outputs, strict=True):
             record = self._records[input_["file_name"]]
             if self._metadata.get("evaluator_type") == "ood":
                 score = main_score(output).detach().float().cpu().numpy()
+                check_finite(score, record["file_name"])
                 pictures = draw_without_label(record, score, self._score)
             else:
                 classes = output["sem_seg"].argmax(dim=0).cpu().numpy()

@@ -11,6 +11,7 @@ from detectron2.data import MetadataCatalog
 
 from ..data import read_label
 from ..errors import UserError
+from .frames import check_finite
 
 
 class SemSegEvaluator(evaluation.SemSegEvaluator):
@@ -47,7 +48,8 @@ class SemSegEvaluator(evaluation.SemSegEvaluator):
                 size of the label.
 
         Raises:
-            UserError: another number of channels, another size, or a label that cannot be read.
+            UserError: another number of channels, another size, scores that are not finite, or a
+                label that cannot be read.
         """
         for input_, output in zip(inputs, outputs, strict=True):
             path = self.input_file_to_gt_file[input_["file_name"]]
@@ -59,7 +61,9 @@ class SemSegEvaluator(evaluation.SemSegEvaluator):
                     f"{tuple(output['sem_seg'].shape)}, expected {shape} (classes, height, width)"
                 )
             known = label < self._num_classes
-            predicted = output["sem_seg"].argmax(dim=0).cpu().numpy()[known]
+            best = output["sem_seg"].max(dim=0)  # NaN counts as the largest
+            check_finite(best.values.float().cpu().numpy(), input_["file_name"])
+            predicted = best.indices.cpu().numpy()[known]
             # Rows are predictions, columns labels; the last ones are void.
             size = self._num_classes + 1
             cells = predicted * size + label[known]

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
+from .frames import check_finite
 from .score_files import KEY, find_score_files, import_h5py, read_score, short_names
 
 FORMATS = ("smiyc", "fishyscapes")
@@ -82,8 +83,9 @@ class Submission:
                 the files cannot be written, or hold something else when they are read.
         """
         score = np.asarray(score, np.float32)
-        if score.ndim != 2 or not np.isfinite(score).all():
-            raise UserError(f"{frame}: scores of shape {score.shape} must be (H, W) and finite")
+        if score.ndim != 2:
+            raise UserError(f"{frame}: scores of shape {score.shape} must be (H, W)")
+        check_finite(score, frame)
         if self._smiyc:
             arrays = {".hdf5": score}
         elif classes is None or classes.shape != score.shape:

@@ -59,9 +59,9 @@ def results_rows(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> li
     return list(groups.values())
 
 
-def to_json(value: Any) -> str:
-    """Indented JSON that every parser reads: NaN and infinity become null."""
-    return json.dumps(_finite(value), indent=2)
+def to_json(value: Any, indent: int | None = 2) -> str:
+    """JSON that every parser reads: NaN and infinity become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,6 +17,7 @@ from ..data import read_image
 from ..data.reading import read_values
 from ..engine import load_config
 from ..errors import UserError
+from ..evaluation.tables import to_json
 from .drawing import palette
 from .files import VIDEOS, Video, list_inputs, video_files, write_picture, write_score
 from .finder import Finder, Finding
@@ -43,8 +44,9 @@ words:
   configs/camvid start from random weights: there words mean nothing, and no nearest words are
   named.
 
-exit status: 0 = all inputs predicted; 1 = some could not be read (said on standard error and in
-  predictions.jsonl); 2 = a wrong option or model; 130 = interrupted, all files there are complete.
+exit status: 0 = all inputs predicted; 1 = some could not be read, or the model gave NaN (said on
+  standard error and in predictions.jsonl); 2 = a wrong option or model; 130 = interrupted, all
+  files there are complete.
 
 examples:
   python tools/predict.py --config-file configs/demo.yaml --input street.png --output out \\
@@ -85,7 +87,7 @@ class Run:
                 except UserError as error:
                     record = {"error": str(error)}
                     bar.update()
-                table.write(f"{json.dumps({'input': str(path), **record})}\n".encode())
+                table.write(f"{to_json({'input': str(path), **record}, None)}\n".encode())
                 if "error" in record:
                     self.failed += 1
                     bar.write(f"not predicted: {path}: {record['error']}", file=sys.stderr)
@@ -157,6 +159,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     words = split_words(args.words) if args.words is not None else None
     if args.combine_words and not words:
         raise UserError("--combine-words needs --words")
+    for value in (args.threshold, *(args.score_range or ())):
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"--threshold and --score-range are finite numbers, not {value}")
     if args.score_range and not args.score_range[0] < args.score_range[1]:
         raise UserError("--score-range: the lower end first")
     if (args.min_area is not None and args.min_area < 1) or args.nearest_words < 0:

@@ -8,7 +8,6 @@ and averages what comes out, as the model itself does.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..evaluation.frames import check_finite
+from ..evaluation.tables import to_json
 from ..modeling.scores import PIXEL_SCORES, AnomalyScores
 from ..tdos import TDOS
 
@@ -129,28 +130,46 @@ def to_onnx(program: torch.export.ExportedProgram, metadata: Mapping[str, Any]) 
         verbose=False,
     )
     made.model.metadata_props.update(
-        {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+        {k: v if isinstance(v, str) else to_json(v, None) for k, v in metadata.items()}
     )
     return made.model_proto.SerializeToString()
 
 
+def expected_outputs(
+    model: WindowModel, inputs: Iterable[np.ndarray]
+) -> list[tuple[np.ndarray, ...]]:
+    """What PyTorch gives for each of some windows (B, 3, h, w), checked to be finite.
+
+    Raises:
+        UserError: it is not.
+    """
+    with torch.no_grad():
+        results = [tuple(map(Tensor.numpy, model(torch.from_numpy(x)))) for x in inputs]
+    for result in results:
+        for name, values in zip(OUTPUTS, result, strict=True):
+            check_finite(values, f"MODEL.WEIGHTS: {name} of the model")
+    return results
+
+
 def largest_difference(
-    onnx: bytes, model: WindowModel, inputs: Iterable[np.ndarray]
+    onnx: bytes, inputs: Iterable[np.ndarray], expected: Iterable[tuple[np.ndarray, ...]]
 ) -> float:
     """Largest absolute difference between ONNX Runtime on the CPU and PyTorch, in any output.
 
     Args:
         onnx: of :func:`to_onnx`.
-        model: what it was made of.
         inputs: windows (B, 3, h, w).
+        expected: of :func:`expected_outputs`.
+
+    Returns:
+        NaN where either is NaN.
     """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
-    largest = 0.0
-    for windows in inputs:
-        with torch.no_grad():
-            expected = model(torch.from_numpy(windows))
-        for ours, theirs in zip(expected, session.run(OUTPUTS, {INPUT: windows}), strict=True):
-            largest = max(largest, float(np.abs(ours.numpy() - theirs).max()))
-    return largest
+    differences = [
+        np.abs(ours - theirs).max()
+        for windows, result in zip(inputs, expected, strict=True)
+        for ours, theirs in zip(result, session.run(OUTPUTS, {INPUT: windows}), strict=True)
+    ]
+    return float(np.max(differences))  # unlike max(), keeps NaN

@@ -19,6 +19,7 @@ from ..engine.checkpoint import TDOSCheckpointer
 from ..engine.preflight import check_model
 from ..engine.setup import local_weights
 from ..errors import UserError
+from ..evaluation.frames import check_finite
 from ..evaluation.operating_point import OperatingPoint, load_operating_point
 from ..prompts import load_groups
 from .score_units import chance_as_score
@@ -100,7 +101,7 @@ class OODPredictor:
         Raises:
             ValueError: an image of another shape or type.
             UserError: no word, a word too long for the text encoder, or one that
-                ``MODEL.TEXT.EMBEDDINGS`` lacks.
+                ``MODEL.TEXT.EMBEDDINGS`` lacks; the model gives NaN or infinity.
         """
         names = None if words is None else split_words(words)
         if isinstance(bgr_image, np.ndarray):
@@ -168,6 +169,7 @@ class OODPredictor:
             with torch.no_grad(), self._precision():
                 of_regions = self.model.embed(images, masks).float().cpu()
             cosines = F.normalize(of_regions, dim=1) @ embeddings.T
+            self._check_finite(cosines.numpy(), "nearest words")
             best = cosines.topk(min(number, len(words)))
             for values, places in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                 found.append([(words[j], v) for v, j in zip(values, places, strict=True)])
@@ -181,6 +183,10 @@ class OODPredictor:
                 f"checkpoint {weights} is not of the config's model: it has no fitting "
                 f"{checkpointer.not_loaded[0]} and {len(checkpointer.not_loaded) - 1} more"
             )
+
+    def _check_finite(self, values: np.ndarray, what: str) -> None:
+        half = " (half precision may be the cause: --full-precision, or half=False)"
+        check_finite(values, what, half if self._half else "")
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.model.device.type, torch.float16, enabled=self._half)
@@ -198,6 +204,8 @@ class OODPredictor:
         with torch.no_grad(), self._precision():
             (output,) = self.model([inputs])
         arrays = {key: output[key].float().cpu().numpy() for key in _OUTPUTS if key in output}
+        for key, values in arrays.items():
+            self._check_finite(values, f"the model's {key}")
         result = {
             "labels": arrays["sem_seg"].argmax(axis=0).astype(np.uint8),
             "sem_seg": arrays["sem_seg"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,14 @@ class WordGroups:
     def save(self, path: str | Path) -> None:
         """Write the JSON that :func:`load_groups` reads; one word and its distance per line."""
         head = {key: getattr(self, key) for key in ("source", "licence", "parameters", "known")}
-        lines = [f" {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in head.items()]
+        as_json = partial(json.dumps, ensure_ascii=False, allow_nan=False)
+        lines = [f" {as_json(k)}: {as_json(v)}" for k, v in head.items()]
         for key, values, per_line in (
             ("groups", self.bounds, 10),
             ("words", self.words, 8),
             ("distances", self.distances, 16),
         ):
-            texts = [json.dumps(value, ensure_ascii=False) for value in values]
+            texts = [as_json(value) for value in values]
             rows = [texts[i : i + per_line] for i in range(0, len(texts), per_line)]
             body = ",\n  ".join(", ".join(row) for row in rows)
             lines.append(f' "{key}": [\n  {body}\n ]')

@@ -116,7 +116,7 @@ class TextEncoder:
 
 
 def _cache_file(words: Sequence[str], template: str, weights: str) -> Path:
-    content = json.dumps([list(words), template, weights]).encode()
+    content = json.dumps([list(words), template, weights], allow_nan=False).encode()
     return cache_root() / "words" / f"{hashlib.sha256(content).hexdigest()[:32]}.pt"
 
 

@@ -79,6 +79,7 @@ def error_of(config_file, monkeypatch, capsys):
         ("MODEL.TDOS.EXTRA_SCORES ['foo']", "MODEL.TDOS.EXTRA_SCORES: no score 'foo'"),
         ("MODEL.TEXT.EMBEDDINGS gone.npz", "MODEL.TEXT.EMBEDDINGS: gone.npz does not exist"),
         ("SEED 4294967296", "SEED must be below"),
+        ("SOLVER.MULTIPLIERS [['neck',1e999]]", "SOLVER.MULTIPLIERS: ['neck', inf] is not"),
         ("SOLVER.MULTIPLIERS [['backbone']]", "SOLVER.MULTIPLIERS: ['backbone'] is not"),
         ("TEST.EXPECTED_RESULTS [['ood','AP']]", "TEST.EXPECTED_RESULTS: ['ood', 'AP'] is not"),
         ("MODEL.META_ARCHITECTURE TDSO", "MODEL.META_ARCHITECTURE: 'TDSO' is not registered"),

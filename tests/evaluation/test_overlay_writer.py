@@ -119,3 +119,11 @@ def test_segmentation_set(cfg, make_set, tmp_path):
     for columns, colour in ((slice(20, 230), colours[0]), (slice(270, 480), colours[1])):
         expected = 45 + np.array(colour[::-1]) / 2  # half the image, half the class
         assert np.abs(picture[:, columns] - expected).max() < 8
+
+
+def test_scores_that_are_not_finite_are_not_drawn(cfg, make_set):
+    dicts = make_set("shown_nan", [np.zeros(SIZE, np.uint8)], **OOD_METADATA, has_labels=False)
+    score = torch.zeros(SIZE)
+    score[3, 4] = float("nan")
+    with pytest.raises(UserError, match="shown_nan_0.*: 1 of 25000 scores are NaN"):
+        run(build_evaluator(cfg, "shown_nan"), dicts, [{"ood_score": score}])

@@ -80,3 +80,11 @@ def test_a_frame_without_label_is_an_error(make_dataset):
     del dicts[0]["sem_seg_file_name"]
     with pytest.raises(UserError, match="'no_label'.*no label"):
         SemSegEvaluator("no_label")
+
+
+@pytest.mark.parametrize("channel", [0, 3])
+def test_scores_that_are_not_finite_are_an_error(metrics_of, channel):
+    prediction = torch.zeros(4, 4, 6)
+    prediction[channel, 1, 2] = float("nan")
+    with pytest.raises(UserError, match="tiny_seg_0.*: 1 of 24 scores are NaN"):
+        metrics_of([np.zeros((4, 6), np.uint8)], [prediction])

@@ -151,6 +151,7 @@ def test_operating_point_beside_the_checkpoint(tmp_path):
     stored = json.loads(path.read_text())
     assert stored["chosen_by"] == "best pixel F1 on road_anomaly"
     assert np.float32(stored["threshold"]) == np.float32(-1.1)
-    path.write_text("{}")
-    with pytest.raises(UserError, match=r"threshold.json is damaged"):
-        load_operating_point(checkpoint)
+    for damaged in ("{}", json.dumps({**stored, "threshold": float("nan")})):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match=r"threshold.json is damaged"):
+            load_operating_point(checkpoint)

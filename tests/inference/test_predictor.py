@@ -254,3 +254,22 @@ def test_wrong_words(trained_cfg):
     for none in ("", " , ", []):
         with pytest.raises(UserError, match="words are expected"):
             predictor(images()[0], words=none)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("key", ["sem_seg", "ood_score", "word_scores", "word_chances"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_results_that_are_not_finite_are_an_error(trained_cfg, monkeypatch, half, key, value):
+    predictor = OODPredictor(trained_cfg)
+    infer = predictor.model._infer
+
+    def broken(inputs):
+        output = infer(inputs)
+        output[key][..., 3, 4] = value
+        return output
+
+    monkeypatch.setattr(predictor.model, "_infer", broken)
+    monkeypatch.setattr(predictor, "_half", half)
+    with pytest.raises(UserError, match=rf"the model's {key}: \d+ of \d+ scores are NaN") as caught:
+        predictor(images()[0], words=["deer"])
+    assert ("--full-precision" in str(caught.value)) == half

@@ -125,6 +125,9 @@ def test_fixed_embeddings(tmp_path):
         FixedText.from_file(str(path), ["road", "bus", "ood"], num_negative=2)
     with pytest.raises(UserError, match="nowhere"):
         FixedText.from_file("nowhere.npz", ["road", "ood"], num_negative=2)
+    np.savez(path, names=np.array(["road"]), embeddings=np.array([[1.0, np.nan]]))
+    with pytest.raises(UserError, match="text.npz.*NaN"):
+        FixedText.from_file(str(path), ["road", "ood"], num_negative=2)
 
 
 def test_context_decoder_starts_as_a_small_residual():

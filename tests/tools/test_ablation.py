@@ -38,6 +38,13 @@ def test_table_has_means_and_sample_deviations(ablation, tmp_path):
     assert single.splitlines()[-1] == "| full | 43.0 | 50.0 | 2.0 |"
 
 
+def test_a_metric_that_is_not_defined(ablation, tmp_path):
+    for seed, ap in enumerate((40.0, None), start=1):
+        finished(tmp_path, "full", seed, ap, 50.0)
+    table = ablation["markdown_table"]([Path("full.yaml")], [1, 2], tmp_path, METRICS)
+    assert table.splitlines()[-1] == "| full | nan | 50.0 ± 0.0 | 2.0 ± 0.0 |"
+
+
 def test_a_metric_that_is_not_there_is_named(ablation, tmp_path):
     finished(tmp_path, "full", 1, 40.0, 50.0)
     with pytest.raises(UserError, match="street_ood/ood/AUROC"):

@@ -23,6 +23,7 @@ from tdos_d2.evaluation.operating_point import OperatingPoint, save_operating_po
 from tdos_d2.inference import OODPredictor
 from tdos_d2.inference.command import parser, run
 from tdos_d2.inference.files import video_files
+from tdos_d2.tdos import TDOS
 
 PICTURES = ["raw.png", "score.png", "segmentation.png"]
 
@@ -176,7 +177,7 @@ def test_video(model, tmp_path):
     frames = read_video(tmp_path / "ride.mp4")
     score = OODPredictor(load(model))(frames[3])["ood_score"]
     raw = raw_score(tmp_path / "out" / record["frames"][3]["files"]["raw"])
-    np.testing.assert_allclose(raw, score, atol=1e-3)
+    np.testing.assert_allclose(raw, score, atol=1e-3, equal_nan=False)
     assert not list((tmp_path / "out").rglob("*tmp*"))
 
 
@@ -235,7 +236,7 @@ def test_words(tiny_cfg, model, tmp_path, capsys):
     predictor = OODPredictor(load(model))
     combined = predictor.combined_score(predictor(picture(0), words=["elk", "sea"]))
     raw = raw_score(tmp_path / "out" / "1_raw.png")
-    np.testing.assert_allclose(raw, combined, atol=1e-3)
+    np.testing.assert_allclose(raw, combined, atol=1e-3, equal_nan=False)
     assert (raw - plain).max() > 0.01
     with pytest.raises(UserError, match=r"words\.npz' lacks deer"):
         predict(model, tmp_path / "out", *words[:-1], "deer")
@@ -304,6 +305,8 @@ def test_results_in_the_folder_of_the_images(model, tmp_path):
     [
         (["--combine-words"], "--combine-words needs --words"),
         (["--score-range", "1", "0"], "--score-range"),
+        (["--score-range", "0", "inf"], "--score-range are finite"),
+        (["--threshold", "nan"], "--threshold .* finite numbers, not nan"),
         (["--min-area", "0"], "--min-area starts at 1"),
         (["--words", ","], "words are expected"),
         (["--ego-mask", "gone.png"], "no ego mask file gone.png"),
@@ -339,3 +342,24 @@ def test_videos_of_odd_size(tmp_path):
     assert [frame.shape for frame in frames] == [(48, 82, 3)] * 3
     difference = frames[0][:47, :81].astype(int) - picture(0, 47, 81)[..., ::-1]
     assert np.abs(difference).mean() < 8  # it takes RGB
+
+
+def test_a_model_that_gives_nan(model, tmp_path, monkeypatch, capsys):
+    """An error for that input, and no JSON that other parsers refuse."""
+    infer = TDOS._infer
+
+    def broken(self, inputs):
+        output = infer(self, inputs)
+        output["ood_score"][0, 0] = float("nan") if inputs["height"] == 47 else 0.0
+        return output
+
+    monkeypatch.setattr(TDOS, "_infer", broken)
+    for i, height in enumerate((48, 47, 49)):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), picture(i, height))
+    inputs = [tmp_path / f"{i}.png" for i in range(3)]
+    assert predict(model, tmp_path / "out", "--input", *inputs, "--threshold", -1) == 1
+    lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    found = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert ["error" in record for record in found] == [False, True, False]
+    assert "ood_score: 1 of 3760 scores are NaN" in found[1]["error"]
+    assert f"not predicted: {inputs[1]}: the model's ood_score" in capsys.readouterr().err

@@ -117,7 +117,10 @@ def read_embeddings(path: str) -> tuple[list[str], Tensor]:
     try:
         with np.load(path, allow_pickle=False) as data:
             names = [str(name).lower() for name in data["names"]]
-            return names, torch.from_numpy(data["embeddings"].astype(np.float32))
+            embeddings = data["embeddings"].astype(np.float32)
+            if not np.isfinite(embeddings).all():
+                raise ValueError("some values are NaN or infinite")
+            return names, torch.from_numpy(embeddings)
     except (KeyError, ValueError, OSError) as error:
         raise UserError(
             f"MODEL.TEXT.EMBEDDINGS: '{path}' is no .npz with 'names' and 'embeddings': {error}"
