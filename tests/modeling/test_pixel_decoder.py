@@ -1,4 +1,4 @@
-"""Deformable attention against a loop written from the paper; the pixel decoder's shapes."""
+"""Deformable attention and the pixel decoder against loops written from the papers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from references import bilinear, pixel_decoder, randomise
 
 from tdos_d2.modeling.pixel_decoder import TextPixelDecoder
 from tdos_d2.modeling.pixel_decoder.deformable_attention import (
@@ -13,17 +14,6 @@ from tdos_d2.modeling.pixel_decoder.deformable_attention import (
     multi_scale_deformable_attention,
 )
 from tdos_d2.modeling.pixel_decoder.position import sine_positions
-
-
-def bilinear(level: torch.Tensor, x: float, y: float) -> torch.Tensor:
-    """(h, w, D) ``level`` at pixel coordinates, centres at whole numbers, zero outside."""
-    x0, y0 = math.floor(x), math.floor(y)
-    total = torch.zeros(level.shape[-1])
-    for row, wy in ((y0, y0 + 1 - y), (y0 + 1, y - y0)):
-        for column, wx in ((x0, x0 + 1 - x), (x0 + 1, x - x0)):
-            if 0 <= row < level.shape[0] and 0 <= column < level.shape[1]:
-                total += wx * wy * level[row, column]
-    return total
 
 
 def test_deformable_attention_agrees_with_a_loop():
@@ -83,6 +73,19 @@ def decoder():
 def pyramid(height: int, width: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(2, 6, height // s, width // s, generator=generator) for s in (4, 8, 16, 32)]
+
+
+def test_pixel_decoder_follows_the_papers(decoder):
+    """All of it, with every weight random: positions, both attentions, norms, the last level."""
+    randomise(decoder)
+    generator = torch.Generator().manual_seed(2)
+    shapes = [(11, 19), (6, 9), (3, 5), (2, 3)]
+    levels = [torch.randn(2, 6, *shape, generator=generator) for shape in shapes]
+    text = torch.randn(2, 4, 5, generator=generator)
+    memory, features = decoder(levels, text)
+    expected_memory, expected = pixel_decoder(decoder, levels, text, groups=2)
+    torch.testing.assert_close(memory, expected_memory, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_pixel_decoder_on_a_non_square_image(decoder):

@@ -1,10 +1,11 @@
-"""The text-query decoder: masks, blocking, queries from text."""
+"""The text-query decoder: parity with the papers, masks, blocking, queries from text."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
+from references import query_decoder, randomise
 
 from tdos_d2.modeling.transformer_decoder import TextQueryDecoder
 
@@ -30,6 +31,20 @@ def test_shapes_in_training_and_evaluation(decoder, inputs):
     assert last_classes.shape == (1, 2, 4, 4)
     torch.testing.assert_close(last_classes[0], classes[-1])
     torch.testing.assert_close(last_masks[0], masks[-1])
+
+
+@pytest.mark.parametrize("num_layers", [0, 5])
+def test_decoder_follows_the_papers(inputs, num_layers):
+    """All of it, with every weight random: positions, masking, order of attentions, every output.
+
+    Five layers visit the first two levels twice.
+    """
+    options = {"hidden_dim": 16, "num_layers": num_layers, "num_heads": 2, "ffn_dim": 16}
+    decoder = randomise(TextQueryDecoder(5, 4, 3, **options))
+    classes, masks = decoder(*inputs)
+    expected_classes, expected_masks = query_decoder(decoder, *inputs)
+    torch.testing.assert_close(classes, expected_classes, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(masks, expected_masks, atol=1e-4, rtol=1e-4)
 
 
 def test_blocked_cells_are_where_the_resized_mask_is_background(decoder, inputs):
