@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.modeling import build_model
 
 from tdos_d2.errors import UserError
@@ -189,3 +190,35 @@ def test_unknown_rules_and_scores(tiny_cfg, key, value):
     setattr(tiny_cfg.MODEL.TDOS, key, value)
     with pytest.raises(UserError, match=f"{key}.*'{value if key != 'EXTRA_SCORES' else 'odd'}'"):
         build_model(tiny_cfg)
+
+
+def test_what_the_losses_are_made_of(tiny_cfg, monkeypatch):
+    """Normalised images, zero and void where padded, and every output of the query decoder."""
+    tiny_cfg.MODEL.PIXEL_MEAN, tiny_cfg.MODEL.PIXEL_STD = [10.0, 20.0, 30.0], [2.0, 4.0, 5.0]
+    model = build_model(tiny_cfg)
+    seen = {}
+    backbone, criterion = model.backbone.forward, model.criterion.forward
+    monkeypatch.setattr(
+        model.backbone, "forward", lambda x, *more: seen.update(images=x) or backbone(x, *more)
+    )
+    monkeypatch.setattr(
+        model.criterion, "forward", lambda *x: seen.update(given=x) or criterion(*x)
+    )
+    def by_hand(image):
+        r, g, b = image.float()
+        return torch.stack([(r - 10) / 2, (g - 20) / 4, (b - 30) / 5])
+
+    batch = [sample(40, 64), sample(64, 50, seed=1)]
+    model(batch)
+    *outputs, _, labels = seen["given"]
+    for image, label, given in zip(seen["images"], labels, batch, strict=True):
+        height, width = given["sem_seg"].shape
+        padded = (0, 64 - width, 0, 64 - height)
+        torch.testing.assert_close(image, F.pad(by_hand(given["image"]), padded))
+        assert torch.equal(label[:height, :width], given["sem_seg"])
+        assert (label[height:] == 255).all() and (label[:, width:] == 255).all()
+    assert [len(x) for x in outputs] == [3, 3]  # before, and after each of the two layers
+    assert not torch.allclose(outputs[1][0], outputs[1][1])
+    with torch.no_grad():
+        model.eval()([batch[0]])
+    torch.testing.assert_close(seen["images"][0, :, :40], by_hand(batch[0]["image"]))

@@ -182,3 +182,39 @@ def test_uncertain_points_are_not_spent_on_void():
     left = criterion._sample_points(masks, lambda points: points[..., 0] > 0.5)[0, :150, 0]
     right = criterion._sample_points(masks, lambda points: points[..., 0] < 0)[0, :150, 0]
     assert (left <= 0.5).all() and (right > 0.4).all()
+
+
+def losses_of(images: list[int]) -> dict[str, float]:
+    """Losses of a batch of flat images: masks that differ from image to image, truth that is one
+    class all over the image or, in image 3, void. Whatever the points, the terms are the same."""
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.randn(2, 4, 3, 4, generator=generator)
+    masks = torch.randn(2, 4, 3, 1, 1, generator=generator).expand(-1, -1, -1, 4, 4)
+    labels = torch.tensor([0, 1, 2, 255])[:, None, None].expand(-1, 8, 8)
+    # Class weights of one: all queries count the same, in whichever process they are.
+    criterion = TDOSCriterion(
+        2, ood_weight=1, no_object_weight=1, score_map_weight=0, num_points=16
+    )
+    score_map = torch.zeros(len(images), 3, 2, 2)
+    losses = criterion(classes[:, images], masks[:, images], score_map, labels[images])
+    return {name: loss.item() for name, loss in losses.items()}
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    store = f"file://{folder}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    torch.save(losses_of([[0, 1], [2, 3]][rank]), f"{folder}/{rank}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_the_loss_of_two_processes_is_that_of_the_joint_batch(tmp_path):
+    """Two masks in one process and one in the other: the mean of their losses is the joint one."""
+    # Forked: a new process would import torch first.
+    torch.multiprocessing.start_processes(
+        one_of_two, (str(tmp_path),), nprocs=2, start_method="fork"
+    )
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    joint = losses_of([0, 1, 2, 3])
+    assert min(joint.values()) > 0.1
+    assert {name: (first[name] + second[name]) / 2 for name in joint} == pytest.approx(joint)

@@ -1,0 +1,39 @@
+"""Random state as a function of (seed, iteration, rank)."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from detectron2.utils import comm
+
+from tdos_d2.engine.seeding import SeededBatches
+
+
+@pytest.fixture
+def draws(monkeypatch):
+    """(seed, rank, start) -> what the three generators give at three batches."""
+
+    def of(seed: int, rank: int, start: int = 0) -> list[tuple[float, float, float]]:
+        monkeypatch.setattr(comm, "get_rank", lambda: rank)
+        batches = SeededBatches(itertools.count, seed)
+        batches.start_iteration = start
+        numbers = []
+        for _, batch in zip(range(3), batches, strict=False):
+            assert batch == start + len(numbers)
+            numbers.append((random.random(), np.random.rand(), torch.rand(1).item()))
+        return numbers
+
+    return of
+
+
+def test_seed_iteration_and_rank_decide(draws):
+    first = draws(1, 0)
+    assert draws(1, 0) == first
+    assert draws(1, 0, start=1)[:2] == first[1:]
+    # iterations, ranks and seeds all differ, in each generator
+    numbers = [*first, *draws(1, 1), *draws(2, 0)]
+    assert all(len(set(column)) == 9 for column in zip(*numbers, strict=True))
