@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import io
 import os
 import shutil
@@ -15,11 +16,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+# Under a name of its own: the package itself imports torch and Detectron2, its files.py neither.
+_package = ModuleType("_tdos_d2_alone")
+_package.__path__ = [str(Path(__file__).resolve().parent.parent / "tdos_d2")]
+sys.modules[_package.__name__] = _package
+files = importlib.import_module("_tdos_d2_alone.files")
+PrepareError = files.UserError  # one line that names the file or folder
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -28,10 +37,6 @@ _EVALUATED = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 
 CITYSCAPES_TRAIN_IDS = np.full(256, 255, np.uint8)
 CITYSCAPES_TRAIN_IDS[_EVALUATED] = np.arange(19)
 CITYSCAPES_IDS = (*range(35), 255)
-
-
-class PrepareError(Exception):
-    """Something the user gave is wrong: one line that names the file or folder."""
 
 
 @dataclass(frozen=True)
@@ -263,13 +268,13 @@ def write_bytes(read: Callable[[], bytes], path: Path) -> None:
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 of an image file."""
-    return _decode(path, path, lambda image: np.array(image.convert("RGB")))
+    """(H, W, 3) uint8 of an image file, turned as its EXIF data say."""
+    return files.open_with(files.decode_image, "image", path)
 
 
-def read_ids(source: Path | bytes, name: Path | str) -> np.ndarray:
+def read_ids(path: Path) -> np.ndarray:
     """The numbers in a label file, of a palette its indices: (H, W), or (H, W, C) if in colour."""
-    return _decode(io.BytesIO(source) if isinstance(source, bytes) else source, name, np.array)
+    return files.open_with(lambda file: np.array(Image.open(file)), "label", path)
 
 
 def read_array(source: Path | Callable[[], bytes], key: str, name: Path | str) -> np.ndarray:
@@ -283,8 +288,8 @@ def read_array(source: Path | Callable[[], bytes], key: str, name: Path | str) -
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """(W, H) of an image file, from its header."""
-    return _decode(path, path, lambda image: image.size)
+    """(W, H) of an image file as :func:`read_rgb` turns it, from its header."""
+    return files.open_with(files.image_size, "image", path)
 
 
 def translate(
@@ -306,14 +311,6 @@ def save_png(array: np.ndarray, path: Path) -> None:
 
 def _write_label(train_ids: Callable[[Path], np.ndarray], label: Path, path: Path) -> None:
     save_png(train_ids(label), path)
-
-
-def _decode(file: Any, name: Path | str, convert: Callable[[Image.Image], _R]) -> _R:
-    try:
-        with Image.open(file) as image:
-            return convert(image)
-    except Exception as error:  # Pillow's decoders raise nearly every kind there is
-        raise PrepareError(f"cannot read image {name}: {error}") from error
 
 
 def _wanted(name: str) -> bool:

@@ -127,7 +127,7 @@ def _write_train_ids(train_ids: Path, path: Path) -> None:
     stem = str(train_ids).removesuffix(_TRAIN_IDS)
     ids, polygons = Path(stem + _IDS), Path(stem + _POLYGONS)
     if ids.exists():
-        label = translate(read_ids(ids, ids), CITYSCAPES_TRAIN_IDS, CITYSCAPES_IDS, ids)
+        label = translate(read_ids(ids), CITYSCAPES_TRAIN_IDS, CITYSCAPES_IDS, ids)
     else:
         try:
             label = draw_polygons(json.loads(polygons.read_bytes()))

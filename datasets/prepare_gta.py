@@ -61,7 +61,7 @@ def read_train_ids(path: Path) -> np.ndarray:
     Raises:
         PrepareError: the file cannot be read, or an id or colour is none of Cityscapes'.
     """
-    label = read_ids(path, path)
+    label = read_ids(path)
     if label.ndim == 2:
         return translate(label, CITYSCAPES_TRAIN_IDS, CITYSCAPES_IDS, path)
     packed = label[..., :3].astype(np.int32) @ (65536, 256, 1)

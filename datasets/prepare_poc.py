@@ -106,7 +106,7 @@ def _write_sum(image: Path, change: Path, path: Path) -> None:
 
 
 def _write_label(label: Path, path: Path) -> None:
-    save_png(relabel(read_ids(label, label), label), path)
+    save_png(relabel(read_ids(label), label), path)
 
 
 def _parser() -> argparse.ArgumentParser:

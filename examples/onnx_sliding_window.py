@@ -17,6 +17,24 @@ def starts(length: int, size: int, stride: int) -> list[int]:
     return [min(i, max(length - size, 0)) for i in range(0, max(length - size, 0) + stride, stride)]
 
 
+def read_image(path: str) -> np.ndarray:
+    """(H, W, 3) uint8 BGR, turned as EXIF data say; of 16 bits the high byte. As tdos_d2 reads."""
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        sys.exit(f"error: cannot read image {path}: {error.strerror}")
+    stored = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
+    if stored is None:
+        sys.exit(f"error: cannot read image {path}: OpenCV cannot decode it")
+    if stored.dtype not in (np.uint8, np.uint16):
+        sys.exit(f"error: cannot read image {path}: pixels are {stored.dtype}, not 8 or 16 bits")
+    is_tiff, full = bytes(data[:2]) in (b"II", b"MM"), np.iinfo(stored.dtype).max
+    if is_tiff and stored.shape[2:] == (4,) and stored[..., 3].min() < full:
+        sys.exit(f"error: {path}: OpenCV darkens TIFF where it is transparent; make it a PNG")
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    return (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image
+
+
 def predict(session: onnxruntime.InferenceSession, bgr: np.ndarray) -> tuple[np.ndarray, ...]:
     """(H, W, 3) uint8 -> sem_seg (K, H, W) and ood_score (H, W), larger = more anomalous."""
     about = session.get_modelmeta().custom_metadata_map
@@ -42,7 +60,7 @@ if __name__ == "__main__":
     onnx = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
     names = json.loads(onnx.get_modelmeta().custom_metadata_map["class_names"])
     for path in sys.argv[2:]:
-        known, ood = predict(onnx, cv2.imread(path, cv2.IMREAD_COLOR))
+        known, ood = predict(onnx, read_image(path))
         label = names[int(np.bincount(known.argmax(0).ravel()).argmax())]
         print(f"{path}: score {ood.min():.2f} to {ood.max():.2f}, most of it is {label}")
         gray = cv2.normalize(ood, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)

@@ -1,12 +1,23 @@
-"""Files that are there complete or not at all."""
+"""Files: outputs that are there complete or not at all, inputs in folders, images."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import IO
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import IO, TypeVar
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import UserError
+
+_EXIF_ORIENTATION = 0x0112
+_TIFF_BITS = 258
+_T = TypeVar("_T")
 
 
 @contextmanager
@@ -15,9 +26,13 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
 
     The bytes go to a file of this process in the same folder, reach the disk, and only then take
     the name: several processes may write the same file. After an error the old file is still there
-    and the temporary one is gone.
+    and the temporary one is gone. What is no file, such as /dev/stdout, is written to as it is.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        with open(path, "wb") as file:
+            yield file
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -28,3 +43,150 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_output(path: str | os.PathLike, option: str, *, folder: bool = False) -> None:
+    """Find out, before the work, whether its result can be written. Nothing is left behind.
+
+    Args:
+        path: a file whose folder must be there, or a folder, which may be made with its parents.
+        option: option or config key that names it, for messages.
+        folder: which of the two it is.
+
+    Raises:
+        UserError: a file is in the place of a folder or a folder in that of a file, a folder is
+            missing, or it cannot be written to.
+    """
+    path = place = Path(path)
+    if folder:
+        place = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+    elif path.is_dir():
+        raise UserError(f"{option}: {path} is a folder, not a file")
+    elif path.exists() and not path.is_file():  # such as /dev/stdout
+        return
+    else:
+        place = path.parent
+    if not place.is_dir():
+        wrong = f"{place} is no folder" if os.path.lexists(place) else f"no folder {place}"
+        raise UserError(f"{option}: {path} cannot be written, {wrong}")
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(f"{option}: {path} cannot be written, {error.strerror}") from error
+
+
+def find_files(
+    folder: str | os.PathLike, pattern: str = "**/*", without: Sequence[Path] = ()
+) -> list[str]:
+    """Files in a folder and those below it, also where links lead, each folder once on a path.
+
+    Hidden files and folders (".ipynb_checkpoints", "._x.jpg" of macOS) are left out. Links that
+    lead nowhere are in the list, so that reading them is an error.
+
+    Args:
+        folder: where to look.
+        pattern: of paths below it, as in glob: "**" is any number of folders.
+        without: folders to leave out, whatever name or link leads there.
+
+    Returns:
+        Paths below ``folder``, with "/", sorted as text.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    parts = PurePosixPath(pattern).parts
+    pruned = {os.path.realpath(path) for path in without}
+    found = _walk(os.fspath(folder), "", pruned)
+    return sorted(path for path in found if _fits(path.split("/"), parts))
+
+
+def _walk(folder: str, prefix: str, closed: set[str]) -> Iterator[str]:
+    """Paths below ``folder`` behind ``prefix``; none below the real folders ``closed``."""
+    real = os.path.realpath(folder)
+    if real in closed:
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise UserError(f"cannot read folder {folder}: {error.strerror}") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", {*closed, real})
+        else:
+            yield prefix + entry.name
+
+
+def _fits(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return _fits(path, pattern[1:]) or (bool(path) and _fits(path[1:], pattern))
+    return bool(path) and fnmatchcase(path[0], pattern[0]) and _fits(path[1:], pattern[1:])
+
+
+def open_with(
+    read: Callable[[IO[bytes]], _T],
+    kind: str,
+    path: str | os.PathLike,
+    open_file: Callable[[str, str], IO[bytes]] = open,
+) -> _T:
+    """``read`` of the file ``path``, such as :func:`decode_image`; ``kind`` is for messages.
+
+    Raises:
+        UserError: whatever went wrong, in one line that names the file.
+    """
+    try:
+        with open_file(os.fspath(path), "rb") as file:
+            return read(file)
+    except FileNotFoundError as error:
+        raise UserError(f"no {kind} file {path}") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"cannot read {kind} {path}: it is no image that Pillow knows") from error
+    except Exception as error:  # Pillow's decoders raise nearly every kind there is
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"cannot read {kind} {path}: {cause}") from error
+
+
+def decode_image(file: IO[bytes]) -> np.ndarray:
+    """Read an image, turned as its EXIF data say.
+
+    Of 16 bits the high byte counts, in grey images as in those with colour; transparency does not.
+
+    Args:
+        file: an open file; its content decides how it is decoded. (Given a name instead, Pillow
+            maps some TIFF files into memory and confuses their sides where they are turned.)
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: a grey image has 32 bits or real numbers, whose range nobody knows.
+        Exception: nearly every kind there is, from Pillow's decoders.
+    """
+    with Image.open(file) as opened:
+        bits = 16
+        if opened.format == "TIFF":
+            bits = opened.tag_v2.get(_TIFF_BITS, (bits,))[0]
+        image = ImageOps.exif_transpose(opened)
+        # Pillow has PNG and PGM files of 16 bits as "I", too, depending on its version.
+        if image.mode.startswith("I;16") or (image.mode == "I" and opened.format in ("PNG", "PPM")):
+            image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            kind = "integers of 32 bits" if image.mode == "I" else "real numbers"
+            raise ValueError(f"its pixels are {kind}; images must have 8 or 16 bits")
+        return np.array(image.convert("RGB"))
+
+
+def image_size(file: IO[bytes]) -> tuple[int, int]:
+    """Width and height that :func:`decode_image` gives, from the header; raises as it does."""
+    with Image.open(file) as image:
+        width, height = image.size
+        # Of TIFF files Pillow turns the size itself. The PNG class's own getexif would decode the
+        # whole image where it has no EXIF data.
+        turned = image.format != "TIFF" and (
+            Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1) >= 5
+        )
+        return (height, width) if turned else (width, height)

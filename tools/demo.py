@@ -32,6 +32,7 @@ from tabulate import tabulate
 
 from tdos_d2.config import get_config_file
 from tdos_d2.data import build_test_loader, read_image, read_label
+from tdos_d2.data.reading import read_values
 from tdos_d2.engine import (
     TDOSCheckpointer,
     Trainer,
@@ -110,7 +111,7 @@ def _frames(name: str) -> Iterator[Frame]:
     metadata = MetadataCatalog.get(name)
     for record in DatasetCatalog.get(name):
         # The files hold train ids and OOD; the reader of an OOD set gives 0 / 1 / 255.
-        truth = read_image(record["sem_seg_file_name"], "L")[..., 0]
+        truth = read_values(record["sem_seg_file_name"])
         label = read_label(record["sem_seg_file_name"], metadata)
         yield read_image(record["file_name"], "RGB"), truth, label, record["kind"]
 

@@ -6,16 +6,16 @@ import os
 from collections.abc import Iterable
 
 import numpy as np
-from detectron2.data import detection_utils
 from detectron2.data.catalog import Metadata
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from tdos_d2.errors import UserError
+from tdos_d2.files import decode_image, open_with
+from tdos_d2.files import image_size as size_of_image
 
 IGNORE = 255
 _UNDECLARED = -1
-_EXIF_ORIENTATION = 0x0112
 
 
 def read_image(path: str | os.PathLike, format: str = "RGB") -> np.ndarray:
@@ -29,12 +29,10 @@ def read_image(path: str | os.PathLike, format: str = "RGB") -> np.ndarray:
         (H, W, 3) uint8.
 
     Raises:
-        UserError: the file cannot be read as an image.
+        UserError: the file cannot be read as an image, or has more than 16 bits per channel.
     """
-    try:
-        return detection_utils.read_image(os.fspath(path), format=format)
-    except Exception as error:  # Pillow's decoders raise nearly every kind there is
-        raise _unreadable("image", path, error) from error
+    image = open_with(decode_image, "image", path, PathManager.open)
+    return image[..., ::-1] if format == "BGR" else image
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
@@ -43,15 +41,7 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     Raises:
         UserError: the file is not an image.
     """
-    try:
-        with PathManager.open(os.fspath(path), "rb") as file, Image.open(file) as image:
-            width, height = image.size
-            # Asking a PNG file without EXIF data for them would decode the whole image.
-            if "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:
-                return height, width
-            return width, height
-    except Exception as error:
-        raise _unreadable("image", path, error) from error
+    return open_with(size_of_image, "image", path, PathManager.open)
 
 
 def read_label(
@@ -106,11 +96,7 @@ def read_values(path: str | os.PathLike, kind: str = "label") -> np.ndarray:
     Raises:
         UserError: the file cannot be read or has several channels.
     """
-    try:
-        with PathManager.open(os.fspath(path), "rb") as file, Image.open(file) as image:
-            values = np.array(image)
-    except Exception as error:
-        raise _unreadable(kind, path, error) from error
+    values = open_with(lambda file: np.array(Image.open(file)), kind, path, PathManager.open)
     if values.ndim != 2:
         raise UserError(f"{kind} {path} has {values.shape[2]} channels: it must have one")
     return values
@@ -165,10 +151,3 @@ def _undeclared(path: str | os.PathLike, metadata: Metadata, values: Iterable[in
         + ", ".join(map(str, shown[:8]))
         + (", ..." if len(shown) > 8 else "")
     )
-
-
-def _unreadable(kind: str, path: str | os.PathLike, error: Exception) -> UserError:
-    if isinstance(error, FileNotFoundError):
-        return UserError(f"no {kind} file {path}")
-    cause = " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"cannot read {kind} {path}: {cause}")

@@ -47,7 +47,7 @@ def test_in_place(download, contents):
     assert new[:2] == ["class_statistics_train.json", "class_statistics_val.json"]
     assert len(new) == 8 and all(name.endswith("_gtFine_labelTrainIds.png") for name in new[2:])
     for name in new[2:]:
-        label = read_ids(download / name, name)
+        label = read_ids(download / name)
         np.testing.assert_array_equal(label, stripes(0, 1, 13, 255))
     assert len(frames_of_detectron2(download, "train")) == 3
 
@@ -116,7 +116,7 @@ def test_polygons_stand_in_for_label_ids(download):
         path.unlink()
     prepare_cityscapes.main(["--in-place", "--no-statistics"])
     made = list(download.rglob("*labelTrainIds.png"))
-    assert len(made) == 6 and all((read_ids(path, path) == 255).all() for path in made)
+    assert len(made) == 6 and all((read_ids(path) == 255).all() for path in made)
 
 
 def test_messages(root, download, capsys):

@@ -77,7 +77,7 @@ def test_an_interrupted_file_is_not_taken_as_finished(poc, monkeypatch, contents
     whole = [name for name in made(poc) if not name.endswith(".partial")]
     assert len(whole) == 6
     for name in whole:
-        _common.read_ids(output / name, name)
+        _common.read_ids(output / name)
 
 
 def test_dry_run_checks_and_writes_nothing(poc, capsys, contents):

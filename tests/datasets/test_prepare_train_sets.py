@@ -67,7 +67,7 @@ def test_poc(root, name):
     image = read_rgb(output / "leftImg8bit" / "train" / "aachen" / f"{stem}.png")
     np.testing.assert_array_equal(image, painted)
     label = output / "gtFine" / "train" / "aachen" / f"{stem}.png"
-    np.testing.assert_array_equal(read_ids(label, label), stripes(0, 16, 19, 255))
+    np.testing.assert_array_equal(read_ids(label), stripes(0, 16, 19, 255))
     if name == "POC_CS_COCO_FT":
         (record,) = get_dicts("poc_cityscapes_coco_train")
         metadata = MetadataCatalog.get("poc_cityscapes_coco_train")
