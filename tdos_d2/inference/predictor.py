@@ -78,7 +78,7 @@ class OODPredictor:
         with torch.no_grad():
             self.model.text()  # kept by the model
         self._words = WordEmbeddings(self.model.text, cfg.MODEL.TEXT.EMBEDDINGS)
-        self._list: tuple[list[str], Tensor] | None = None
+        self._list: list[str] | None = None
 
     def __call__(
         self, bgr_image: np.ndarray | Sequence[np.ndarray], words: str | Sequence[str] | None = None
@@ -218,15 +218,14 @@ class OODPredictor:
         return result
 
     def _word_list(self) -> tuple[list[str], Tensor]:
-        """OOD words to name regions with, and their embeddings; computed once."""
+        """OOD words to name regions with, and their embeddings."""
         if self._list is None:
             known = {name.lower() for name in (*self.class_names, self.model.ood_name)}
             words = self._words.words
             if not words and self._groups and self.words_have_meaning:
                 words = load_groups(self._groups).words
-            words = [word for word in words if word.lower() not in known]
-            self._list = words, self._words.of_list(words) if words else torch.zeros(0)
-        return self._list
+            self._list = [word for word in words if word.lower() not in known]
+        return self._list, self._words.of_list(self._list) if self._list else torch.zeros(0)
 
 
 def _tensor(image: np.ndarray) -> Tensor:

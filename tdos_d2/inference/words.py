@@ -30,7 +30,7 @@ def split_words(words: str | Sequence[str]) -> list[str]:
 
 
 class WordEmbeddings:
-    """Unit text embeddings of words, each computed once, in any thread.
+    """Unit text embeddings of words, each computed once for the weights there are, in any thread.
 
     Args:
         text: the model's text side.
@@ -39,12 +39,15 @@ class WordEmbeddings:
 
     def __init__(self, text: PromptedText | FixedText, path: str = "") -> None:
         self._lock = Lock()
+        self._text, self._path = text, path
         self._encode = None if isinstance(text, FixedText) else TextEncoder(text.tower)
-        self._path = path
         self._kept: dict[str, Tensor] = {}
+        self._list: tuple[list[str], Tensor] = ([], torch.zeros(0))
         if self._encode is None:
             names, vectors = read_embeddings(path)
             self._kept = dict(zip(names, F.normalize(vectors, dim=1), strict=True))
+        else:
+            self._generation = text.generation
 
     @property
     def words(self) -> list[str]:
@@ -59,6 +62,7 @@ class WordEmbeddings:
         """
         keys = [word.lower() for word in words]
         with self._lock:
+            self._forget_old()
             lacking = [key for key in dict.fromkeys(keys) if key not in self._kept]
             if lacking and self._encode is None:
                 raise UserError(
@@ -75,4 +79,14 @@ class WordEmbeddings:
         """The same for a long list, which is kept on disk (see ``prompts.prototypes``)."""
         if self._encode is None:
             return self(words)
-        return embed_words(words, self._encode, "{}", weights=self._encode.weights_identity())
+        with self._lock:
+            self._forget_old()
+            if self._list[0] != list(words):
+                identity = self._encode.weights_identity()
+                self._list = list(words), embed_words(words, self._encode, "{}", weights=identity)
+            return self._list[1]
+
+    def _forget_old(self) -> None:
+        if self._encode is not None and self._generation != self._text.generation:
+            self._generation = self._text.generation
+            self._kept, self._list = {}, ([], torch.zeros(0))

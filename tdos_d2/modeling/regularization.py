@@ -57,8 +57,8 @@ class LanguageLoss(nn.Module):
 
     Args:
         references: gives (R, D) unit vectors and the (R,) numbers of the queries that they belong
-            to. Called once, at the first training step: only then are the weights loaded that they
-            are made with, and inference needs none.
+            to. Called at the first training step after weights were loaded, since they are made
+            with those, and inference needs none.
         weight: of the term.
         temperature: of the cosines.
     """
@@ -71,6 +71,7 @@ class LanguageLoss(nn.Module):
         self.weight, self.temperature = weight, temperature
         self.register_buffer("references", None, persistent=False)
         self.register_buffer("queries", None, persistent=False)
+        self.register_load_state_dict_post_hook(_forget_references)
 
     def forward(self, text: Tensor) -> Tensor:
         """(B, N, D) text embeddings -> the weighted term."""
@@ -83,6 +84,10 @@ class LanguageLoss(nn.Module):
         logits = text @ self.references.T / self.temperature
         targets = torch.arange(len(self.queries), device=text.device).expand(len(text), -1)
         return self.weight * F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def _forget_references(loss: LanguageLoss, _: object) -> None:
+    loss.references = None
 
 
 class VisionLoss(nn.Module):

@@ -103,8 +103,9 @@ class TextEncoder:
             longest = texts[int(end.argmax())]
             raise UserError(f"'{longest}' is longer than {self.tower.max_length} CLIP tokens")
         device = self.tower.positional_embedding.device
-        embedded = self.tower.token_embedding(tokens.to(device))
-        return F.normalize(self.tower(embedded, end.to(device)), dim=-1)
+        with torch.autocast(device.type, enabled=False):  # what is kept serves calls without it
+            embedded = self.tower.token_embedding(tokens.to(device))
+            return F.normalize(self.tower(embedded, end.to(device)), dim=-1)
 
     def weights_identity(self) -> str:
         """Hash of architecture and weights: the same wherever the weights were loaded from."""

@@ -18,6 +18,7 @@ from tdos_d2.evaluation.operating_point import OperatingPoint, save_operating_po
 from tdos_d2.inference import OODPredictor
 from tdos_d2.modeling.scores import PIXEL_SCORES
 from tdos_d2.modeling.words import MIN_SPREAD, word_maps
+from tdos_d2.prompts import TextEncoder
 
 KEYS = {"labels", "sem_seg", "ood_score", "word_scores"}
 SIZES = [(80, 130), (50, 61), (90, 40)]
@@ -176,6 +177,19 @@ def test_nearest_words_of_regions(fixed_cfg, monkeypatch):
     known = {"road", "traffic sign", "car", "ood"}
     assert everything[0][0][0] == "deer"
     assert {word for word, _ in everything[0]} == set(NAMES) - known
+
+
+def test_words_after_other_weights_were_loaded(trained_cfg, tmp_path, monkeypatch):
+    monkeypatch.setenv("TDOS_CACHE", str(tmp_path / "cache"))
+    predictor = OODPredictor(trained_cfg)
+    tower = predictor.model.text.tower
+    with torch.autocast("cpu", torch.bfloat16):  # what is kept is in single precision all the same
+        old = [predictor.embed_words(["deer"]), predictor._words.of_list(["deer"])]
+    assert torch.equal(old[0], predictor._words.of_list(["deer"]))
+    tower.load_state_dict({**tower.state_dict(), "ln_final.bias": torch.randn(tower.width)})
+    new = TextEncoder(tower)(["deer"])
+    for kept in (predictor.embed_words(["deer"]), predictor._words.of_list(["deer"])):
+        assert torch.equal(kept, new) and not torch.equal(kept, old[0])
 
 
 def test_nearest_words_need_a_meaning(trained_cfg):

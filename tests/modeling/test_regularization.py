@@ -92,6 +92,13 @@ def test_references_are_open_clips_embeddings(full_cfg, clip_file):
     assert language.queries.tolist() == list(range(8))
     assert not [key for key in model.state_dict() if key.startswith("regularization")]
 
+    state = model.state_dict()
+    model.load_state_dict({**state, "text.tower.ln_final.bias": torch.randn(64)})
+    with torch.no_grad():
+        clip.ln_final.bias.copy_(model.text.tower.ln_final.bias)
+    model([sample()])
+    torch.testing.assert_close(language.references[:1], encode(["road"]), atol=1e-5, rtol=1e-5)
+
 
 def test_without_groups_only_names_have_references(full_cfg):
     full_cfg.MODEL.PROMPTS.GROUPS, full_cfg.MODEL.PROMPTS.INIT = "", "random"

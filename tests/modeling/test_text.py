@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import open_clip
 import pytest
@@ -87,23 +89,68 @@ def test_encoder_is_frozen_and_stays_in_eval_mode(clip):
     assert {n for n, p in text.named_parameters() if p.requires_grad} == {"context", "negatives"}
 
 
-def test_embeddings_are_kept_until_something_changes(clip, monkeypatch):
-    text = prompted(clip)
+def rewrite(text: PromptedText) -> None:
+    """New prompts as a fused optimizer writes them: the versions of the tensors stay."""
+    for parameter in (text.context, text.negatives):
+        parameter.data.mul_(2)
+
+
+@torch.enable_grad()
+def fused_step(text: PromptedText) -> None:
+    optimizer = torch.optim.AdamW([text.context, text.negatives], lr=0.1, fused=True)
+    text().sum().backward()
+    optimizer.step()
+
+
+def load(text: PromptedText) -> None:
+    text.tower.load_state_dict({k: 2 * v for k, v in text.tower.state_dict().items()})
+
+
+def load_all(text: PromptedText) -> None:
+    text.load_state_dict({k: 2 * v for k, v in text.state_dict().items()})
+
+
+def to_double(text: PromptedText) -> None:
+    text.double()
+
+
+def change_mode(text: PromptedText) -> None:
+    """The encoder written in place, as by nobody but who trains it."""
+    text.train()
+    text.tower.ln_final.weight.data.mul_(2)
+    text.eval()
+
+
+@pytest.mark.parametrize("change", [rewrite, fused_step, load, load_all, to_double, change_mode])
+def test_embeddings_are_kept_until_something_changes(clip, monkeypatch, change):
+    text = copy.deepcopy(prompted(clip, num_negative=2, negative_length=2).eval())
     calls = []
-    encode = text._encode
-    monkeypatch.setattr(text, "_encode", lambda: calls.append(1) or encode())
+    encode = PromptedText._encode
+    monkeypatch.setattr(PromptedText, "_encode", lambda self: calls.append(1) or encode(self))
     with torch.no_grad():
         first = text()
         assert text() is first and len(calls) == 1
-        text.context.mul_(2)
-        assert not torch.equal(text(), first) and len(calls) == 2
-    text.load_state_dict({k: v.clone() for k, v in text.state_dict().items()})
+        change(text)
+        calls.clear()
+        second = text()
+        assert text() is second and len(calls) == 1 and not torch.equal(first, second)
+        assert torch.equal(second, encode(text))
+    text()
+    text()
+    assert len(calls) == 3, "with gradients nothing is kept"
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_what_is_kept_does_not_know_autocast(clip, first):
+    """A call under autocast and one without, in either order, give the same float32 vectors."""
+    text = prompted(clip).eval()
     with torch.no_grad():
-        text()
-    assert len(calls) == 3
-    text()
-    text()
-    assert len(calls) == 5, "with gradients nothing is kept"
+        outputs = []
+        for enabled in (first, not first):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                outputs.append(text())
+        assert outputs[1] is outputs[0] and outputs[0].dtype == torch.float32
+        assert torch.equal(outputs[0], text._encode())
 
 
 def test_prompts_that_are_too_long(clip):

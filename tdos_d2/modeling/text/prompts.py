@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,10 @@ class PromptedText(nn.Module):
         prompt_std: standard deviation that learnable tokens start with.
         negative_words: words that each of the M negatives starts from (see ``words_to_tokens``);
             None = at random.
+
+    Attributes:
+        generation: grows whenever weights may have changed: with every load, move and change of
+            mode. What others keep that the encoder made is good for one generation.
 
     Raises:
         UserError: a prompt is longer than the encoder's positional table.
@@ -64,7 +68,10 @@ class PromptedText(nn.Module):
             )
         self.register_buffer("name_tokens", tokens, persistent=False)
         self.register_buffer("name_end", end, persistent=False)
-        self._cache: tuple[tuple, Tensor] | None = None
+        self.generation = 0
+        self._kept: tuple[list[Tensor], Tensor] | None = None
+        for part in self.modules():
+            part.register_load_state_dict_post_hook(self._forget)
         self.train(self.training)
 
     @property
@@ -74,27 +81,41 @@ class PromptedText(nn.Module):
 
     def train(self, mode: bool = True) -> PromptedText:
         """Set the mode of everything but the frozen encoder."""
+        self._forget()
         super().train(mode)
         self.tower.eval()
         return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PromptedText:
+        self._forget()
+        return super()._apply(fn, recurse)
+
+    def _forget(self, *_: object) -> None:
+        self._kept = None
+        self.generation += 1
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that are embeddings: decay would pull them to the origin for no reason."""
         return {"context", "negatives"}
 
     def forward(self) -> Tensor:
-        """(N, D) embeddings, not normalised. Without gradients they are computed once and kept."""
-        if torch.is_grad_enabled():
-            return self._encode()
-        key = self._state()
-        if self._cache is None or self._cache[0] != key:
-            self._cache = (key, self._encode())
-        return self._cache[1]
+        """(N, D) embeddings, not normalised.
 
-    def _state(self) -> tuple:
-        """Changes whenever a learnable token or the encoder's weights are written or moved."""
-        weights = (self.context, self.negatives, *self.tower.parameters())
-        return tuple((w.data_ptr(), w._version, w.device, w.dtype) for w in weights)
+        Without gradients they are computed once, in full precision also under autocast, and kept.
+        They are made anew after a load, a move, a change of mode and a call with gradients, and
+        when the learnable tokens have other values. Versions of tensors would not tell: a fused
+        optimizer step does not raise them.
+        """
+        if torch.is_grad_enabled():
+            self._kept = None
+            return self._encode()
+        kept, learned = self._kept, (self.context, self.negatives)
+        if kept is None or not (
+            torch.compiler.is_compiling() or all(map(torch.equal, kept[0], learned))
+        ):
+            with torch.autocast(self.context.device.type, enabled=False):
+                kept = self._kept = ([x.clone() for x in learned], self._encode())
+        return kept[1]
 
     def _encode(self) -> Tensor:
         names = self._sequence(
