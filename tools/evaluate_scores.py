@@ -7,8 +7,9 @@
 
 The scores of frame a/b (its image's path below the set's image folder, without extension) are one
 map of the image's size, larger = more anomalous, in SCORES/a/b and .npy, .npz, .h5, .hdf5 (data set
-"value") or .png (16 bits); SCORES/b serves too where no two frames share it. Every frame must be
-there. Metrics are compared as float32, over all pixels of the set.
+"value") or .png (16 bits; offset + step * value where its text has these two). SCORES/b serves too
+where no two frames share it, and so do b_raw.png and b_raw.npy of tools/predict.py. Every frame
+must be there. Metrics are compared as float32, over all pixels of the set.
 """
 
 from __future__ import annotations
@@ -93,11 +94,19 @@ def _load(
 ) -> None:
     """Read scores and labels of all frames into ``spool``."""
     from tdos_d2.data import read_label
+    from tdos_d2.errors import UserError
 
-    half = 0
+    half, plain, scaled = 0, [], []
     for frame, path in tqdm(files.items(), desc="reading", unit="frame", disable=None):
         score = read_score(path)
         half += score.dtype == np.float16
+        if path.suffix.lower() == ".png":
+            (plain if score.dtype.kind == "u" else scaled).append(path)
+        if plain and scaled:
+            raise UserError(
+                f"scores: {scaled[0]} has offset and step in its text, {plain[0]} has not: their "
+                "values cannot be compared"
+            )
         record = frames[frame]
         mask = record.get("region_mask_file_name")
         label = read_label(record["sem_seg_file_name"], metadata, mask)
@@ -106,6 +115,11 @@ def _load(
         _note(
             f"{half} score maps are float16, which ties scores that differ (up to 0.6 points of AP "
             "for a saturated sigmoid): float32 or logits are safe"
+        )
+    if plain:
+        _note(
+            f"{len(plain)} PNG files have no offset and step in their text, first {plain[0]}: "
+            "their values are compared as they are, and must share one scale"
         )
 
 

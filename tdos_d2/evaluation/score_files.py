@@ -8,7 +8,11 @@ anomalous, in ``FOLDER/a/b`` and one of these endings:
   left alone;
 - ``.npz``: the only array, or the one called "value";
 - ``.h5``, ``.hdf5``: the data set "value", as in SegmentMeIfYouCan's tool (needs h5py);
-- ``.png``: one channel of 16 bits (8 would tie what AP keeps apart).
+- ``.png``: one channel of 16 bits (8 would tie what AP keeps apart); where the text of the file has
+  "offset" and "step", the score is offset + step * value.
+
+What tools/predict.py writes serves as it is: ``FOLDER/a/b_raw.png`` or ``_raw.npy``; the pictures
+beside it are left alone.
 
 Where no two frames share it, ``FOLDER/b`` serves too, also without Cityscapes' "_leftImg8bit": so
 does the official ``outputs/anomaly_p/<method>/<data set>/<frame>.hdf5``. Files of other kinds are
@@ -17,21 +21,27 @@ left alone. Maps are not resized, other than by the official tool: a wrong size 
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
-import cv2
 import numpy as np
+from PIL import Image
 
 from ..errors import UserError
+from ..files import find_files
 
 SUFFIXES = (".npy", ".npz", ".h5", ".hdf5", ".png")
 KEY = "value"  # of the data set in a HDF5 file
 CITYSCAPES_END = "_leftImg8bit"
+RAW_END = "_raw"
+# tools/predict.py writes these beside "_raw".
+_PICTURE = re.compile(r"(.+)_(?:score|segmentation|word\d+_[0-9a-zA-Z-]*)", re.DOTALL)
 
 
 def short_names(frames: Iterable[str], without: str = CITYSCAPES_END) -> dict[str, str]:
@@ -69,8 +79,11 @@ def find_score_files(
     }
     found: dict[str, Path] = {}
     extra = []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
-        frame = _frame_of(path.relative_to(folder).with_suffix("").as_posix(), path, owners)
+    for name in find_files(folder):
+        path = folder / name
+        if path.suffix.lower() not in SUFFIXES:
+            continue
+        frame = _frame_of(name.removesuffix(path.suffix), path, owners)
         if frame is None:
             extra.append(path)
         elif frame in found:
@@ -92,7 +105,7 @@ def find_score_files(
 
 
 def read_score(path: str | os.PathLike) -> np.ndarray:
-    """The array in a score file, in the file's type.
+    """The array in a score file, in the file's type; float64 from a PNG with offset and step.
 
     Raises:
         UserError: the file cannot be read, or does not hold what the module says.
@@ -118,12 +131,20 @@ def import_h5py() -> ModuleType:
 
 def _frame_of(stem: str, path: Path, owners: dict[str, str]) -> str | None:
     """The frame that a file belongs to, "" for one to leave alone, None where there is none."""
+    suffix = path.suffix.lower()
     if stem in owners:
         return owners[stem]
-    if path.suffix.lower() == ".npy" and stem.endswith("_anomaly"):
+    if stem.endswith(RAW_END) and suffix in (".npy", ".png"):
+        image = stem.removesuffix(RAW_END)
+        return owners.get(image, owners.get(image.removesuffix(CITYSCAPES_END)))
+    if suffix == ".npy" and stem.endswith("_anomaly"):
         return owners.get(stem.removesuffix("_anomaly"))
-    is_pair = path.suffix.lower() == ".npy" and stem.endswith("_segmentation")
-    return "" if is_pair and stem.removesuffix("_segmentation") in owners else None
+    if suffix == ".npy" and stem.endswith("_segmentation"):
+        return "" if stem.removesuffix("_segmentation") in owners else None
+    if suffix == ".png" and (picture := _PICTURE.fullmatch(path.stem)):
+        raw = (path.with_name(f"{picture[1]}{RAW_END}{end}") for end in (".npy", ".png"))
+        return "" if any(file.exists() for file in raw) else None
+    return None
 
 
 def _read_npz(path: Path) -> np.ndarray:
@@ -139,16 +160,25 @@ def _read_hdf5(path: Path) -> np.ndarray:
 
 
 def _read_png(path: Path) -> np.ndarray:
-    data = np.frombuffer(path.read_bytes(), np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
-    if image is None:
-        raise UserError(f"cannot read scores {path}: no image")
-    if image.dtype != np.uint16 or image.ndim != 2:
+    with Image.open(path) as image:
+        image.load()  # texts may stand behind the pixels
+        values, texts = np.asarray(image), image.text
+        is_16_bit = image.mode.startswith("I") and values.ndim == 2
+    if not is_16_bit:
         raise UserError(
-            f"scores {path}: a PNG must have one channel of 16 bits, not {image.shape} of "
-            f"{image.dtype}"
+            f"scores {path}: a PNG must have one channel of 16 bits, not {values.shape} of "
+            f"{values.dtype}"
         )
-    return image
+    if "offset" not in texts and "step" not in texts:
+        return values.astype(np.uint16)
+    try:
+        offset, step = (float(texts[key]) for key in ("offset", "step"))
+    except (KeyError, ValueError):
+        offset = step = math.nan
+    if not (math.isfinite(offset) and math.isfinite(step) and step > 0):
+        scale = ", ".join(f"{key} {texts.get(key)!r}" for key in ("offset", "step"))
+        raise UserError(f"scores {path}: its text has {scale}: two numbers, step above 0, expected")
+    return offset + step * values.astype(np.float64)
 
 
 def _only_key(path: Path, keys: list[str]) -> str:

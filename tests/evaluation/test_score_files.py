@@ -9,6 +9,7 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+from PIL import Image, PngImagePlugin
 
 from tdos_d2.errors import UserError
 from tdos_d2.evaluation.score_files import find_score_files, read_score, short_names
@@ -31,6 +32,13 @@ def save(path, array=MAP):
     return path
 
 
+def save_scaled(path, values, **texts):
+    info = PngImagePlugin.PngInfo()
+    for key, text in texts.items():
+        info.add_text(key, text)
+    Image.fromarray(values).save(path, pnginfo=info)
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".h5", ".hdf5"])
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 def test_reads_what_was_saved(tmp_path, suffix, kind):
@@ -46,6 +54,31 @@ def test_reads_16_bit_png(tmp_path):
         read_score(save(tmp_path / "x.png", array.astype(np.uint8)))
     with pytest.raises(UserError, match=r"x.png.*16 bits.*\(2, 3, 3\)"):
         read_score(save(tmp_path / "x.png", np.stack([array] * 3, axis=2)))
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_png_with_offset_and_step(tmp_path, after):
+    """score = offset + step * value, wherever in the file its text stands."""
+    values = np.array([[0, 1, 65_535]], np.uint16)
+    save_scaled(tmp_path / "x.png", values, offset="-2.5", step="0.125")
+    if after:  # pixels (IDAT) before the texts
+        data = (tmp_path / "x.png").read_bytes()
+        start, pixels, end = data.index(b"tEXt") - 4, data.index(b"IDAT") - 4, len(data) - 12
+        moved = data[:start] + data[pixels:end] + data[start:pixels] + data[end:]
+        (tmp_path / "x.png").write_bytes(moved)
+    read = read_score(tmp_path / "x.png")
+    assert read.dtype == np.float64 and read.tolist() == [[-2.5, -2.375, 8189.375]]
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [{"offset": "1"}, {"step": "1"}, {"offset": "nan", "step": "1"}, {"offset": "0", "step": "x"},
+     {"offset": "0", "step": "0"}, {"offset": "0", "step": "-1"}, {"offset": "0", "step": "inf"}],
+)  # fmt: skip
+def test_png_with_a_wrong_scale_is_named(tmp_path, texts):
+    save_scaled(tmp_path / "x.png", np.ones((1, 2), np.uint16), **texts)
+    with pytest.raises(UserError, match=r"x\.png: its text has offset .*, step "):
+        read_score(tmp_path / "x.png")
 
 
 def test_npz_with_several_arrays(tmp_path):
@@ -93,6 +126,22 @@ def test_fishyscapes_pairs(tmp_path):
     for name in ("x", "y", "z_leftImg8bit"):
         save(tmp_path / f"{name}_segmentation.npy")
     assert list(find_score_files(tmp_path, FRAMES).values()) == paths
+
+
+def test_results_of_predict(tmp_path):
+    paths = [save(tmp_path / f"{name}_raw.npy") for name in ("a/x", "y")]
+    paths.append(save(tmp_path / "b" / "z_leftImg8bit_raw.png", MAP.astype(np.uint16)))
+    for name in ("a/x_score", "a/x_segmentation", "y_word1_lost-cargo", "b/z_leftImg8bit_score"):
+        save(tmp_path / f"{name}.png", np.zeros((4, 6, 3), np.uint8))
+    assert list(find_score_files(tmp_path, FRAMES).values()) == paths
+    assert list(find_score_files(tmp_path, ["a/x", "y", "b/z"]).values()) == paths
+    save(tmp_path / "w_score.png", np.zeros((4, 6, 3), np.uint8))  # beside no w_raw
+    save(tmp_path / "v_raw.npy")
+    with pytest.raises(UserError, match="2 files belong to no frame, first .*v_raw.npy"):
+        find_score_files(tmp_path, FRAMES)
+    save(tmp_path / "a" / "x_raw.png", MAP.astype(np.uint16))
+    with pytest.raises(UserError, match="two files for frame a/x: .*x_raw.npy and .*x_raw.png"):
+        find_score_files(tmp_path, FRAMES, allow_extra=True)
 
 
 def test_short_names_are_unique():

@@ -14,9 +14,11 @@ import h5py
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
 from tdos_d2.errors import UserError
 from tdos_d2.evaluation import evaluate_scores
+from tdos_d2.inference.files import write_score
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "tiny_for_scores"
@@ -146,6 +148,27 @@ def test_report_and_overlays(run, folder):
     image.write_bytes(image.read_bytes()[:45])  # the header, and no pixels
     with pytest.raises(UserError, match="cannot read image .*z.png"):
         run("--report", str(folder / "report"))
+
+
+def test_16_bit_scores_of_predict(run, folder):
+    """Each map has a scale of its own; without it AP is another one."""
+    assert "1 PNG files have no offset and step in their text, first " in run()[1]
+    rng, pairs = np.random.default_rng(1), []
+    for i, (frame, (_, label)) in enumerate(zip(FRAMES, frames(folder), strict=True)):
+        score = rng.normal(3.0 * (label == 1) + 2 * i, 1).astype(np.float32)
+        for old in (folder / "scores").glob(f"{frame}.*"):
+            old.unlink()
+        write_score(folder / "scores" / f"{frame}_raw.png", score)
+        pairs.append((score, label))
+    out, err = run("--format", "json")
+    result, expected = json.loads(out), evaluate_scores(pairs, "obstacle")
+    assert result["AP"] == pytest.approx(expected["AP"], abs=0.01)
+    assert "no offset and step" not in err
+    path = folder / "scores" / "a" / "y_raw.png"
+    with Image.open(path) as image:
+        image.save(path)  # loses its texts
+    with pytest.raises(UserError, match=r"x_raw\.png has offset and step .*y_raw\.png has not"):
+        run()
 
 
 def test_what_is_wrong_is_named(run, folder):
