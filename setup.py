@@ -54,7 +54,7 @@ setup(
     package_dir={"tdos_d2.configs": "configs"},
     package_data={
         "tdos_d2.configs": ["**/*.yaml"],
-        "tdos_d2.prompts": ["*.json", "WORDNET_LICENSE"],
+        "tdos_d2.ood_words": ["*.json", "WORDNET_LICENSE"],
     },
     entry_points={
         "console_scripts": [

@@ -10,7 +10,7 @@ Examples:
 from __future__ import annotations
 
 from tdos_d2.engine import exit_with_one_line
-from tdos_d2.engine.command import run
+from tdos_d2.engine.train_command import run
 
 if __name__ == "__main__":
     exit_with_one_line(run)

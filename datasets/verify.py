@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tdos_d2.data.verification import Report
+    from tdos_d2.data.verify.report import Report
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -36,7 +36,7 @@ _PROBLEMS_SHOWN = 10  # of a set; the JSON file has all
 def run(args: argparse.Namespace) -> int:
     """Check and report. Returns the exit status."""
     from tdos_d2.data import MissingDatasetError, data_root, register_from_file
-    from tdos_d2.data.verification import EXPECTED, verify_dataset
+    from tdos_d2.data.verify.report import EXPECTED, verify_dataset
     from tdos_d2.errors import UserError
 
     own = register_from_file(args.register) if args.register else []

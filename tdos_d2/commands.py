@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .engine import exit_with_one_line
-from .engine.command import run
+from .engine.train_command import run
 
 
 def train() -> None:
@@ -18,6 +18,6 @@ def evaluate() -> None:
 
 def predict() -> None:
     """tools/predict.py."""
-    from .inference.command import run as run_prediction
+    from .inference.predict_command import run as run_prediction
 
     exit_with_one_line(run_prediction)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode as CN
 
@@ -35,6 +36,19 @@ def get_config_file(name: str) -> str:
         return str(path)
     known = sorted(str(p.relative_to(_CONFIG_DIR)) for p in _CONFIG_DIR.rglob("*.yaml"))
     raise FileNotFoundError(f"no config '{name}' in {_CONFIG_DIR}; there are: {', '.join(known)}")
+
+
+def set_key(cfg: CN, key: str, value: Any) -> None:
+    """Set ``cfg.<key>`` in place, also where the config is frozen (and then stays so)."""
+    frozen = cfg.is_frozen()
+    cfg.defrost()
+    *path, last = key.split(".")
+    node = cfg
+    for name in path:
+        node = node[name]
+    node[last] = value
+    if frozen:
+        cfg.freeze()
 
 
 def _add_model(cfg: CN) -> None:

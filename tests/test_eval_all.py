@@ -16,11 +16,11 @@ from detectron2.modeling import build_model
 
 from tdos_d2.data import read_label
 from tdos_d2.engine import TDOSCheckpointer, check, load_config
-from tdos_d2.engine.setup import resolve_from_checkpoint
 from tdos_d2.errors import UserError
 from tdos_d2.evaluation import evaluate_scores
 from tdos_d2.evaluation.operating_point import load_operating_point
 from tdos_d2.evaluation.score_files import find_score_files, read_score
+from tdos_d2.loading.config_files import resolve_from_checkpoint
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """

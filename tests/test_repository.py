@@ -26,6 +26,20 @@ runpy.run_path("setup.py")
 """
 # The pure-Python Detectron2 lacks the first; the second needs a module that setuptools dropped.
 FORBIDDEN = ("detectron2._C", "detectron2.model_zoo")
+# From the bottom up: imports run downwards only, and not between the parts of one line.
+LAYERS = """
+    labels config files errors cache
+    ood_words data visualization
+    modeling
+    tdos
+    loading
+    evaluation
+    engine
+    inference
+    __init__ commands train_net tools datasets examples tests
+"""
+LAYER = {part: i for i, line in enumerate(LAYERS.strip().splitlines()) for part in line.split()}
+TOP = ("tdos_d2", "train_net", "tools", "datasets", "examples", "tests")
 COMMANDS = [
     *ROOT.glob("train_net.py"),
     *sorted((ROOT / "tools").glob("*.py")),
@@ -53,6 +67,51 @@ def imported(source: str) -> set[str]:
             names.add(node.module)
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
     return names
+
+
+def module_file(module: str) -> bool:
+    path = ROOT.joinpath(*module.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def modules_imported(path: Path, source: str) -> set[str]:
+    """Modules of this repository that a file imports, wherever in it and however written."""
+    package = path.relative_to(ROOT).parent.parts
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                whole = f"{base}.{alias.name}"
+                # The version is no part of any layer.
+                if whole != "tdos_d2.__version__":
+                    found.add(whole if module_file(whole) else base)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = ast.unparse(node.func).rpartition(".")[2]
+            if called in ("import_module", "__import__"):
+                found.add(str(node.args[0].value))
+    return {module for module in found if module.split(".")[0] in TOP}
+
+
+def unit(module: str) -> str:
+    """The part of the repository that a module belongs to: a line's word in ``LAYERS``."""
+    top, _, rest = module.partition(".")
+    return rest.partition(".")[0] or "__init__" if top == "tdos_d2" else top
+
+
+def upward_imports(path: Path, source: str) -> list[str]:
+    own = unit(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    found = []
+    for module in sorted(modules_imported(path, source)):
+        other = unit(module)
+        lower, upper = LAYER[other], LAYER[own]
+        # Only the modules of the bottom are so small that they may use each other.
+        if other != own and (lower > upper or lower == upper > 0):
+            found.append(module)
+    return found
 
 
 def forbidden_imports(source: str) -> list[str]:
@@ -102,6 +161,29 @@ def test_no_json_holds_nan() -> None:
     sources = [path for path in SOURCES if ROOT / "tests" not in path.parents]
     found = {name(path): json_with_nan(path.read_text()) for path in sources}
     assert {k: v for k, v in found.items() if v} == {}
+
+
+def test_imports_run_downwards() -> None:
+    checked = [p for p in SOURCES if p.parts[len(ROOT.parts)] not in ("tests", "setup.py")]
+    found = {name(p): upward_imports(p, p.read_text()) for p in checked}
+    assert {k: v for k, v in found.items() if v} == {}
+
+
+@pytest.mark.parametrize(
+    "path, code, found",
+    [
+        ("data/build.py", "from ..modeling import merge", ["tdos_d2.modeling.merge"]),
+        ("data/build.py", "def f():\n    from .. import engine", ["tdos_d2.engine"]),
+        ("data/verify/x.py", "from ...visualization import x", ["tdos_d2.visualization"]),
+        ("ood_words/x.py", "import tdos_d2.data", ["tdos_d2.data"]),
+        ("modeling/x.py", "from .. import get_config_file", ["tdos_d2"]),
+        ("engine/x.py", "import_module('tdos_d2.inference')", ["tdos_d2.inference"]),
+        ("engine/x.py", "from .. import __version__, evaluation, tdos\nimport cv2", []),
+        ("engine/x.py", "from . import launch\nfrom ..files import atomic_write", []),
+    ],
+)
+def test_an_import_that_runs_upwards_is_found(path: str, code: str, found: list[str]) -> None:
+    assert upward_imports(ROOT / "tdos_d2" / path, code) == found
 
 
 def test_every_module_is_in_a_package() -> None:

@@ -19,7 +19,7 @@ SOURCES = ["setup.py", "pyproject.toml", "README.md", "LICENSE", "tdos_d2", "con
 USE = """
 import tdos_d2
 from tdos_d2.engine import load_config
-from tdos_d2.prompts import load_groups
+from tdos_d2.ood_words import load_groups
 print(tdos_d2.__file__)
 print(tdos_d2.get_config_file("tdos_vitb.yaml"))
 print(load_config("configs/camvid/tdos_tiny.yaml").MODEL.META_ARCHITECTURE)
@@ -108,7 +108,7 @@ def test_nothing_is_lost_and_nothing_strays(installed):
     assert {p.relative_to(configs) for p in configs.rglob("*.yaml")} == given
     there = {p.relative_to(installed) for p in (installed / "tdos_d2").rglob("*.py")}
     assert {p.relative_to(ROOT) for p in (ROOT / "tdos_d2").rglob("*.py")} == there
-    assert (installed / "tdos_d2" / "prompts" / "WORDNET_LICENSE").is_file()
+    assert (installed / "tdos_d2" / "ood_words" / "WORDNET_LICENSE").is_file()
     (info,) = installed.glob("tdos_d2-*.dist-info")
     assert list(info.rglob("LICENSE"))
     assert {p.name for p in installed.iterdir()} <= {"tdos_d2", info.name, "bin"}

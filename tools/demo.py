@@ -41,10 +41,10 @@ from tdos_d2.engine import (
     launch_job,
     load_config,
 )
-from tdos_d2.engine.command import main as train_and_test
+from tdos_d2.engine.train_command import main as train_and_test
 from tdos_d2.evaluation import evaluate_scores
 from tdos_d2.evaluation.tables import to_json
-from tdos_d2.inference.drawing import Panel, contact_sheet, palette
+from tdos_d2.visualization.drawing import Panel, contact_sheet, palette
 
 COUNTED, SHOWN = "demo_ood", "demo_ood_hard"
 SHEET = {"animal": 2, "sofa": 2, "barrel": 2, "ladder": 1, "tyre": 1}

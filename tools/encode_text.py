@@ -28,8 +28,8 @@ def main(args: argparse.Namespace) -> None:
     from tdos_d2.errors import UserError
     from tdos_d2.files import atomic_write
     from tdos_d2.modeling.clip import TextTower, build_clip
-    from tdos_d2.prompts import TextEncoder
-    from tdos_d2.prompts.prototypes import embed_words
+    from tdos_d2.modeling.text import TextEncoder
+    from tdos_d2.ood_words.prototypes import embed_words
 
     output = Path(args.output)
     if output.suffix != ".npz" or not output.parent.is_dir():
@@ -54,7 +54,7 @@ def read_words(given: str) -> list[str]:
         UserError: there is no such list or file, or it cannot be read.
     """
     from tdos_d2.errors import UserError
-    from tdos_d2.prompts import load_groups
+    from tdos_d2.ood_words import load_groups
 
     path = Path(given).expanduser()
     if path.suffix == ".json" or not path.is_file():

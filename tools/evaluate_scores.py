@@ -42,7 +42,7 @@ from tdos_d2.evaluation.score_files import find_score_files, read_score
 from tdos_d2.evaluation.tables import FORMATS, format_rows, to_json
 
 if TYPE_CHECKING:  # it needs Detectron2, which --help does not
-    from tdos_d2.inference.sections import Evaluated
+    from tdos_d2.evaluation.report.sections import Evaluated
 
 
 class Counter:
@@ -63,7 +63,7 @@ def run() -> None:
 
     from tdos_d2.data import get_dicts, register_from_file
     from tdos_d2.errors import UserError
-    from tdos_d2.inference.report import prepare_folder
+    from tdos_d2.evaluation.report.page import prepare_folder
 
     args = _parser().parse_args()
     if args.register:
@@ -129,7 +129,7 @@ def _evaluate(
     records: Sequence[Mapping[str, Any]],
     sizes: tuple[int, int],
 ) -> None:
-    from tdos_d2.inference.sections import Evaluated
+    from tdos_d2.evaluation.report.sections import Evaluated
 
     count = Counter(spool)
     pixels = pixel_metrics(count, args.dataset)
@@ -179,8 +179,8 @@ def _write_pictures(
     row: Mapping[str, Any],
 ) -> None:
     """The overlays and the report that were asked for; the latter shows ``row`` as its table."""
-    from tdos_d2.inference.report import write_report
-    from tdos_d2.inference.sections import Exchange, Look, make_section, write_overlays
+    from tdos_d2.evaluation.report.page import write_report
+    from tdos_d2.evaluation.report.sections import Exchange, Look, make_section, write_overlays
 
     ends = central_range(count.bins, count.counts)
     look = Look(Path(args.scores).resolve().name, pixels.threshold, *ends, args.strict)

@@ -32,8 +32,8 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
+from tdos_d2.config import set_key
 from tdos_d2.engine import exit_with_one_line, load_config
-from tdos_d2.engine.seeding import set_key
 from tdos_d2.errors import UserError
 from tdos_d2.evaluation.tables import to_json
 from tdos_d2.files import atomic_write

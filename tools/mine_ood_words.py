@@ -25,8 +25,9 @@ EXAMPLES = """examples:
 def main(args: argparse.Namespace) -> None:
     """Mine, write, say what is in the file."""
     from tdos_d2.errors import UserError
-    from tdos_d2.prompts.build import build_groups
-    from tdos_d2.prompts.wordnet import open_wordnet
+    from tdos_d2.modeling.clip import tokenize
+    from tdos_d2.ood_words.grouping import build_groups
+    from tdos_d2.ood_words.wordnet import open_wordnet
 
     output = Path(args.output)
     if not output.parent.is_dir():
@@ -41,6 +42,7 @@ def main(args: argparse.Namespace) -> None:
             distance=args.distance,
             senses=_senses(args.sense),
             drop=args.drop,
+            tokenize=tokenize,
             encode=encode,
             template=args.template,
             quantile=args.quantile,
@@ -56,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
 def _class_names(dataset: str) -> list[str]:
     from detectron2.data import MetadataCatalog
 
-    from tdos_d2.data.checks import check_registered
+    from tdos_d2.data.verify.quick import check_registered
     from tdos_d2.errors import UserError
 
     check_registered(dataset)
@@ -81,7 +83,7 @@ def _senses(given: list[str]) -> dict[str, list[str]]:
 def _text_encoder(args: argparse.Namespace):
     from tdos_d2.errors import UserError
     from tdos_d2.modeling.clip import TextTower, build_clip
-    from tdos_d2.prompts import TextEncoder
+    from tdos_d2.modeling.text import TextEncoder
 
     if not args.clip_weights:
         raise UserError("--distance clip needs --clip-weights: random weights know no distances")

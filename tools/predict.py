@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tdos_d2.engine import exit_with_one_line
-from tdos_d2.inference.command import run
+from tdos_d2.inference.predict_command import run
 
 if __name__ == "__main__":
     exit_with_one_line(run)

@@ -28,11 +28,11 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
+from tdos_d2.config import set_key
 from tdos_d2.data import build_train_loader, check_classes, check_dataset, class_names
 from tdos_d2.engine import exit_with_one_line, load_config
-from tdos_d2.engine.seeding import set_key
 from tdos_d2.errors import UserError
-from tdos_d2.inference.drawing import palette, sample_sheet
+from tdos_d2.visualization.drawing import palette, sample_sheet
 
 PER_SHEET = 12
 

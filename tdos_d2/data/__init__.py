@@ -1,21 +1,10 @@
 """Data sets, their files, the mapper and the loaders. Importing it registers the built-in sets."""
 
-from tdos_d2.data.build import build_test_loader, build_train_loader
-from tdos_d2.data.checks import (
-    check_classes,
-    check_dataset,
-    class_names,
-    get_dicts,
-    present_datasets,
-)
-from tdos_d2.data.dataset_mapper import TDOSDatasetMapper
-from tdos_d2.data.datasets import (
-    MissingDatasetError,
-    data_root,
-    register_from_file,
-    register_ood_dataset,
-)
-from tdos_d2.data.reading import read_image, read_label
+from .build import build_test_loader, build_train_loader
+from .dataset_mapper import TDOSDatasetMapper
+from .datasets import MissingDatasetError, data_root, register_from_file, register_ood_dataset
+from .reading import read_image, read_label
+from .verify.quick import check_classes, check_dataset, class_names, get_dicts, present_datasets
 
 __all__ = [
     "MissingDatasetError",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from detectron2.data import transforms as T
 
-from tdos_d2.data.reading import IGNORE
+from .reading import IGNORE
 
 # fvcore makes a tensor of the read-only array that Pillow gives, and does not write to it.
 warnings.filterwarnings("ignore", "The given NumPy array is not writable", module="fvcore")

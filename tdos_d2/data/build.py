@@ -15,12 +15,12 @@ from detectron2.data.common import ToIterableDataset
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from tdos_d2.data.checks import check_classes, check_train_weights, class_names, get_dicts
-from tdos_d2.data.class_statistics import class_statistics, statistics_cache
-from tdos_d2.data.dataset_mapper import TDOSDatasetMapper
-from tdos_d2.data.rare_class import RareClassDataset
-from tdos_d2.data.samplers import MixedDataset, PositionalDataset, PositionSampler, Seed
-from tdos_d2.errors import UserError
+from ..errors import UserError
+from .class_statistics import class_statistics, statistics_cache
+from .dataset_mapper import TDOSDatasetMapper
+from .rare_class import RareClassDataset
+from .samplers import MixedDataset, PositionalDataset, PositionSampler, Seed
+from .verify.quick import check_classes, check_train_weights, class_names, get_dicts
 
 
 def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:

@@ -14,11 +14,11 @@ import numpy as np
 from detectron2.data.catalog import Metadata
 from detectron2.utils.file_io import PathManager
 
-from tdos_d2.cache import cache_root
-from tdos_d2.data.reading import read_label, value_table
-from tdos_d2.data.threads import in_threads
-from tdos_d2.errors import UserError
-from tdos_d2.files import atomic_write
+from ..cache import cache_root
+from ..errors import UserError
+from ..files import atomic_write
+from .reading import read_label, value_table
+from .threads import in_threads
 
 
 def class_statistics(

@@ -13,8 +13,8 @@ import numpy as np
 from detectron2.data import DatasetFromList
 from pycocotools import mask as coco_mask
 
-from tdos_d2.data.reading import read_image
-from tdos_d2.errors import UserError
+from ..errors import UserError
+from .reading import read_image
 
 _FIELDS = ("file", "category", "bbox", "segmentation")
 # A small photograph made larger than this looks like nothing else in the image.

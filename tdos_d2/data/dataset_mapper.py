@@ -16,12 +16,12 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
-from tdos_d2.data.augmentation import build_train_augmentations, pad
-from tdos_d2.data.checks import check_registered
-from tdos_d2.data.ood_paste import OODPaste, build_ood_paste
-from tdos_d2.data.reading import check_same_size, read_image, read_label
-from tdos_d2.data.samplers import sample_randomness
-from tdos_d2.errors import UserError
+from ..errors import UserError
+from .augmentation import build_train_augmentations, pad
+from .ood_paste import OODPaste, build_ood_paste
+from .reading import check_same_size, read_image, read_label
+from .samplers import sample_randomness
+from .verify.quick import check_registered
 
 _RARE_CLASS_TRIES = 10
 

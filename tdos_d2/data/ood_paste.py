@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 from detectron2.config import CfgNode
 
-from tdos_d2.data.checks import class_names
-from tdos_d2.data.coco_objects import CocoSource
-from tdos_d2.data.datasets import data_root
-from tdos_d2.data.reading import IGNORE
-from tdos_d2.data.shapes import ShapeSource
-from tdos_d2.errors import UserError
+from ..errors import UserError
+from .coco_objects import CocoSource
+from .datasets import data_root
+from .reading import IGNORE
+from .shapes import ShapeSource
+from .verify.quick import class_names
 
 
 class ObjectSource(Protocol):

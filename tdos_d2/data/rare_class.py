@@ -11,7 +11,7 @@ import numpy as np
 from detectron2.data import DatasetFromList
 from torch.utils.data import Dataset
 
-from tdos_d2.data.samplers import RARE_CLASS, Seed
+from .samplers import RARE_CLASS, Seed
 
 
 class RareClassDataset(Dataset):

@@ -10,9 +10,9 @@ from detectron2.data.catalog import Metadata
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from tdos_d2.errors import UserError
-from tdos_d2.files import decode_image, open_with
-from tdos_d2.files import image_size as size_of_image
+from ..errors import UserError
+from ..files import decode_image, open_with
+from ..files import image_size as size_of_image
 
 IGNORE = 255
 _UNDECLARED = -1

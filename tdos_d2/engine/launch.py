@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..errors import UserError
-from .setup import register_datasets
+from ..loading.config_files import register_datasets
 
 _MARK = "UserError: "
 # Ends of tracebacks that users can do something about.

@@ -12,13 +12,13 @@ from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
+from ..config import set_key
+from ..loading.checkpoint import TDOSCheckpointer
+from ..loading.config_files import local_weights
 from ..modeling.clip import missing_weights_file
-from ..prompts import load_groups
+from ..ood_words import load_groups
 from ..tdos import TDOS
-from .checkpoint import TDOSCheckpointer
 from .preflight import check_model
-from .seeding import set_key
-from .setup import local_weights
 
 RANDOM = "random"
 

@@ -13,23 +13,28 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
-from ..data.checks import check_classes, check_dataset, check_train_weights, present_datasets
+from ..config import set_key
 from ..data.dataset_mapper import test_sizes
 from ..data.ood_paste import CHOICES as PASTE_SOURCES
 from ..data.ood_paste import build_ood_paste
+from ..data.verify.quick import check_classes, check_dataset, check_train_weights, present_datasets
 from ..errors import UserError
 from ..evaluation.evaluators import check_export
 from ..evaluation.score_files import import_h5py
 from ..evaluation.submission import FORMATS as SUBMISSION_FORMATS
+from ..loading.config_files import (
+    local_weights,
+    resolve_from_checkpoint,
+    resume_file,
+    use_cpu_without_gpu,
+)
 from ..modeling.backbone import NECKS, check_encoder
 from ..modeling.build import PROMPT_STARTS
 from ..modeling.clip import check_weights_file
 from ..modeling.merge import CLASS_MERGE_RULES, MERGE_RULES
 from ..modeling.scores import SCORES, check_score
 from ..modeling.semantic_augmentation import REGIONS
-from ..prompts import load_groups
-from .seeding import set_key
-from .setup import local_weights, resolve_from_checkpoint, resume_file, use_cpu_without_gpu
+from ..ood_words import load_groups
 
 _POSITIVE = (
     "SOLVER.MAX_ITER",

@@ -18,9 +18,9 @@ from detectron2.utils import comm
 
 from ..errors import UserError
 from ..evaluation.operating_point import save_operating_point
+from ..evaluation.report.page import write_report
 from ..evaluation.tables import format_rows, results_rows, to_json
 from ..files import atomic_write
-from ..inference.report import write_report
 
 logger = logging.getLogger(__name__)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
+
+from ..config import set_key
 
 
 def settle_seed(cfg: CfgNode) -> bool:
@@ -24,19 +25,6 @@ def settle_seed(cfg: CfgNode) -> bool:
         seed = comm.all_gather(own)[0]
     set_key(cfg, "SEED", seed)
     return drawn
-
-
-def set_key(cfg: CfgNode, key: str, value: Any) -> None:
-    """Set ``cfg.<key>`` in place, also where the config is frozen (and then stays so)."""
-    frozen = cfg.is_frozen()
-    cfg.defrost()
-    *path, last = key.split(".")
-    node = cfg
-    for name in path:
-        node = node[name]
-    node[last] = value
-    if frozen:
-        cfg.freeze()
 
 
 def seed_iteration(seed: int, iteration: int, rank: int) -> None:

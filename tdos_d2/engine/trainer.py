@@ -26,15 +26,16 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch.nn.parallel import DistributedDataParallel
 
+from ..config import set_key
 from ..data import build_test_loader, build_train_loader
 from ..errors import UserError
 from ..evaluation import build_evaluator
+from ..evaluation.picture_evaluator import PictureEvaluator
+from ..loading.checkpoint import TDOSCheckpointer
 from ..modeling.test_time_augmentation import SemanticSegmentorWithTTA
-from .checkpoint import TDOSCheckpointer
 from .optimizer import build_lr_scheduler, build_optimizer
-from .pictures import PictureEvaluator
 from .results import by_dataset, keep_operating_point, report_results, verify, write_results
-from .seeding import SeededBatches, set_key, settle_seed
+from .seeding import SeededBatches, settle_seed
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,8 @@ import cv2
 import numpy as np
 
 from ..errors import UserError
-from .frames import OOD, VOID, Frame
+from ..labels import OOD, VOID
+from .frames import Frame
 
 # Smallest predicted and true component in pixels, for frames of 1280x720 and larger.
 PROTOCOLS = {"anomaly": (500, 100), "obstacle": (50, 10)}

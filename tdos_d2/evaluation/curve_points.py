@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .frames import KNOWN, OOD, Frame
+from ..labels import KNOWN, OOD
+from .frames import Frame
 from .pixel_metrics import KeyBins
 
 # Points of a curve: more than the pixels of a figure.

@@ -12,10 +12,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from ..errors import UserError
-from ..inference.sections import Section
 from .ood_evaluator import OODEvaluator
 from .operating_point import OperatingPoint
-from .overlay_writer import OverlayWriter
+from .report.overlays import OverlayWriter
+from .report.sections import Section
 from .sem_seg_evaluator import SemSegEvaluator
 from .submission import FORMATS
 from .submission_writer import SubmissionWriter

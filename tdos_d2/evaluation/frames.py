@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import UserError
-
-KNOWN, OOD, VOID = 0, 1, 255
+from ..labels import KNOWN, OOD, VOID
 
 
 class Frame(NamedTuple):

@@ -16,7 +16,6 @@ from detectron2.utils import comm
 
 from ..data import get_dicts, read_label
 from ..errors import UserError
-from ..inference.sections import Evaluated, Exchange, Look, Section, make_section, write_overlays
 from .component_metrics import (
     ComponentScores,
     component_sizes,
@@ -28,6 +27,7 @@ from .dataset_metrics import all_metrics
 from .frames import Spool, check_frame
 from .operating_point import OperatingPoint
 from .pixel_metrics import KeyBins, PixelMetrics, count_pixels, pixel_metrics
+from .report.sections import Evaluated, Exchange, Look, Section, make_section, write_overlays
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,9 @@ from functools import partial
 
 import numpy as np
 
+from ..labels import KNOWN, OOD, VOID
 from .component_metrics import ComponentScores, component_metrics
-from .frames import KNOWN, OOD, VOID, Frame
+from .frames import Frame
 from .pixel_metrics import count_pixels, pixel_metrics
 
 

@@ -23,7 +23,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import UserError
-from .frames import KNOWN, OOD, Frame
+from ..labels import KNOWN, OOD
+from .frames import Frame
 
 logger = logging.getLogger(__name__)
 

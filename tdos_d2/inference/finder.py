@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from .drawing import score_picture, segmentation_picture
+from ..visualization.drawing import score_picture, segmentation_picture
 from .objects import OODObject, default_min_area, find_objects, region_means
 from .predictor import OODPredictor
 from .score_units import score_range
@@ -137,7 +137,7 @@ class Finder:
         names = self.predictor.class_names
         entries = record["objects"] or []
         tags = [
-            (item, " ".join(filter(None, [str(entry["id"]), entry.get("word")])))
+            (item.box, " ".join(filter(None, [str(entry["id"]), entry.get("word")])))
             for item, entry in zip(objects, entries, strict=True)
         ]
         title = f"OOD score ({self.predictor.score}{', words' if self.combine else ''})"

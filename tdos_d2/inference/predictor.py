@@ -15,13 +15,13 @@ from detectron2.modeling import build_model
 from torch import Tensor
 
 from ..data import TDOSDatasetMapper
-from ..engine.checkpoint import TDOSCheckpointer
 from ..engine.preflight import check_model
-from ..engine.setup import local_weights
 from ..errors import UserError
 from ..evaluation.frames import check_finite
 from ..evaluation.operating_point import OperatingPoint, load_operating_point
-from ..prompts import load_groups
+from ..loading.checkpoint import TDOSCheckpointer
+from ..loading.config_files import local_weights
+from ..ood_words import load_groups
 from .score_units import chance_as_score
 from .words import WordEmbeddings, split_words
 

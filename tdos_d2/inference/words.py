@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from ..modeling.text import FixedText, PromptedText, read_embeddings
-from ..prompts import TextEncoder
-from ..prompts.prototypes import embed_words
+from ..modeling.text import FixedText, PromptedText, TextEncoder, read_embeddings
+from ..ood_words.prototypes import embed_words
 
 
 def split_words(words: str | Sequence[str]) -> list[str]:

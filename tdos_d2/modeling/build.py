@@ -9,12 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..prompts import TextEncoder, load_groups, prototypes
+from ..ood_words import load_groups, prototypes
 from .backbone import CLIPImageEncoder
 from .clip import TextTower, build_clip
 from .regularization import LanguageLoss, Regularization, VisionLoss
 from .semantic_augmentation import SemanticAugmentation
-from .text import FixedText, PromptedText
+from .text import FixedText, PromptedText, TextEncoder
 
 logger = logging.getLogger(__name__)
 

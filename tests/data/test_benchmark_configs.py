@@ -8,7 +8,7 @@ from layouts import write_image
 
 from tdos_d2 import get_config_file
 from tdos_d2.data import TDOSDatasetMapper, register_ood_dataset
-from tdos_d2.data.checks import check_classes, check_registered
+from tdos_d2.data.verify.quick import check_classes, check_registered
 from tdos_d2.engine import load_config
 from tdos_d2.errors import UserError
 

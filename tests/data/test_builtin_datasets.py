@@ -17,7 +17,7 @@ from tdos_d2.data import (
     read_image,
     read_label,
 )
-from tdos_d2.data.checks import check_classes
+from tdos_d2.data.verify.quick import check_classes
 from tdos_d2.errors import UserError
 
 

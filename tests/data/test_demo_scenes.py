@@ -12,9 +12,9 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 import tdos_d2.data  # noqa: F401 (registers the data sets)
-from tdos_d2.data.demo_objects import KINDS
-from tdos_d2.data.demo_scenes import render_scene
-from tdos_d2.data.demo_street import CLASSES, OOD
+from tdos_d2.data.demo_scenes.objects import KINDS
+from tdos_d2.data.demo_scenes.scenes import render_scene
+from tdos_d2.data.demo_scenes.street import CLASSES, OOD
 from tdos_d2.errors import UserError
 
 
@@ -119,7 +119,7 @@ def test_training_split_is_made_once_and_always_the_same(cache, tmp_path, monkey
 
 def test_scenes_do_not_depend_on_the_processes_that_draw_them(cache, tmp_path, monkeypatch):
     alone = DatasetCatalog.get("demo_val")
-    monkeypatch.setattr("tdos_d2.data.datasets.demo._SCENES_PER_WORKER", 20)
+    monkeypatch.setattr("tdos_d2.data.demo_scenes.dataset._SCENES_PER_WORKER", 20)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.setenv("TDOS_CACHE", str(tmp_path))
     state = torch.get_rng_state()
@@ -132,7 +132,7 @@ def test_scenes_do_not_depend_on_the_processes_that_draw_them(cache, tmp_path, m
 
 def test_loses_a_race_gracefully(tmp_path, monkeypatch):
     """Another process finishes the same split while this one draws it."""
-    from tdos_d2.data.datasets import demo
+    from tdos_d2.data.demo_scenes.scenes import dataset as demo
 
     monkeypatch.setenv("TDOS_CACHE", str(tmp_path))
 

@@ -13,13 +13,9 @@ import numpy as np
 import pytest
 from layouts import picture, stripes, write_image
 
-from tdos_d2.data import (
-    MissingDatasetError,
-    get_dicts,
-    register_ood_dataset,
-    verification,
-)
-from tdos_d2.data.verification import Expected, verify_dataset
+from tdos_d2.data import MissingDatasetError, get_dicts, register_ood_dataset
+from tdos_d2.data.verify import report as verification
+from tdos_d2.data.verify.report import Expected, verify_dataset
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.getenv("TDOS_TEST_DATA", ROOT.parent / "shared" / "data"))

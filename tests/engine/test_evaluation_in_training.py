@@ -15,7 +15,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from tdos_d2.engine import command
+from tdos_d2.engine import train_command as command
 from tdos_d2.engine.launch import launch_job
 
 FRAMES = 5  # not the same number for two processes

@@ -10,9 +10,10 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from tdos_d2.engine import check, command, exit_with_one_line, load_config
-from tdos_d2.engine.checkpoint import TDOSCheckpointer
+from tdos_d2.engine import check, exit_with_one_line, load_config
+from tdos_d2.engine import train_command as command
 from tdos_d2.errors import UserError
+from tdos_d2.loading.checkpoint import TDOSCheckpointer
 
 ROOT = Path(__file__).parents[2]
 ARGS = {"num_gpus": 1, "num_machines": 1, "resume": False, "eval_only": False}

@@ -12,7 +12,7 @@ import pytest
 from tiny_wordnet import write_wordnet
 
 from tdos_d2.errors import UserError
-from tdos_d2.prompts import load_groups
+from tdos_d2.ood_words import load_groups
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -21,8 +21,8 @@ from tdos_d2.engine.launch import exit_with_one_line
 from tdos_d2.errors import UserError
 from tdos_d2.evaluation.operating_point import OperatingPoint, save_operating_point
 from tdos_d2.inference import OODPredictor
-from tdos_d2.inference.command import parser, run
 from tdos_d2.inference.files import video_files
+from tdos_d2.inference.predict_command import parser, run
 from tdos_d2.tdos import TDOS
 
 PICTURES = ["raw.png", "score.png", "segmentation.png"]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tdos_d2.engine import load_config
-from tdos_d2.inference.drawing import OOD_COLOUR, VOID_COLOUR, overlay
+from tdos_d2.visualization.drawing import OOD_COLOUR, VOID_COLOUR, overlay
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = str(ROOT / "configs" / "demo.yaml")

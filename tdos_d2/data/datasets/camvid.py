@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tdos_d2.data.datasets.folder import BuiltinFolder, ImageFolder, register_folder
-from tdos_d2.data.datasets.ood import ood_metadata
-from tdos_d2.data.reading import IGNORE
+from ..reading import IGNORE
+from .folder import BuiltinFolder, ImageFolder, register_folder
+from .ood import ood_metadata
 
 # name and colour of the train ids 0..10
 CAMVID_CLASSES = {

@@ -8,14 +8,9 @@ import os
 from detectron2.data.catalog import Metadata
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 
-from tdos_d2.data.datasets.folder import (
-    BuiltinFolder,
-    ImageFolder,
-    MissingDatasetError,
-    register_folder,
-)
-from tdos_d2.data.reading import IGNORE
-from tdos_d2.errors import UserError
+from ...errors import UserError
+from ..reading import IGNORE
+from .folder import BuiltinFolder, ImageFolder, MissingDatasetError, register_folder
 
 _IMAGE_END = "leftImg8bit.png"
 _LABEL_END = "gtFine_labelTrainIds.png"

@@ -15,8 +15,8 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from tdos_d2.data.reading import image_size
-from tdos_d2.errors import UserError
+from ...errors import UserError
+from ..reading import image_size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 

@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from tdos_d2.data.datasets.folder import BuiltinFolder, ImageFolder, register_folder
-from tdos_d2.data.reading import IGNORE
-from tdos_d2.errors import UserError
+from ...errors import UserError
+from ..reading import IGNORE
+from .folder import BuiltinFolder, ImageFolder, register_folder
 
 PROTOCOLS = ("anomaly", "obstacle")
 

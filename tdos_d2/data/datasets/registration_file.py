@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from detectron2.data import DatasetCatalog
 
-from tdos_d2.data.datasets.ood import register_ood_dataset
-from tdos_d2.errors import UserError
+from ...errors import UserError
+from .ood import register_ood_dataset
 
 _PATHS = ("image_root", "label_root", "region_mask")
 _NEEDED = ("name", "image_root", "label_root")

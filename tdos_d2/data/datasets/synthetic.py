@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tdos_d2.data.datasets.cityscapes import CITYSCAPES_CLASSES
-from tdos_d2.data.datasets.folder import BuiltinFolder, ImageFolder, register_folder
-from tdos_d2.data.reading import IGNORE
+from ..reading import IGNORE
+from .cityscapes import CITYSCAPES_CLASSES
+from .folder import BuiltinFolder, ImageFolder, register_folder
 
 # name -> folder that datasets/prepare_gta.py and prepare_synthia.py write
 _FOLDERS = {"gta_train": "gta_trainids", "synthia_train": "synthia_trainids"}

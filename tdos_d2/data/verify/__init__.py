@@ -1,0 +1,1 @@
+"""What is wrong with a data set: quick checks before training, and a full report."""

@@ -1,0 +1,177 @@
+"""Finding out what is wrong with data sets before a run starts."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+from ...errors import UserError
+from ..datasets.cityscapes import cityscapes_frames, is_cityscapes
+from ..datasets.folder import MissingDatasetError, check_labels_exist
+from ..reading import check_same_size, read_image, read_label
+from ..samplers import MIN_SHARE
+
+# Frames of a set that are read to see whether their files are what they should be.
+_FRAMES_READ = 3
+
+
+def get_dicts(name: str) -> list[dict[str, Any]]:
+    """Dataset dicts of a registered set: ``DatasetCatalog.get`` with errors for users.
+
+    Raises:
+        MissingDatasetError: the set is not on disk.
+        UserError: the name is unknown, or the set is empty or incomplete.
+    """
+    check_registered(name)
+    metadata = MetadataCatalog.get(name)
+    if is_cityscapes(metadata):
+        cityscapes_frames(metadata)
+    try:
+        dicts = DatasetCatalog.get(name)
+    except FileNotFoundError as error:
+        missing = error.filename or error
+        raise MissingDatasetError(f"dataset '{name}': no file or folder {missing}") from error
+    except (AssertionError, OSError) as error:  # the kinds that Detectron2's own loaders raise
+        cause = " ".join(str(error).split())
+        raise UserError(f"dataset '{name}' cannot be loaded: {cause}") from error
+    if not dicts:
+        raise UserError(f"dataset '{name}' is empty")
+    return dicts
+
+
+def check_registered(name: str) -> None:
+    """Raise UserError, with names that look alike, if no data set has this name."""
+    if name in DatasetCatalog:
+        return
+    close = difflib.get_close_matches(name, DatasetCatalog.keys(), n=3)
+    hint = f", did you mean {' or '.join(close)}?" if close else ""
+    raise UserError(
+        f"unknown dataset '{name}'{hint} (register your own before: a test set with "
+        "tdos_d2.data.register_ood_dataset, any with Detectron2's DatasetCatalog)"
+    )
+
+
+def class_names(cfg: CfgNode) -> list[str]:
+    """Names of the K known classes: ``MODEL.TDOS.CLASS_NAMES``, or those of the training set.
+
+    Raises:
+        UserError: there are none, or too many for a label of 8 bits.
+    """
+    names = list(cfg.MODEL.TDOS.CLASS_NAMES) or _train_class_names(cfg)
+    if len(names) > 254:  # 255 is ignored and K is OOD
+        raise UserError(f"at most 254 classes are possible, got {len(names)}")
+    return names
+
+
+def check_classes(cfg: CfgNode) -> None:
+    """Raise UserError if the sets in ``DATASETS.TRAIN`` and the model disagree on the classes."""
+    own = _train_class_names(cfg)
+    first, *others = cfg.DATASETS.TRAIN
+    for name in others:
+        check_registered(name)
+        if list(MetadataCatalog.get(name).get("stuff_classes", ())) != own:
+            raise UserError(f"datasets '{first}' and '{name}' in DATASETS.TRAIN differ in classes")
+    if len(class_names(cfg)) != len(own):
+        raise UserError(
+            f"MODEL.TDOS.CLASS_NAMES has {len(class_names(cfg))} names, but dataset '{first}' has "
+            f"{len(own)} classes"
+        )
+
+
+def check_train_weights(cfg: CfgNode) -> None:
+    """Raise UserError unless ``DATASETS.TRAIN_WEIGHTS`` is empty or fits ``DATASETS.TRAIN``."""
+    names, weights = cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS
+    if not weights:
+        return
+    if len(weights) != len(names):
+        raise UserError(
+            f"DATASETS.TRAIN_WEIGHTS has {len(weights)} weights, but DATASETS.TRAIN has "
+            f"{len(names)} names"
+        )
+    numbers = [w for w in weights if isinstance(w, (int, float)) and not isinstance(w, bool)]
+    if (
+        len(numbers) < len(weights)
+        or min(numbers) <= 0
+        or (min(numbers) < MIN_SHARE * sum(numbers))
+    ):
+        raise UserError(
+            f"DATASETS.TRAIN_WEIGHTS must be numbers, each above 0 and at least {MIN_SHARE} of "
+            f"their sum, got {list(weights)}"
+        )
+
+
+def check_dataset(name: str, training: bool) -> int:
+    """Check that a data set is complete, without reading more than its first frames.
+
+    All label files must exist; the first frames must be readable, have labels with declared values
+    only and of the size of their image.
+
+    Args:
+        name: a registered data set.
+        training: whether each image must have a label.
+
+    Returns:
+        number of frames.
+
+    Raises:
+        MissingDatasetError: the set is not on disk.
+        UserError: what is wrong with it.
+    """
+    check_registered(name)
+    metadata = MetadataCatalog.get(name)
+    # Detectron2's loader of Cityscapes takes seconds.
+    dicts = cityscapes_frames(metadata) if is_cityscapes(metadata) else get_dicts(name)
+    labelled = [record for record in dicts if "sem_seg_file_name" in record]
+    if training and len(labelled) < len(dicts):
+        raise UserError(f"dataset '{name}' has images without sem_seg_file_name: not for training")
+    lost = [record for record in dicts if not PathManager.isfile(record["file_name"])]
+    if lost:
+        raise UserError(
+            f"dataset '{name}': {len(lost)} image files are missing, first {lost[0]['file_name']}"
+        )
+    check_labels_exist(name, labelled)
+    for record in dicts[:_FRAMES_READ]:
+        image = read_image(record["file_name"])
+        if "sem_seg_file_name" in record:
+            path = record["sem_seg_file_name"]
+            label = read_label(path, metadata, record.get("region_mask_file_name"))
+            check_same_size(record["file_name"], image, path, label)
+    return len(dicts)
+
+
+def present_datasets(cfg: CfgNode) -> list[str]:
+    """Check the sets in ``DATASETS.TEST`` and give those that are on disk.
+
+    Raises:
+        UserError: a set is missing, unless ``TEST.MISSING`` is "skip" (one line in the log says
+            so), or there is something wrong with it.
+    """
+    if cfg.TEST.MISSING not in ("error", "skip"):
+        raise UserError(f"TEST.MISSING must be error or skip, got {cfg.TEST.MISSING!r}")
+    present = []
+    for name in cfg.DATASETS.TEST:
+        try:
+            check_dataset(name, training=False)
+        except MissingDatasetError as error:
+            if cfg.TEST.MISSING == "error":
+                raise
+            logging.getLogger(__name__).warning("Not tested: %s", error)
+        else:
+            present.append(name)
+    return present
+
+
+def _train_class_names(cfg: CfgNode) -> list[str]:
+    if not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN is empty: set it, or MODEL.TDOS.CLASS_NAMES")
+    name = cfg.DATASETS.TRAIN[0]
+    names = MetadataCatalog.get(name).get("stuff_classes")
+    if not names:
+        check_registered(name)
+        raise UserError(f"dataset '{name}': its metadata has no stuff_classes")
+    return list(names)

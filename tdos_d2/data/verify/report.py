@@ -1,0 +1,229 @@
+"""What a data set on disk is like, and where it is not what it should be."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.data.catalog import Metadata
+
+from ...errors import UserError
+from ..datasets.cityscapes import cityscapes_frames, is_cityscapes
+from ..datasets.folder import MissingDatasetError
+from ..reading import IGNORE, check_same_size, read_image, read_values, value_table
+from ..threads import in_threads
+from .quick import check_registered, get_dicts
+
+
+class Expected(NamedTuple):
+    """What the publishers of a set say of it; None = not known."""
+
+    frames: int | None = None
+    sizes: tuple[str, ...] | None = None  # "WxH"
+
+
+_LARGE, _WIDE, _CAMVID = ("2048x1024",), ("1920x1080",), ("480x360",)
+# The sets that are verified where no names are given. Label values are in the sets' metadata.
+EXPECTED = {
+    "cityscapes_fine_sem_seg_train": Expected(2975, _LARGE),
+    "cityscapes_fine_sem_seg_val": Expected(500, _LARGE),
+    "poc_cityscapes_coco_train": Expected(None, _LARGE),
+    "gta_train": Expected(),
+    "synthia_train": Expected(9400, ("1280x760",)),
+    "camvid_train": Expected(367, _CAMVID),
+    "camvid_val": Expected(101, _CAMVID),
+    "camvid_test": Expected(233, _CAMVID),
+    "camvid_ood": Expected(233, _CAMVID),
+    "fs_laf_val": Expected(100, _LARGE),
+    "fs_static_v1_val": Expected(30, _LARGE),
+    "fs_static_v2_val": Expected(30, _LARGE),
+    "fs_static_v3_val": Expected(30, _LARGE),
+    "smiyc_anomalytrack_val": Expected(10, ("1280x720", "2048x1024")),
+    "smiyc_anomalytrack_test": Expected(100, ("1280x720", "2048x1024")),
+    "smiyc_obstacletrack_val": Expected(30, _WIDE),
+    "smiyc_obstacletrack_test": Expected(327, _WIDE),
+    "road_anomaly": Expected(60, ("1280x720",)),
+    "laf_test": Expected(1186, _LARGE),
+    "laf_test_noknown": Expected(1043, _LARGE),
+}
+_ALIASES = {"fs_static_val": "fs_static_v2_val"}
+
+
+@dataclass
+class Report:
+    """What was found.
+
+    Attributes:
+        name: name of the set.
+        frames: number of images.
+        expected_frames: number there should be; None = not known.
+        sizes: number of images of each size "WxH".
+        values: pixels of each value in the label files, before translation and outside of the
+            region mask.
+        roles: what each of these values means: "known", "OOD", "void" or "undeclared".
+        masked: pixels under the region mask.
+        has_labels: False for a hidden test split.
+        without_anomaly: labels without an OOD pixel; None for sets that have no OOD labels. Some
+            official sets have such frames.
+        problems: what is not as it should be, one line each.
+    """
+
+    name: str
+    frames: int = 0
+    expected_frames: int | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
+    values: dict[int, int] = field(default_factory=dict)
+    roles: dict[int, str] = field(default_factory=dict)
+    masked: int = 0
+    has_labels: bool = True
+    without_anomaly: int | None = None
+    problems: list[str] = field(default_factory=list)
+
+    def percent(self, pixels: int) -> float:
+        """Share of so many pixels in all labels."""
+        return 100 * pixels / max(1, self.masked + sum(self.values.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for ``json.dump``, with percentages of pixels, and ``ok``: no problems."""
+        values = {
+            str(value): {"role": self.roles[value], "percent": self.percent(count)}
+            for value, count in self.values.items()
+        }
+        content = {**asdict(self), "values": values, "masked": self.percent(self.masked)}
+        del content["roles"]
+        return {**content, "ok": not self.problems}
+
+
+class _Frame(NamedTuple):
+    """What the files of one frame hold; None = not read, for a reason in ``errors``."""
+
+    size: str | None
+    counts: np.ndarray | None  # (256,) pixels per label value outside of the region mask
+    masked: int
+    errors: list[str]
+
+
+def verify_dataset(name: str, jobs: int | None = None) -> Report:
+    """Read every file of a registered set and compare what is there with what should be.
+
+    Args:
+        name: name of the set.
+        jobs: number of threads; None = number of CPU cores.
+
+    Raises:
+        MissingDatasetError: the set is not on disk.
+        UserError: there is no set of this name.
+    """
+    check_registered(name)
+    metadata = MetadataCatalog.get(name)
+    expected = EXPECTED.get(_ALIASES.get(name, name), Expected())
+    report = Report(name, expected_frames=expected.frames)
+    report.has_labels = metadata.get("has_labels", True)
+    try:
+        records = _records(name, metadata, report)
+        roles = _roles(metadata) if report.has_labels else []
+    except MissingDatasetError:
+        raise
+    except UserError as error:
+        report.problems.append(str(error))
+        return report
+    report.frames = len(records)
+    if expected.frames not in (None, report.frames):
+        report.problems.append(f"{report.frames} frames, {expected.frames} expected")
+    frames = in_threads(_read_frame, records, jobs, name, unit="frame", leave=False)
+    _summarise(report, frames)
+    _check_sizes(report, expected)
+    if report.has_labels:
+        _check_values(report, records, frames, roles)
+    return report
+
+
+def _records(name: str, metadata: Metadata, report: Report) -> list[dict[str, Any]]:
+    """The frames of the set; labels that belong to none go into the report."""
+    folder = metadata.get("folder")
+    if folder is None:
+        return cityscapes_frames(metadata) if is_cityscapes(metadata) else get_dicts(name)
+    folder = folder.locate(name)
+    records = folder.frames(name)
+    report.problems += [f"label without image: {path}" for path in folder.stray_labels()]
+    return records
+
+
+def _roles(metadata: Metadata) -> list[str]:
+    """What each of the 256 values of a label file means."""
+    if metadata.get("evaluator_type") == "ood":
+        roles = ["undeclared"] * 256
+        for role, key in (("known", "id"), ("OOD", "ood"), ("void", "ignore")):
+            for value in metadata.get(f"{key}_values", ()):
+                roles[value] = role
+        return roles
+    names = {-1: "undeclared", IGNORE: "void", len(metadata.stuff_classes): "OOD"}
+    return [names.get(int(meaning), "known") for meaning in value_table(metadata)]
+
+
+def _read_frame(record: dict[str, Any]) -> _Frame:
+    """Decode all files of a frame."""
+    size, counts, masked, errors = None, None, 0, []
+    image = label = None
+    try:
+        image = read_image(record["file_name"])
+        size = f"{image.shape[1]}x{image.shape[0]}"
+    except UserError as error:
+        errors.append(str(error))
+    path, mask = record.get("sem_seg_file_name"), record.get("region_mask_file_name")
+    try:
+        if path is not None and not os.path.isfile(path):
+            errors.append(f"image without label: {record['file_name']} (no file {path})")
+        elif path is not None:
+            label = read_values(path)
+            if image is not None:
+                check_same_size(record["file_name"], image, path, label)
+            if mask is not None:
+                region = read_values(mask, "region mask")
+                check_same_size(record["file_name"], image, mask, region)
+                masked, label = np.count_nonzero(region), label[region == 0]
+            if label.size and not 0 <= label.min() <= label.max() <= 255:
+                errors.append(f"label {path} has values outside of 0..255")
+            else:
+                counts = np.bincount(label.astype(np.uint8).ravel(), minlength=256)
+    except UserError as error:
+        errors.append(str(error))
+    return _Frame(size, counts, masked, errors)
+
+
+def _summarise(report: Report, frames: Sequence[_Frame]) -> None:
+    report.sizes = dict(Counter(frame.size for frame in frames if frame.size).most_common())
+    report.masked = sum(frame.masked for frame in frames)
+    report.problems += [error for frame in frames for error in frame.errors]
+
+
+def _check_sizes(report: Report, expected: Expected) -> None:
+    wrong = set(report.sizes) - set(expected.sizes or report.sizes)
+    if wrong:
+        found, sizes = ", ".join(sorted(wrong)), " or ".join(expected.sizes or ())
+        report.problems.append(f"images of {found}, {sizes} expected")
+
+
+def _check_values(
+    report: Report, records: Sequence[dict[str, Any]], frames: Sequence[_Frame], roles: list[str]
+) -> None:
+    """Count what the labels have; name the first with values that are not declared."""
+    read = [(r, f.counts) for r, f in zip(records, frames, strict=True) if f.counts is not None]
+    total = sum((counts for _, counts in read), np.zeros(256, np.int64))
+    report.values = {int(value): int(total[value]) for value in np.flatnonzero(total)}
+    report.roles = {value: roles[value] for value in report.values}
+    undeclared = [value for value, role in report.roles.items() if role == "undeclared"]
+    if undeclared:
+        paths = [r["sem_seg_file_name"] for r, counts in read if counts[undeclared].any()]
+        values = ", ".join(map(str, undeclared))
+        report.problems.append(
+            f"undeclared label values {values} in {len(paths)} files, first {paths[0]}"
+        )
+    anomalous = [value for value, role in enumerate(roles) if role == "OOD"]
+    if anomalous:
+        report.without_anomaly = sum(not counts[anomalous].any() for _, counts in read)

@@ -1,0 +1,69 @@
+"""What train_net.py does."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
+from ..loading.checkpoint import TDOSCheckpointer
+from ..loading.config_files import find_config, load_config, local_weights, resume_file
+from .launch import launch_job
+from .preflight import check
+from .results import verify
+from .seeding import settle_seed
+from .trainer import Trainer
+
+
+def setup(args: Namespace, cfg: CfgNode, notes: Sequence[str]) -> None:
+    """Loggers, random state and OUTPUT_DIR/config.yaml of this process."""
+    drawn = settle_seed(cfg)
+    cfg.freeze()
+    default_setup(cfg, args)
+    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tdos_d2")
+    if drawn:
+        logger.info(f"SEED is negative: this run uses {cfg.SEED}")
+    for note in notes:
+        logger.info(note)
+
+
+def main(args: Namespace, cfg: CfgNode, notes: Sequence[str]) -> Mapping[str, Any] | None:
+    """What every process does."""
+    setup(args, cfg, notes)
+    if args.eval_only:
+        seed_all_rng(cfg.SEED)  # an untrained model must be the same one in all processes
+        model = Trainer.build_model(cfg)
+        checkpointer = TDOSCheckpointer(model, cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        checkpoint = (args.resume and resume_file(cfg)) or local_weights(cfg)
+        results = Trainer.test_checkpoint(cfg, model, checkpoint)
+        if comm.is_main_process():
+            verify(cfg, results)
+        return results
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def run(eval_only: bool = False) -> None:
+    """Read and check everything, then start the processes.
+
+    Args:
+        eval_only: evaluate, whether or not the command line says ``--eval-only``.
+
+    Raises:
+        UserError: something that the run needs is wrong or missing.
+    """
+    args = default_argument_parser().parse_args()
+    args.eval_only = args.eval_only or eval_only
+    if args.config_file:
+        args.config_file = find_config(args.config_file)  # Detectron2 opens it, too
+    cfg = load_config(args.config_file, args.opts)
+    notes = check(cfg, args)
+    launch_job(main, args, cfg, notes)

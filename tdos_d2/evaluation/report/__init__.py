@@ -1,0 +1,1 @@
+"""Reports on evaluations, and pictures of all evaluated frames."""

@@ -1,0 +1,308 @@
+"""What a report says of one data set, gathered from its scores; and pictures of all its frames.
+
+Scores are read from the disk again, frame by frame, by the process that evaluated them: memory does
+not grow with the data set, but for a row of numbers per frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from ...data import read_image
+from ...errors import UserError
+from ...labels import VOID
+from ...visualization.drawing import detection_picture, overlay, palette, score_picture, shrink
+from ..component_metrics import ComponentScores
+from ..curve_points import CurvePoints, Histogram, histogram
+from ..frames import Frame, Spool
+from ..per_frame import frame_metrics
+from ..pixel_metrics import PixelMetrics
+
+# Best and worst frames in a report, and how wide their pictures are, in pixels.
+_SHOWN, _WIDTH = 3, 800
+# Smaller frames are enlarged, so that their scale and legend can be read.
+_SMALLEST_WIDTH = 400
+
+
+class Look(NamedTuple):
+    """How scores are drawn, the same in all frames of a data set.
+
+    Attributes:
+        score: its name.
+        threshold: from which on OOD is predicted, NaN for none.
+        low, high: scores of the darkest and the brightest colour.
+        strict: OOD is above the threshold, not at it.
+    """
+
+    score: str
+    threshold: float
+    low: float
+    high: float
+    strict: bool = False
+
+
+@dataclass
+class ShownFrame:
+    """A frame in a report: its row of ``frame_metrics``, detections and score as JPEG files."""
+
+    name: str
+    metrics: Mapping[str, float]
+    detections: bytes
+    score: bytes
+
+
+@dataclass
+class Section:
+    """What a report says of one data set.
+
+    Attributes:
+        dataset: its name.
+        look: name of the main score, threshold and range.
+        sizes: smallest predicted and true component in pixels.
+        pixels: of the main score, with the metrics.
+        frames: number of frames.
+        counts: pixels, "known", "OOD" and "void".
+        histogram: of the main score.
+        ranked: number of frames with both OOD and known pixels; only these are best or worst.
+        best, worst: frames by their own AP, the best and the worst first.
+        curves: points and metrics by name of the score, the main one first.
+    """
+
+    dataset: str
+    look: Look
+    sizes: tuple[int, int]
+    pixels: PixelMetrics
+    frames: int
+    counts: Mapping[str, int]
+    histogram: Histogram
+    ranked: int
+    best: Sequence[ShownFrame]
+    worst: Sequence[ShownFrame]
+    curves: dict[str, tuple[CurvePoints, PixelMetrics]]
+
+
+class Exchange(NamedTuple):
+    """How processes talk; by default there is one.
+
+    Attributes:
+        is_main: this is the main process.
+        share: gives what each process gave, on every process.
+        gather: gives that on the main process only.
+    """
+
+    is_main: bool = True
+    share: Callable[[Any], list[Any]] = lambda data: [data]
+    gather: Callable[[Any], list[Any]] = lambda data: [data]
+
+
+@dataclass
+class Evaluated:
+    """The frames of a data set that this process evaluated.
+
+    Attributes:
+        dataset: its name.
+        frames: scores and labels.
+        records: dataset dicts in the same order.
+        components: in the same order.
+    """
+
+    dataset: str
+    frames: Spool
+    records: Sequence[Mapping[str, Any]]
+    components: Sequence[ComponentScores]
+
+    def rows(self, threshold: float, strict: bool = False) -> Iterator[dict[str, Any]]:
+        """ "frame" and ``frame_metrics`` of each frame, with a progress bar."""
+        frames = tqdm(
+            self.frames, f"{self.dataset}: each frame", len(self.frames), unit="frame", disable=None
+        )
+        for record, frame, components in zip(self.records, frames, self.components, strict=True):
+            yield {
+                "frame": frame_id(record),
+                **frame_metrics(frame, threshold, components, strict),
+            }
+
+
+def frame_id(record: Mapping[str, Any]) -> str:
+    """What a frame is called in reports and files."""
+    return str(record.get("image_id", record["file_name"]))
+
+
+def make_section(
+    evaluated: Evaluated,
+    look: Look,
+    sizes: tuple[int, int],
+    pixels: PixelMetrics | None,
+    curve: CurvePoints | None,
+    exchange: Exchange,
+) -> Section | None:
+    """Gather what a report says of a data set. All processes have to call this.
+
+    Args:
+        evaluated: this process's frames.
+        look: the same in all processes.
+        sizes: smallest predicted and true component in pixels.
+        pixels, curve: of the whole set, on the main process.
+        exchange: how the processes talk.
+
+    Returns:
+        None on all processes but the main one.
+
+    Raises:
+        UserError: an image cannot be read, or is not of the size of its label.
+    """
+    own = list(evaluated.rows(look.threshold, look.strict))
+    gathered = exchange.gather(own)
+    bars = exchange.gather(histogram(evaluated.frames, look.low, look.high))
+    rows = [row for part in gathered for row in part]
+    best, worst = exchange.share(_best_and_worst(rows))[0]
+    wanted = {row["frame"] for row in (*best, *worst)}
+    parts = exchange.gather({
+        row["frame"]: _jpegs(evaluated, i, look)
+        for i, row in enumerate(own)
+        if row["frame"] in wanted
+    })  # fmt: skip
+    if not exchange.is_main:
+        return None
+    pictures = {name: pair for part in parts for name, pair in part.items()}
+    best, worst = (
+        [ShownFrame(row["frame"], row, *pictures[row["frame"]]) for row in part]
+        for part in (best, worst)
+    )
+    return Section(
+        dataset=evaluated.dataset,
+        look=look,
+        sizes=sizes,
+        pixels=pixels,
+        frames=len(rows),
+        counts={name: sum(row[name] for row in rows) for name in ("known", "OOD", "void")},
+        histogram=Histogram(bars[0].edges, sum(part.counts for part in bars)),
+        ranked=sum(not math.isnan(row["AP"]) for row in rows),
+        best=best,
+        worst=worst,
+        curves={} if curve is None else {look.score: (curve, pixels)},
+    )
+
+
+def write_overlays(evaluated: Evaluated, look: Look, folder: str | Path) -> None:
+    """Write detections and score of every frame to ``folder/<data set>/<frame>.jpg``.
+
+    Raises:
+        UserError: an image cannot be read, or is not of the size of its label; nothing can be
+            written there.
+    """
+    records = tqdm(evaluated.records, f"{evaluated.dataset}: overlays", unit="frame", disable=None)
+    for i, record in enumerate(records):
+        pictures = draw_frame(record, evaluated.frames[i], look)
+        write_picture(folder, evaluated.dataset, frame_id(record), pictures)
+
+
+def draw_frame(
+    record: Mapping[str, Any], frame: Frame, look: Look
+) -> tuple[np.ndarray, np.ndarray]:
+    """Detections and score of a frame, each (h, w, 3) uint8 RGB; small frames are enlarged.
+
+    Raises:
+        UserError: the image cannot be read, or is not of the size of the label.
+    """
+    image = _image_of(record, frame.label.shape)
+    image, score, label = (_enlarged(x) for x in (image, *frame))
+    valid, limit = label != VOID, np.float32(look.threshold)
+    predicted = score > limit if look.strict else score >= limit
+    threshold = None if math.isnan(look.threshold) else look.threshold
+    scale = look.low, look.high
+    heat = score_picture(image, score, scale, look.score, threshold=threshold, valid=valid)
+    return detection_picture(image, label, predicted), heat
+
+
+def draw_without_label(
+    record: Mapping[str, Any], score: np.ndarray, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image and score of a frame whose label is hidden, the colours spread over its own scores.
+
+    Raises:
+        UserError: the image cannot be read, or is not of the size of the score.
+    """
+    image, score = _enlarged(_image_of(record, score.shape)), _enlarged(score)
+    low, high = (float(x) for x in np.percentile(score, (1, 100)))
+    scale = low, high if high > low else low + 1
+    return image, score_picture(image, score, scale, name)
+
+
+def draw_classes(
+    record: Mapping[str, Any], label: np.ndarray, num_classes: int, metadata: Any
+) -> tuple[np.ndarray]:
+    """A frame under the predicted classes, (H, W, 3) uint8 RGB."""
+    return (overlay(read_image(record["file_name"]), label, palette(metadata, num_classes)),)
+
+
+def write_picture(
+    folder: str | Path, dataset: str, frame: str, pictures: Sequence[np.ndarray]
+) -> None:
+    """Write pictures side by side to ``folder/<data set>/<frame>.jpg``.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    # Names of frames may be paths: they stay below the folder.
+    parts = [part for part in PurePath(frame).parts if part not in ("..", PurePath(frame).anchor)]
+    path = Path(folder, dataset, *parts[:-1], f"{parts[-1]}.jpg")
+    height = max(picture.shape[0] for picture in pictures)
+    padded = [
+        cv2.copyMakeBorder(
+            x, 0, height - x.shape[0], 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255)
+        )
+        for x in pictures
+    ]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_jpeg(np.concatenate(padded, axis=1), 92))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _best_and_worst(rows: Sequence[Mapping[str, Any]]) -> tuple[list, list]:
+    """No frame is both; with an odd number of frames one more is among the worst."""
+    order = sorted(
+        (row for row in rows if not math.isnan(row["AP"])),
+        key=lambda row: (row["AP"], row["frame"]),
+    )
+    worst = order[: min(_SHOWN, (len(order) + 1) // 2)]
+    return order[len(worst) :][::-1][:_SHOWN], worst
+
+
+def _image_of(record: Mapping[str, Any], shape: tuple[int, int]) -> np.ndarray:
+    image = read_image(record["file_name"])
+    if image.shape[:2] != shape:
+        (height, width), (own_height, own_width) = shape, image.shape[:2]
+        raise UserError(
+            f"scores are {width}x{height}, but image {record['file_name']} is "
+            f"{own_width}x{own_height}"
+        )
+    return image
+
+
+def _enlarged(picture: np.ndarray) -> np.ndarray:
+    times = max(1, round(_SMALLEST_WIDTH / picture.shape[1]))
+    return picture.repeat(times, 0).repeat(times, 1)
+
+
+def _jpegs(evaluated: Evaluated, index: int, look: Look) -> tuple[bytes, bytes]:
+    frame = evaluated.frames[index]
+    height = len(_enlarged(frame.label))  # legend and scale are below, too small to read here
+    detections, score = draw_frame(evaluated.records[index], frame, look)
+    detections, score = (shrink(picture[:height], _WIDTH) for picture in (detections, score))
+    return _jpeg(detections, 85), _jpeg(score, 85)
+
+
+def _jpeg(picture: np.ndarray, quality: int) -> bytes:
+    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()

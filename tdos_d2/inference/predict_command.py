@@ -1,0 +1,269 @@
+"""What tools/predict.py does: predict on images, folders and videos, and write what was found."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from detectron2.data import MetadataCatalog
+from tqdm import tqdm
+
+from ..data import read_image
+from ..data.reading import read_values
+from ..engine import load_config
+from ..errors import UserError
+from ..evaluation.tables import to_json
+from ..visualization.drawing import palette
+from .files import VIDEOS, Video, list_inputs, video_files, write_picture, write_score
+from .finder import Finder, Finding
+from .predictor import OODPredictor
+from .words import split_words
+
+_INTERRUPTED = 130  # as shells have it
+_DESCRIPTION = """\
+Find what should not be on the road, in images and videos.
+
+For an image a/b.jpg DIR gets b_score.png (score over the image, OOD objects outlined),
+b_segmentation.png (known classes), b_raw.png (the score with 16 bits; offset and step that give it
+back are in the file and in predictions.jsonl) and, with --words, a picture per word. For a video,
+b_score.mp4 and b_segmentation.mp4. predictions.jsonl has a line per input: size, threshold,
+objects (box x0 y0 x1 y1, area, mean and maximum of the score, words), of a video per frame."""
+_EPILOG = """\
+words:
+  A word is compared with the image encoder's dense embedding, without training; known classes
+  and OOD score stay as they are. word_scores are cosines; word_chances say how the word does
+  against the names of the known classes, 1/2 = as well as the best of them; an object's word is
+  the likeliest one above 1/2. --combine-words raises the score where a word's chance is higher.
+  This needs CLIP's weights: a model that was trained from them (MODEL.CLIP.WEIGHTS), or one with
+  MODEL.TEXT.EMBEDDINGS, and then only words of that file. The models of configs/demo.yaml and
+  configs/camvid start from random weights: there words mean nothing, and no nearest words are
+  named.
+
+exit status: 0 = all inputs predicted; 1 = some could not be read, or the model gave NaN (said on
+  standard error and in predictions.jsonl); 2 = a wrong option or model; 130 = interrupted, all
+  files there are complete.
+
+examples:
+  python tools/predict.py --config-file configs/demo.yaml --input street.png --output out \\
+      --opts MODEL.WEIGHTS output/demo/model_final.pth
+  find . -name '*.jpg' | python tools/predict.py --config-file configs/tdos_vitb.yaml --input - \\
+      --output out --words "deer, lost cargo" --opts MODEL.WEIGHTS model_final.pth"""
+
+
+class Run:
+    """Goes through the inputs, writes the results, and goes on where one cannot be read.
+
+    Args:
+        finder: makes the results.
+        output: folder to write to.
+        raw: "png", "npy" or "none"; None: "png" for images, "none" for frames of videos.
+    """
+
+    def __init__(self, finder: Finder, output: Path, raw: str | None = None) -> None:
+        self.finder, self.output, self.raw = finder, output, raw
+        self.done, self.failed = 0, 0
+
+    def __call__(self, given: Sequence[str], lines: IO[str]) -> None:
+        """Everything that ``--input`` names; one line of predictions.jsonl each."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        inputs: Iterable[tuple[Path, str]] = list_inputs(given, lines, self.output)
+        total = None
+        if "-" not in given:
+            inputs = list(inputs)
+            total = sum(_length(path) for path, _ in inputs)
+        # Without a buffer every line is one call of the system: it is there as a whole or not.
+        with (
+            open(self.output / "predictions.jsonl", "wb", buffering=0) as table,
+            tqdm(desc="Predicting", total=total, unit="frame") as bar,
+        ):
+            for path, name in inputs:
+                try:
+                    record = self._predict(path, name, bar)
+                except UserError as error:
+                    record = {"error": str(error)}
+                    bar.update()
+                table.write(f"{to_json({'input': str(path), **record}, None)}\n".encode())
+                if "error" in record:
+                    self.failed += 1
+                    bar.write(f"not predicted: {path}: {record['error']}", file=sys.stderr)
+                else:
+                    self.done += 1
+
+    def _predict(self, path: Path, name: str, bar: tqdm) -> dict[str, Any]:
+        target = self.output / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix.lower() in VIDEOS:
+            return self._predict_video(Video(path), target, bar)
+        found = self.finder(read_image(path, "BGR"))
+        record = self._write_raw(found, target, self.raw or "png")
+        pictures = {"score": found.score_picture, "segmentation": found.segmentation_picture}
+        for i, (word, picture) in enumerate(found.word_pictures.items(), start=1):
+            pictures[f"word{i}_{re.sub(r'[^0-9a-zA-Z]+', '-', word)}"] = picture
+        for kind, picture in pictures.items():
+            file = target.with_name(f"{target.name}_{kind}.png")
+            write_picture(file, picture)
+            record["files"][kind] = self._relative(file)
+        bar.update()
+        return record
+
+    def _predict_video(self, video: Video, target: Path, bar: tqdm) -> dict[str, Any]:
+        kinds = "score", "segmentation"
+        paths = {kind: target.with_name(f"{target.name}_{kind}.mp4") for kind in kinds}
+        raw = self.raw or "none"
+        folder = target.with_name(f"{target.name}_frames")
+        if raw != "none":
+            folder.mkdir(exist_ok=True)
+        record: dict[str, Any] = {"fps": video.rate, "frames": []}
+        with video_files(list(paths.values()), video.rate) as (of_score, of_segmentation):
+            try:
+                for i, image in enumerate(video):
+                    found = self.finder(image, pictures_of_words=False)
+                    of_score.add(found.score_picture)
+                    of_segmentation.add(found.segmentation_picture)
+                    of_frame = self._write_raw(found, folder / f"{i:06d}", raw)
+                    record["frames"].append({"frame": i, **of_frame})
+                    bar.update()
+            except UserError as error:  # what came before it is good
+                record["error"] = str(error)
+        if record["frames"]:
+            record["files"] = {kind: self._relative(path) for kind, path in paths.items()}
+        return record
+
+    def _write_raw(self, found: Finding, target: Path, kind: str) -> dict[str, Any]:
+        record = {**found.record, "files": {}}
+        if kind != "none":
+            file = target.with_name(f"{target.name}_raw.{kind}")
+            scale = write_score(file, found.score)
+            record["files"]["raw"] = self._relative(file)
+            if scale:
+                record["raw_scale"] = scale
+        return record
+
+    def _relative(self, file: Path) -> str:
+        return file.relative_to(self.output).as_posix()
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Predict as the command line says.
+
+    Raises:
+        UserError: something about the options or the model is wrong.
+        SystemExit: 1 = some inputs could not be read; 130 = interrupted.
+    """
+    args = parser().parse_args(argv)
+    words = split_words(args.words) if args.words is not None else None
+    if args.combine_words and not words:
+        raise UserError("--combine-words needs --words")
+    for value in (args.threshold, *(args.score_range or ())):
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"--threshold and --score-range are finite numbers, not {value}")
+    if args.score_range and not args.score_range[0] < args.score_range[1]:
+        raise UserError("--score-range: the lower end first")
+    if (args.min_area is not None and args.min_area < 1) or args.nearest_words < 0:
+        raise UserError("--min-area starts at 1, --nearest-words at 0")
+    ego_mask = None if args.ego_mask is None else read_values(args.ego_mask, "ego mask") != 0
+    cfg = load_config(args.config_file, args.opts)
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("name a checkpoint: --opts MODEL.WEIGHTS FILE")
+    predictor = OODPredictor(cfg, half=not args.full_precision)
+    if words:
+        predictor.embed_words(words)  # what is wrong with a word is wrong with all inputs
+    threshold, whence = _threshold(predictor, args.threshold)
+    notes = [*predictor.notes, whence, *_word_notes(predictor, words, args.nearest_words)]
+    print("\n".join(notes), file=sys.stderr)
+    train = cfg.DATASETS.TRAIN
+    metadata = MetadataCatalog.get(train[0]) if train else {}
+    task = Run(
+        Finder(
+            predictor,
+            palette(metadata, len(predictor.class_names)),
+            threshold=threshold,
+            words=words,
+            combine=args.combine_words,
+            num_nearest=args.nearest_words,
+            min_area=args.min_area,
+            limits=args.score_range and tuple(args.score_range),
+            ego_mask=ego_mask,
+        ),
+        Path(args.output),
+        args.raw,
+    )
+    try:
+        task(args.input, sys.stdin)
+    except KeyboardInterrupt:
+        print(f"interrupted: {task.done} inputs are complete in {args.output}", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+    print(f"{task.done} inputs predicted, {task.failed} not; results in {args.output}")
+    if task.failed:
+        sys.exit(1)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of tools/predict.py."""
+    made = argparse.ArgumentParser(
+        description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = made.add_argument
+    add("--config-file", required=True, metavar="FILE",
+        help="config that the model was trained with")
+    add("--input", required=True, nargs="+", metavar="PATH",
+        help="images, videos, folders of them, or - for a path per line of standard input")
+    add("--output", required=True, metavar="DIR", help="folder for the results")
+    add("--threshold", type=float, metavar="T",
+        help="pixels with a score of T or more are OOD (default: the threshold that an evaluation\n"
+        "saved beside the checkpoint; without one, no objects are looked for)")
+    add("--min-area", type=int, metavar="N",
+        help="smallest object in pixels (default: 100 in a frame of 1280x720, scaled by area)")
+    add("--words", metavar="LIST", help='concepts to look for, such as "deer, lost cargo, sofa"')
+    add("--combine-words", action="store_true",
+        help="objects and pictures are of max(OOD score, chances of the words)")
+    add("--nearest-words", type=int, default=3, metavar="N",
+        help="nearest OOD words named per object (default: 3)")
+    add("--ego-mask", metavar="FILE",
+        help="picture with one channel, as large as the frames: no objects where it is not 0")
+    add("--raw", choices=["png", "npy", "none"],
+        help="raw scores: 16-bit PNG, NumPy's format or none (default: png, of videos none)")
+    add("--score-range", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        help="scores of the darkest and the brightest colour (default: by the kind of score)")
+    add("--full-precision", action="store_true", help="no half precision on a GPU")
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
+        help="changes to the config, last on the line; MODEL.WEIGHTS names the checkpoint")
+    return made  # fmt: skip
+
+
+def _threshold(predictor: OODPredictor, given: float | None) -> tuple[float | None, str]:
+    """The threshold, None where there is none, and where it is from."""
+    point = predictor.operating_point
+    if given is not None:
+        return given, f"threshold {given:g}, as given"
+    if point is None:
+        return None, (
+            "no objects are looked for: give --threshold, or evaluate the checkpoint on a labelled "
+            "OOD set (train_net.py --eval-only), which saves one beside it"
+        )
+    if point.score != predictor.score:
+        return None, (
+            f"no objects are looked for: the threshold beside the checkpoint is for {point.score}, "
+            f"the score is {predictor.score}; give --threshold"
+        )
+    return point.threshold, f"threshold {point.threshold:g}: best pixel F1 on {point.dataset}"
+
+
+def _word_notes(predictor: OODPredictor, words: Sequence[str] | None, nearest: int) -> list[str]:
+    if predictor.words_have_meaning or not (words or nearest):
+        return []
+    what = "--words are numbers without a meaning" if words else "no nearest words are named"
+    return [f"this model's text encoder was never CLIP's (MODEL.CLIP.WEIGHTS is empty): {what}"]
+
+
+def _length(path: Path) -> int:
+    """Frames of a video, as far as it says; 1 for an image and for what cannot be read."""
+    try:
+        return (Video(path).length or 1) if path.suffix.lower() in VIDEOS else 1
+    except UserError:
+        return 1

@@ -1,0 +1,1 @@
+"""Configs and checkpoints: what training, prediction and tools all need."""

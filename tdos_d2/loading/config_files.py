@@ -1,0 +1,207 @@
+"""From command line to config: everything that reads it, with errors in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+
+from ..config import add_tdos_config, get_config_file, set_key
+from ..data import register_from_file
+from ..errors import UserError
+from ..modeling.clip import missing_weights_file
+from .checkpoint import read_checkpoint_info
+
+
+def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
+    """Defaults, then the file, then the KEY VALUE pairs; registers ``DATASETS.REGISTER``.
+
+    Where there is no such file, ``config_file`` may name a config that ships with tdos_d2, with or
+    without ``configs/`` before it.
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key, a value of the wrong type, an odd number
+            of words, a wrong list of data sets; the message names file and key.
+    """
+    cfg = get_cfg()
+    add_tdos_config(cfg)
+    if config_file:
+        config_file = find_config(config_file)
+        _merge(config_file, cfg.merge_from_file, config_file, False)
+    flags = [word for word in opts if word.startswith("--")]
+    if flags:
+        raise UserError(f"{flags[0]} must come before the KEY VALUE pairs")
+    if len(opts) % 2:
+        raise UserError(f"KEY VALUE pairs expected, but there is an odd number: {' '.join(opts)}")
+    _merge("command line", cfg.merge_from_list, list(opts))
+    register_datasets(cfg)
+    return cfg
+
+
+def register_datasets(cfg: CfgNode) -> None:
+    """Register the sets of ``DATASETS.REGISTER``, if any; every process has to.
+
+    Raises:
+        UserError: see ``tdos_d2.data.register_from_file``.
+    """
+    if cfg.DATASETS.get("REGISTER"):  # not in a config of another project
+        register_from_file(cfg.DATASETS.REGISTER)
+
+
+def use_cpu_without_gpu(cfg: CfgNode) -> list[str]:
+    """Set ``MODEL.DEVICE`` to "cpu" where it asks for a GPU and there is none. Returns notes."""
+    if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
+        return []
+    set_key(cfg, "MODEL.DEVICE", "cpu")
+    return ["there is no GPU: MODEL.DEVICE is cpu"]
+
+
+def resume_file(cfg: CfgNode) -> Path | None:
+    """The checkpoint that ``--resume`` continues from: None where ``OUTPUT_DIR`` has none.
+
+    Raises:
+        UserError: ``last_checkpoint`` names a file that is not there.
+    """
+    tag = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+    if not tag.is_file():
+        return None
+    path = tag.parent / tag.read_text().strip()
+    if not path.is_file():
+        raise UserError(f"{tag} names {path.name}, which is not in that folder")
+    return path
+
+
+def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> list[str]:
+    """Take from the checkpoint what must agree with it; ``cfg`` changes in place.
+
+    - Resuming takes the seed, so that the run stays the same run, and its class names must be those
+      of the config.
+    - Evaluation takes the class names, the OOD word (unless the config has one of its own) and,
+      where ``MODEL.CLIP.WEIGHTS`` is not there, the architecture: the checkpoint has all weights.
+    - Class names still missing are those of the first training set.
+
+    Returns:
+        Lines for the log.
+
+    Raises:
+        UserError: a checkpoint that is missing or damaged, or class names that contradict it.
+    """
+    path = resume_file(cfg) if resume else None
+    notes = []
+    if resume and path is None:
+        notes.append(f"{cfg.OUTPUT_DIR} has no checkpoint: --resume starts from the beginning")
+    resumed = path is not None
+    if path is None and eval_only:
+        path = local_weights(cfg)
+    info = read_checkpoint_info(path) if path else {}
+    if resumed:
+        notes += _take(cfg, "SEED", info.get("seed"), path)
+    names = list(info.get("class_names", []))
+    if eval_only:
+        notes += _take_model(cfg, info, path)
+    if not cfg.MODEL.TDOS.CLASS_NAMES:
+        set_key(cfg, "MODEL.TDOS.CLASS_NAMES", (eval_only and names) or _training_names(cfg))
+    given = list(cfg.MODEL.TDOS.CLASS_NAMES)
+    if names and given and given != names:
+        if resumed or len(given) != len(names):
+            raise UserError(
+                f"{path} knows the classes {', '.join(names)}, but the config (or its training "
+                f"set) names {', '.join(given)}"
+            )
+        notes.append(f"class names differ from those {path} was trained with: {', '.join(names)}")
+    return notes
+
+
+def local_weights(cfg: CfgNode) -> Path | None:
+    """``MODEL.WEIGHTS`` as a path; None where it is empty or an address to download from."""
+    weights = cfg.MODEL.WEIGHTS
+    if not weights or "://" in weights:
+        return None
+    return Path(weights.partition("?")[0])
+
+
+def _take(cfg: CfgNode, key: str, value: Any, path: Path | None) -> list[str]:
+    old = cfg
+    for name in key.split("."):
+        old = old[name]
+    if value is None or value == old:
+        return []
+    set_key(cfg, key, value)
+    return [f"{key} is {value!r}, as in {path}"]
+
+
+def _take_model(cfg: CfgNode, info: dict[str, Any], path: Path | None) -> list[str]:
+    notes = []
+    if cfg.MODEL.TDOS.OOD_NAME == load_config().MODEL.TDOS.OOD_NAME:  # not another word by choice
+        notes += _take(cfg, "MODEL.TDOS.OOD_NAME", info.get("ood_name"), path)
+    if info:  # the file has the prompts as they became: the words behind them need not be there
+        set_key(cfg, "MODEL.PROMPTS.GROUPS", "")
+    weights = cfg.MODEL.CLIP.WEIGHTS
+    if info.get("clip_name") and missing_weights_file(weights):
+        notes += _take(cfg, "MODEL.CLIP.NAME", info["clip_name"], path)
+        notes += _take(cfg, "MODEL.CLIP.WEIGHTS", "", path)
+    return notes
+
+
+def find_config(name: str) -> str:
+    """The file ``name``, or the config of that name that ships with tdos_d2.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if os.path.isfile(name):
+        return name
+    try:
+        return get_config_file(name.removeprefix("configs/"))
+    except FileNotFoundError:
+        raise UserError(f"config file {name} does not exist") from None
+
+
+def _training_names(cfg: CfgNode) -> list[str]:
+    if not cfg.DATASETS.TRAIN:
+        return []
+    return list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("stuff_classes", []))
+
+
+def _merge(source: str, merge: Any, *args: Any) -> None:
+    """Call ``merge``, turning what yacs and PyYAML raise into one line."""
+    try:
+        merge(*args)
+    except FileNotFoundError as error:
+        raise UserError(f"{source}: its _BASE_ {error.filename} does not exist") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not valid YAML: {_one_line(error)}") from error
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{source}: not a config, a YAML mapping of keys is expected") from error
+    except (KeyError, AssertionError) as error:
+        key = re.search(r"[Nn]on-existent (?:config )?key: ([\w.]+)", str(error))
+        reason = f"unknown config key {key[1]}" if key else _one_line(error)
+        raise UserError(f"{source}: {reason}") from error
+    except ValueError as error:
+        raise UserError(f"{source}: {_type_mismatch(error)}") from error
+
+
+def _type_mismatch(error: ValueError) -> str:
+    text = _one_line(error)
+    found = re.search(
+        r"Type mismatch \(<class '(\S+)'> vs\. <class '(\S+)'>\) with values \(.* vs\. (.*)\) "
+        r"for config key: (\S+)",
+        text,
+    )
+    if not found:
+        return text
+    wanted, got, value, key = found.groups()
+    wanted, got = (name.rpartition(".")[2] for name in (wanted, got))
+    return f"{key} must be of type {wanted}, not {got} ({value})"
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split())

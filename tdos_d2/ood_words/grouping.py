@@ -1,0 +1,97 @@
+"""From class names to a word list: mine, measure, sort, group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import UserError
+from .distance import embedding_distances, path_distances, wup_distances
+from .groups import WordGroups, cut_evenly
+from .mining import Candidate, class_senses, mine
+from .prototypes import Encode, embed_words
+from .wordnet import version
+
+if TYPE_CHECKING:
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+
+
+def build_groups(
+    reader: WordNetCorpusReader,
+    names: Sequence[str],
+    *,
+    num_groups: int = 50,
+    distance: str = "wup",
+    senses: Mapping[str, Sequence[str]] | None = None,
+    drop: Sequence[str] = (),
+    tokenize: Callable[[str], Sequence[int]],
+    encode: Encode | None = None,
+    template: str = "a photo of a {}",
+    quantile: float = 1.0,
+) -> WordGroups:
+    """Mine OOD words for the known classes ``names`` and group them by distance.
+
+    All words are sorted by distance, equally far ones by their place in WordNet (so that related
+    words stand together), and cut into groups of equal size, which cover the range of distances.
+
+    Args:
+        reader: WordNet.
+        names: the known classes.
+        num_groups: M.
+        distance: "wup" or "path" (in WordNet), or "clip" (1 - cosine of text embeddings).
+        senses: class name -> synset names, where the usual ones are not meant.
+        drop: synset names whose subtrees are left out.
+        tokenize: CLIP's tokens of a text.
+        encode: texts -> (n, D) embeddings, for "clip".
+        template: text that ``{}`` is put into for "clip".
+        quantile: of the cosines to the classes, for "clip" (1.0 = the nearest class).
+
+    Raises:
+        UserError: a class or synset that WordNet does not have, or too few words.
+    """
+    senses = dict(senses or {})
+    unknown = [name for name in senses if name not in names]
+    if unknown:
+        raise UserError(f"a sense is given for '{unknown[0]}', which is no known class")
+    known = {name: class_senses(reader, name, senses.get(name, ())) for name in names}
+    found = mine(reader, known, drop, tokenize=tokenize)
+    if not found:
+        raise UserError("no noun is left: every one is a known class or belongs to one")
+    parameters: dict[str, Any] = {"distance": distance}
+    if distance == "clip":
+        if encode is None:
+            raise ValueError("distance 'clip' needs encode")
+        words, classes = (
+            embed_words(w, encode, template).numpy() for w in ([c.word for c in found], names)
+        )
+        distances = embedding_distances(words, classes, quantile)
+        parameters |= {"template": template, "quantile": quantile}
+    else:
+        measure = {"wup": wup_distances, "path": path_distances}[distance]
+        distances = measure([c.sense for c in found], [s for ss in known.values() for s in ss])
+    parameters["senses"] = {name: [s.name() for s in ss] for name, ss in known.items()}
+    if drop:
+        parameters["drop"] = list(drop)
+    order = _sorted(found, distances)
+    return WordGroups(
+        known=tuple(names),
+        words=tuple(found[i].word for i in order),
+        distances=tuple(round(float(distances[i]), 4) for i in order),
+        bounds=cut_evenly(len(order), num_groups),
+        source=version(reader),
+        parameters=parameters,
+        licence=Path(__file__).with_name("WORDNET_LICENSE").read_text(encoding="utf-8"),
+    )
+
+
+def _sorted(found: Sequence[Candidate], distances: np.ndarray) -> list[int]:
+    # NLTK gives the ways up to the root in an order that changes from run to run
+    places = [min(tuple(s.name() for s in way) for way in c.sense.hypernym_paths()) for c in found]
+    keys = [
+        (round(float(d), 4), place, c.word)
+        for d, place, c in zip(distances, places, found, strict=True)
+    ]
+    return sorted(range(len(found)), key=keys.__getitem__)

@@ -1,0 +1,219 @@
+"""Collecting OOD words: nouns of WordNet that can be seen and are no known class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from ..errors import UserError
+from .rules import CLASSES, KEEP, LATER_SENSES, RUDE_USAGE, SEEN, UNSEEN, UNWANTED
+
+if TYPE_CHECKING:
+    from nltk.corpus.reader.wordnet import Lemma, Synset, WordNetCorpusReader
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A word and the sense that it is taken in."""
+
+    word: str
+    sense: Synset
+
+
+def class_senses(
+    reader: WordNetCorpusReader, name: str, override: Sequence[str] = ()
+) -> list[Synset]:
+    """What the known class ``name`` means in WordNet.
+
+    Args:
+        reader: WordNet.
+        name: a class name, in upper or lower case.
+        override: synset names; empty = those of :data:`~tdos_d2.ood_words.rules.CLASSES`, or else
+            the first sense of the noun.
+
+    Raises:
+        UserError: WordNet has no such synset or noun.
+    """
+    if override:
+        return [_synset(reader, sense) for sense in override]
+    if name.lower() in CLASSES:
+        return _present(reader, CLASSES[name.lower()].senses) or _first_sense(reader, name)
+    return _first_sense(reader, name)
+
+
+def mine(
+    reader: WordNetCorpusReader,
+    known: Mapping[str, Sequence[Synset]],
+    drop: Sequence[str] = (),
+    *,
+    tokenize: Callable[[str], Sequence[int]],
+) -> list[Candidate]:
+    """Nouns that can be seen and belong to no known class, in the order of WordNet's files.
+
+    A word counts in its first sense. Left out are: synonyms, hyponyms, hypernyms and parts of the
+    known classes and what is near them; what cannot be seen by itself; words that contain a class
+    name; rude words; words that are hardly known (:func:`is_familiar`).
+
+    Args:
+        reader: WordNet.
+        known: class name -> its senses, as :func:`class_senses` gives them.
+        drop: names of further synsets whose subtrees are left out.
+        tokenize: CLIP's tokens of a text, see :func:`is_familiar`.
+
+    Raises:
+        UserError: ``drop`` names a synset that WordNet does not have.
+    """
+    seen = _subtrees(_present(reader, SEEN))
+    left_out = _left_out(reader, known, [_synset(reader, name) for name in drop])
+    counted_later = _subtrees(_present(reader, KEEP)) | set(_present(reader, LATER_SENSES))
+    rude = set(_present(reader, RUDE_USAGE))
+    senses = [s for sense in known.values() for s in sense]
+    taken = {_text(lemma) for sense in senses for lemma in sense.lemmas()}
+    banned = {*UNWANTED, *(part for name in known for part in name.lower().split())}
+    is_token = cache(lambda word: len(tokenize(word)) == 1)
+    found: dict[str, Candidate] = {}
+    for sense in tqdm(sorted(seen - left_out, key=lambda s: s.offset()), desc="reading WordNet"):
+        for lemma in _common_names(sense):
+            word = _text(lemma)
+            if word in found or word in taken or banned & set(word.split()):
+                continue
+            if not is_familiar(lemma, is_token) or not (
+                sense in counted_later or _first(reader, lemma.name()) == sense
+            ):
+                continue
+            if not _is_rude(reader, lemma.name(), rude) and not _is_rather_a_name(reader, lemma):
+                found[word] = Candidate(word, sense)
+    return list(found.values())
+
+
+def is_familiar(lemma: Lemma, is_token: Callable[[str], bool]) -> bool:
+    """Whether people, and CLIP with them, know the word.
+
+    A single word is familiar if CLIP's vocabulary has it as one token, so that it was frequent on
+    the web, or if it occurs in the texts that WordNet's authors tagged. A compound of two tokens,
+    written as one word or two, must say what it is ("beach ball" is a ball, "surfboard" a board,
+    but "sea spider" is no spider).
+    """
+    word = _text(lemma)
+    if lemma.count() or is_token(word):
+        return True
+    first, _, second = word.partition(" ")
+    splits = (
+        [(first, second)] if second else [(word[:i], word[i:]) for i in range(3, len(word) - 2)]
+    )
+    above = [lemma.synset(), *lemma.synset().closure(lambda sense: sense.hypernyms())]
+    heads = {name.lower() for sense in above for name in sense.lemma_names()}
+    return any(b in heads and is_token(a) and is_token(b) for a, b in splits)
+
+
+def _left_out(
+    reader: WordNetCorpusReader, known: Mapping[str, Sequence[Synset]], drop: Sequence[Synset]
+) -> set[Synset]:
+    own = _subtrees(sense for senses in known.values() for sense in senses)
+    above = {
+        s
+        for senses in known.values()
+        for sense in senses
+        for s in sense.closure(lambda s: s.hypernyms() + s.instance_hypernyms())
+    }
+    near = [name for c in known if c.lower() in CLASSES for name in CLASSES[c.lower()].near]
+    belonging = _subtrees(_parts(own | above)) | _subtrees(_present(reader, (*near, *UNSEEN)))
+    keep = _subtrees(_present(reader, KEEP))
+    belonging |= set(_present(reader, SEEN))  # "animal" and "food" say too little
+    return own | above | (belonging - keep) | _subtrees(drop)
+
+
+def _parts(senses: Iterable[Synset]) -> set[Synset]:
+    """What the things named by ``senses`` are made of, and what that is made of."""
+    found: set[Synset] = set()
+    left = [part for sense in senses for part in sense.part_meronyms()]
+    while left:
+        part = left.pop()
+        if part not in found:
+            found.add(part)
+            left += part.part_meronyms()
+    return found
+
+
+def _subtrees(roots: Iterable[Synset]) -> set[Synset]:
+    found: set[Synset] = set()
+    left = list(roots)
+    while left:
+        sense = left.pop()
+        if sense not in found:
+            found.add(sense)
+            left += sense.hyponyms()
+    return found
+
+
+def _common_names(sense: Synset) -> list[Lemma]:
+    """Names without capitals, or all names if there are no others ("Frisbee")."""
+    names = [
+        lemma for lemma in sense.lemmas() if not any(c.isdigit() or c == "." for c in lemma.name())
+    ]
+    return [lemma for lemma in names if lemma.name().islower()] or names
+
+
+def _text(lemma: Lemma) -> str:
+    return lemma.name().replace("_", " ").lower()
+
+
+def _first(reader: WordNetCorpusReader, name: str) -> Synset | None:
+    """The most frequent sense that is no single being or place ("Crane, Stephen")."""
+    senses = reader.synsets(name, "n")
+    return next((sense for sense in senses if not sense.instance_hypernyms()), None)
+
+
+def _is_rude(reader: WordNetCorpusReader, name: str, rude: set[Synset]) -> bool:
+    senses = reader.synsets(name, "n")
+    marks = {mark for sense in senses for mark in sense.usage_domains()}
+    marks |= {
+        mark
+        for sense in senses
+        for lemma in sense.lemmas()
+        if lemma.name().lower() == name.lower()
+        for mark in lemma.usage_domains()
+    }
+    return bool(marks & rude)
+
+
+def _is_rather_a_name(reader: WordNetCorpusReader, lemma: Lemma) -> bool:
+    """Whether the word is hardly known as a thing, but is the name of a being or place."""
+    others = [sense for sense in reader.synsets(lemma.name(), "n") if sense != lemma.synset()]
+    if not lemma.name().islower() and others:
+        return True
+    return not lemma.count() and any(sense.instance_hypernyms() for sense in others)
+
+
+def _synset(reader: WordNetCorpusReader, name: str) -> Synset:
+    from nltk.corpus.reader.wordnet import WordNetError
+
+    try:
+        return reader.synset(name)
+    except (WordNetError, ValueError) as error:
+        raise UserError(f"WordNet has no synset '{name}' (such as 'dog.n.01')") from error
+
+
+def _present(reader: WordNetCorpusReader, names: Iterable[str]) -> list[Synset]:
+    """Those of our own names that this WordNet has: another version may lack some."""
+    found = []
+    for name in names:
+        try:
+            found.append(_synset(reader, name))
+        except UserError:
+            continue
+    return found
+
+
+def _first_sense(reader: WordNetCorpusReader, name: str) -> list[Synset]:
+    first = _first(reader, name.lower().replace(" ", "_"))
+    if first is None:
+        raise UserError(
+            f"class '{name}': WordNet has no such noun; say what it is with "
+            f"--sense '{name}=SYNSET' (such as 'dog.n.01')"
+        )
+    return [first]

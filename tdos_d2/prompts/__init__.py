@@ -1,8 +1,0 @@
-"""OOD words: mined from WordNet by distance to the known classes, grouped, and their prototypes."""
-
-from __future__ import annotations
-
-from .groups import WordGroups, load_groups
-from .prototypes import TextEncoder, prototypes
-
-__all__ = ["TextEncoder", "WordGroups", "load_groups", "prototypes"]

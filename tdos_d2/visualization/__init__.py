@@ -1,0 +1,1 @@
+"""Pictures of arrays: labels, scores, objects."""
