@@ -132,7 +132,7 @@ def test_scenes_do_not_depend_on_the_processes_that_draw_them(cache, tmp_path, m
 
 def test_loses_a_race_gracefully(tmp_path, monkeypatch):
     """Another process finishes the same split while this one draws it."""
-    from tdos_d2.data.demo_scenes.scenes import dataset as demo
+    from tdos_d2.data.demo_scenes import dataset as demo
 
     monkeypatch.setenv("TDOS_CACHE", str(tmp_path))
 
