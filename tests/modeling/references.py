@@ -1,8 +1,9 @@
-"""Straightforward versions of both decoders, written from the papers, to compare ours with.
+"""Straightforward versions of the decoders, written from the papers, to compare ours with.
 
 Mask2Former (arXiv 2112.01527), Deformable DETR (2010.04159), DETR (2005.12872; positions), tqdm
-(text in the pixel decoder). They take the weights of the module that they are compared with, and
-share no code with it: plain loops, torch's own layers and ``nn.MultiheadAttention``.
+(text in the pixel decoder), DenseCLIP (2112.01518; context decoder). They take the weights of the
+module that they are compared with, and share no code with it: plain loops, torch's own layers and
+``nn.MultiheadAttention``.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def attend(
     reference = nn.MultiheadAttention(query.shape[-1], module.num_heads, batch_first=True)
     state = {
         "in_proj_weight": torch.cat([p.weight for p in projections]),
-        "in_proj_bias": torch.cat([p.bias for p in projections]),
+        "in_proj_bias": torch.cat(
+            [torch.zeros(len(p.weight)) if p.bias is None else p.bias for p in projections]
+        ),
         "out_proj.weight": module.out_proj.weight,
         "out_proj.bias": module.out_proj.bias,
     }
@@ -117,6 +120,20 @@ def convolve(conv: nn.Conv2d, norm: nn.GroupNorm, x: Tensor, groups: int) -> Ten
     mean, variance = grouped.mean(-1, keepdim=True), grouped.var(-1, correction=0, keepdim=True)
     x = ((grouped - mean) / (variance + 1e-5).sqrt()).view_as(x)
     return x * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
+
+
+@torch.no_grad()
+def context_decoder(module: nn.Module, text: Tensor, visual: Tensor) -> Tensor:
+    """DenseCLIP's decoder, pre-norm, from texts (N, D) to what images (B, S, D) make of them."""
+    memory = module.visual_proj(visual)
+    x = module.text_proj(text).expand(len(visual), -1, -1)
+    for layer in module.layers:
+        y = layer.norms[0](x)
+        x = x + attend(layer.self_attention, y, y, y)
+        x = x + attend(layer.cross_attention, layer.norms[1](x), memory, memory)
+        first, _, second = layer.feed_forward
+        x = x + second(F.gelu(first(layer.norms[2](x))))
+    return text + module.gamma * module.out_proj(x)
 
 
 @torch.no_grad()

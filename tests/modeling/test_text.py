@@ -8,6 +8,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from references import context_decoder, randomise
 
 from tdos_d2.errors import UserError
 from tdos_d2.modeling.clip import TextTower, build_clip, tokenize
@@ -190,3 +191,11 @@ def test_context_decoder_starts_as_a_small_residual():
         decoder.gamma.fill_(1)
     first, second = decoder(text, visual) - text
     assert (first - second).abs().max() > 1e-3, "what is added depends on the image"
+
+
+def test_context_decoder_follows_the_paper():
+    decoder = ContextDecoder(8, 12, hidden_dim=16, num_layers=2, num_heads=2).eval()
+    randomise(decoder)
+    text, visual = torch.randn(5, 8), torch.randn(2, 7, 12)
+    expected = context_decoder(decoder, text, visual)
+    torch.testing.assert_close(decoder(text, visual), expected, atol=1e-4, rtol=1e-4)
