@@ -22,6 +22,7 @@ from ..errors import UserError
 from ..evaluation.evaluators import check_export
 from ..evaluation.score_files import import_h5py
 from ..evaluation.submission import FORMATS as SUBMISSION_FORMATS
+from ..loading.checkpoint import check_address
 from ..loading.config_files import (
     local_weights,
     resolve_from_checkpoint,
@@ -228,6 +229,7 @@ def _check_datasets(cfg: CfgNode, args: Namespace) -> list[str]:
 
 def _check_weights(cfg: CfgNode) -> None:
     path = local_weights(cfg)
+    check_address(cfg.MODEL.WEIGHTS)
     if path is not None and not path.is_file():
         raise UserError(f"MODEL.WEIGHTS: {path} does not exist")
 

@@ -88,16 +88,12 @@ class Trainer(DefaultTrainer):
             return
         path = self.checkpointer.get_checkpoint_file()
         try:
-            rest = self.checkpointer.load(path)
+            whole = f"cannot resume from {path}: it is of another model, which has"
+            rest = self.checkpointer.load(path, whole=whole)
         except ValueError as error:  # what optimizers say when their groups differ
             if isinstance(error, UserError):
                 raise
             raise UserError(f"cannot resume from {path}: {error}") from error
-        if self.checkpointer.not_loaded:
-            raise UserError(
-                f"cannot resume from {path}: it is of another model, which has no fitting "
-                f"{self.checkpointer.not_loaded[0]}"
-            )
         self.start_iter = self.iter + 1
         if self.start_iter > self.max_iter:
             raise UserError(

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..data import TDOSDatasetMapper
 from ..engine.preflight import check_model
-from ..errors import UserError
 from ..evaluation.frames import check_finite
 from ..evaluation.operating_point import OperatingPoint, load_operating_point
 from ..loading.checkpoint import TDOSCheckpointer
@@ -176,13 +175,8 @@ class OODPredictor:
         return found
 
     def _load(self, weights: str) -> None:
-        checkpointer = TDOSCheckpointer(self.model)
-        checkpointer.load(weights)
-        if checkpointer.not_loaded:
-            raise UserError(
-                f"checkpoint {weights} is not of the config's model: it has no fitting "
-                f"{checkpointer.not_loaded[0]} and {len(checkpointer.not_loaded) - 1} more"
-            )
+        whole = f"checkpoint {weights} is not of the config's model: it has"
+        TDOSCheckpointer(self.model).load(weights, whole=whole)
 
     def _check_finite(self, values: np.ndarray, what: str) -> None:
         half = " (half precision may be the cause: --full-precision, or half=False)"

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import urlopen
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import get_cache_dir
 
 from ..errors import UserError
 from ..files import atomic_write
+from ..modeling.weight_files import find_state, read_file, unreadable
 
 logger = logging.getLogger(__name__)
 
-# What torch.load and unpickling raise on files that are damaged, cut off or something else.
-_UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError)
+# Tensors that the log names one by one when they are not loaded.
+_MAX_SHOWN = 20
 
 
 def read_checkpoint_info(path: str | Path) -> dict[str, Any]:
@@ -36,7 +40,7 @@ def read_checkpoint_info(path: str | Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} does not exist")
     if path.suffix == ".pkl":
         return {}
-    checkpoint = _load(path, mmap=_is_zip(path))
+    checkpoint = read_file(path, mmap=_is_zip(path))
     info = checkpoint.get("tdos", {}) if isinstance(checkpoint, Mapping) else {}
     return dict(info)
 
@@ -84,44 +88,52 @@ class TDOSCheckpointer(DetectionCheckpointer):
         with atomic_write(os.path.join(self.save_dir, "last_checkpoint")) as file:
             file.write(last_filename_basename.encode())
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load(self, path: str, *args: Any, whole: str = "", **kwargs: Any) -> dict[str, Any]:
         """Load the model, and the checkpointables asked for, from ``path``.
 
         What fits is loaded, whatever the number of classes or negatives the file was trained with.
         The log says which parts of the model were and were not; the names of tensors that were not
         are in ``not_loaded``.
 
+        Args:
+            path: file or address; "" loads nothing.
+            whole: where given, all of the model must be in the file: the beginning of the message
+                if it is not.
+
         Raises:
-            UserError: the file is missing or damaged, or nothing in it fits; the message names it.
+            UserError: the file is missing or damaged, or nothing in it fits, or not all where all
+                must; an address that cannot be reached. The message names it.
         """
+        self._source, self._whole = path, whole
+        check_address(path)
         try:
-            rest = super().load(path, *args, **kwargs)
-            if path:
-                self._report(path, rest.get("tdos", {}))
-            return rest
+            return super().load(path, *args, **kwargs)
         except (AssertionError, FileNotFoundError) as error:
             if os.path.isfile(path):
-                raise
+                raise unreadable(path, error) from error
             raise UserError(f"checkpoint {path} does not exist") from error
         finally:
             self._parsed_url_during_load = None  # Detectron2 leaves it set after an error
 
     def _load_model(self, checkpoint: Any) -> Any:
-        self._incompatible = super()._load_model(checkpoint)
-        return self._incompatible
+        incompatible = super()._load_model(checkpoint)
+        self._report(incompatible, self._source, checkpoint.get("tdos", {}))
+        return incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """Nothing: ``_report`` says it part by part."""
 
-    def _report(self, path: str, info: Mapping[str, Any]) -> None:
+    def _report(self, incompatible: Any, path: str, info: Mapping[str, Any]) -> None:
         """Log which parts of the model ``path`` filled."""
-        incompatible = self._incompatible
         keys = list(self.model.state_dict())
         shapes = {key: (there, here) for key, there, here in incompatible.incorrect_shapes}
         lacking = {*incompatible.missing_keys, *shapes}
         self.not_loaded = [key for key in keys if key in lacking]
         if len(self.not_loaded) == len(keys):
             raise UserError(f"checkpoint {path} has nothing that fits this model")
+        if self._whole and self.not_loaded:
+            others = len(self.not_loaded) - 1
+            raise UserError(f"{self._whole} no fitting {self.not_loaded[0]} and {others} more")
         own = getattr(self.model, "checkpoint_info", dict)().get("class_names", [])
         names = info.get("class_names", own)
         if list(names) != list(own):
@@ -134,23 +146,29 @@ class TDOSCheckpointer(DetectionCheckpointer):
             logger.info(f"loaded all {len(keys)} tensors of the model from {path}")
             return
         logger.warning(f"loaded {_by_part(keys, self.not_loaded)} from {path}")
-        for key in self.not_loaded:
+        for key in self.not_loaded[:_MAX_SHOWN]:
             there, here = shapes.get(key, (None, None))
             why = f"is {there} there and {here} here" if there else "is not there"
             logger.warning(f"not loaded from {path}: {key} {why}; it keeps its start value")
+        if len(self.not_loaded) > _MAX_SHOWN:
+            logger.warning(f"not loaded from {path}: {len(self.not_loaded) - _MAX_SHOWN} more")
 
     def _info(self) -> dict[str, Any]:
         describe = getattr(self.model, "checkpoint_info", dict)
         return {**describe(), **self.run_info}
 
     def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith((".pkl", ".pyth")):
+            read_file(filename)  # Detectron2 unpickles whatever is there: not before it was seen
         try:
             return super()._load_file(filename)
-        except _UNREADABLE as error:
-            raise _unreadable(filename, error) from error
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise unreadable(filename, error) from error
 
     def _torch_load(self, f: str) -> Any:
-        return _load(f)
+        content = read_file(f)
+        others = content if isinstance(content, Mapping) and "model" in content else {}
+        return {**others, "model": find_state(content, f, self.model.state_dict())}
 
 
 def _part(key: str) -> str:
@@ -169,18 +187,24 @@ def _by_part(keys: list[str], not_loaded: list[str]) -> str:
     return "; ".join([*texts, *parts["some"]])
 
 
-def _load(path: str | Path, *, mmap: bool = False) -> Any:
+def check_address(path: str) -> None:
+    """Raise UserError where ``path`` is an address that is neither kept here nor can be reached."""
+    web = path.startswith(("http://", "https://"))
+    if "://" not in path:
+        return
+    if web and os.path.isfile(os.path.join(get_cache_dir(), urlparse(path).path.lstrip("/"))):
+        return  # where PathManager keeps it
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: str | Path, error: Exception) -> UserError:
-    if isinstance(error, UserError):
-        return error
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-    return UserError(f"checkpoint {path} cannot be read, it may be damaged ({reason})")
+        if web:
+            urlopen(path, timeout=30).close()
+        else:
+            PathManager.get_local_path(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"MODEL.WEIGHTS: {path} cannot be reached ({reason}): download it elsewhere and name "
+            "the file"
+        ) from error
 
 
 def _is_zip(path: Path) -> bool:

@@ -16,7 +16,6 @@ from detectron2.data import MetadataCatalog
 from ..config import add_tdos_config, get_config_file, set_key
 from ..data import register_from_file
 from ..errors import UserError
-from ..modeling.clip import missing_weights_file
 from .checkpoint import read_checkpoint_info
 
 
@@ -84,7 +83,8 @@ def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> l
     - Resuming takes the seed, so that the run stays the same run, and its class names must be those
       of the config.
     - Evaluation takes the class names, the OOD word (unless the config has one of its own) and,
-      where ``MODEL.CLIP.WEIGHTS`` is not there, the architecture: the checkpoint has all weights.
+      where ``MODEL.CLIP.WEIGHTS`` is no file that is there, the architecture: the checkpoint has
+      all weights.
     - Class names still missing are those of the first training set.
 
     Returns:
@@ -144,7 +144,7 @@ def _take_model(cfg: CfgNode, info: dict[str, Any], path: Path | None) -> list[s
     if info:  # the file has the prompts as they became: the words behind them need not be there
         set_key(cfg, "MODEL.PROMPTS.GROUPS", "")
     weights = cfg.MODEL.CLIP.WEIGHTS
-    if info.get("clip_name") and missing_weights_file(weights):
+    if info.get("clip_name") and weights and not Path(weights).expanduser().is_file():
         notes += _take(cfg, "MODEL.CLIP.NAME", info["clip_name"], path)
         notes += _take(cfg, "MODEL.CLIP.WEIGHTS", "", path)
     return notes

@@ -236,6 +236,13 @@ def test_config_is_not_changed(trained_cfg):
     assert trained_cfg.dump() == before
 
 
+def test_a_checkpoint_needs_no_clip_weights(trained_cfg):
+    """Neither a file nor the network: they are in it."""
+    for weights in ("gone.pt", "openai"):
+        trained_cfg.MODEL.CLIP.WEIGHTS = weights
+        assert "MODEL.CLIP.WEIGHTS is ''" in " ".join(OODPredictor(trained_cfg).notes)
+
+
 def test_wrong_config(trained_cfg):
     trained_cfg.MODEL.PIXEL_DECODER.FFN_DIM = 16
     with pytest.raises(UserError, match=r"model\.pth is not of the config's model.*pixel_decoder"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -127,9 +129,36 @@ def test_code_in_a_checkpoint_is_not_run(checkpointer, tmp_path):
             read(tmp_path / "evil.pth")
 
 
-def test_detectron2_pickles_still_load(checkpointer, tmp_path):
-    import pickle
+@pytest.mark.parametrize("name", ["zoo.pkl", "model.pyth"])
+def test_code_in_a_pickle_is_not_run(checkpointer, tmp_path, name):
+    (tmp_path / name).write_bytes(pickle.dumps({"model": {}, "__author__": Exploit()}))
+    with pytest.raises(UserError, match=name):
+        checkpointer.load(str(tmp_path / name))
 
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_an_address_that_cannot_be_reached(checkpointer, scheme, capsys):
+    address = f"{scheme}://127.0.0.1:9/model.pth"  # nothing listens there
+    expected = rf"^MODEL.WEIGHTS: {address} cannot be reached \(.*refused"
+    with pytest.raises(UserError, match=expected):
+        checkpointer.load(address)
+    assert "model.pth: 0" not in capsys.readouterr().err  # no progress bar
+
+
+def test_few_lines_for_many_tensors(tmp_path, caplog):
+    torch.save({"0.weight": torch.zeros(1, 1)}, tmp_path / "a.pth")
+    checkpointer = TDOSCheckpointer(nn.Sequential(*[nn.Linear(1, 1) for _ in range(50)]))
+    checkpointer.load(str(tmp_path / "a.pth"))
+    assert len(checkpointer.not_loaded) == 99
+    assert caplog.text.count("\n") <= 22 and "not loaded from" in caplog.text
+    assert caplog.records[-1].getMessage().endswith("79 more")
+    caplog.clear()
+    with pytest.raises(UserError, match="of another model: no fitting 0.bias and 98 more"):
+        checkpointer.load(str(tmp_path / "a.pth"), whole="of another model:")
+    assert not [record for record in caplog.records if record.name.startswith("tdos_d2")]
+
+
+def test_detectron2_pickles_still_load(checkpointer, tmp_path):
     weights = {"linear.weight": torch.ones(2, 2).numpy(), "linear.bias": torch.zeros(2).numpy()}
     with open(tmp_path / "zoo.pkl", "wb") as file:
         pickle.dump({"model": weights, "__author__": "someone"}, file)

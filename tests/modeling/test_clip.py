@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import open_clip
 import pytest
@@ -151,6 +152,8 @@ def test_openai_weights_get_quick_gelu_as_open_clip_decides(tmp_path):
     ("name", "weights", "named"),
     [
         ("tiny", "nowhere/clip.pt", "nowhere/clip.pt"),
+        ("tiny", "https://nowhere.invalid/clip.pt", "clip.pt is an address: download it"),
+        ("tiny", "hf-hub:nobody/clip", "hf-hub:nobody/clip is an address"),
         ("no-such-model", "", "no-such-model"),
         ("ViT-B-16", "no_such_tag", "no_such_tag"),
     ],
@@ -159,6 +162,19 @@ def test_what_cannot_be_built_is_named(name, weights, named):
     with pytest.raises(UserError, match=named) as error:
         build_clip(name, weights)
     assert "\n" not in str(error.value)
+
+
+def test_a_tag_that_cannot_be_fetched(monkeypatch, caplog):
+    def fail(_):
+        logging.getLogger("huggingface_hub").warning("Retrying in 1s")
+        raise FileNotFoundError
+
+    monkeypatch.setattr(open_clip, "download_pretrained", fail)
+    with pytest.raises(UserError, match="MODEL.CLIP.WEIGHTS: cannot download 'openai' for RN50"):
+        build_clip("RN50", "openai")
+    assert not caplog.records
+    logging.getLogger("huggingface_hub").warning("heard")
+    assert "heard" in caplog.text
 
 
 def test_unreadable_and_unfitting_files_are_named(tmp_path):

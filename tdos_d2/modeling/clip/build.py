@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ..weight_files import find_state, read_file, unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,11 @@ def missing_weights_file(weights: str) -> bool:
 
 def check_weights_file(weights: str) -> None:
     """Raise UserError if ``MODEL.CLIP.WEIGHTS`` names a file that is not there."""
+    if "://" in weights or weights.startswith("hf-hub:"):
+        raise UserError(
+            f"MODEL.CLIP.WEIGHTS: {weights} is an address: download it and name the file, or name "
+            "an open_clip tag"
+        )
     if missing_weights_file(weights):
         raise UserError(
             f"MODEL.CLIP.WEIGHTS: {weights} does not exist; put OpenAI's CLIP checkpoint there, "
@@ -153,13 +159,17 @@ def _read_tag(name: str, tag: str) -> tuple[dict[str, Tensor], bool]:
             f" (tags: {', '.join(tags) or 'none'})"
         )
     pretrained = open_clip.get_pretrained_cfg(base, tag) or {}
+    logger.info("CLIP %s: fetching '%s' unless it is kept here", base, tag)
     try:
+        logging.disable(logging.WARNING)  # the hub client tells of every try
         path = open_clip.download_pretrained(pretrained)
     except Exception as error:  # whatever the hub client raises, the cure is the same
         raise UserError(
             f"MODEL.CLIP.WEIGHTS: cannot download '{tag}' for {base} ({type(error).__name__}); "
             "download it elsewhere and give the file"
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
     state, quick_gelu = _read_file(str(path), Path(path).stat().st_mtime_ns)
     return state, quick_gelu or bool(pretrained.get("quick_gelu"))
 
@@ -169,11 +179,8 @@ def _read_file(path: str, mtime_ns: int) -> tuple[dict[str, Tensor], bool]:
     """Read a weight file by its content; ``mtime_ns`` only tells versions apart in the cache."""
     try:
         state = _read_any_format(path)
-    except Exception as error:
-        raise UserError(
-            f"MODEL.CLIP.WEIGHTS: cannot read '{path}' as CLIP weights: "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from error
+    except (UserError, RuntimeError) as error:  # torch.jit's is the latter
+        raise UserError(f"MODEL.CLIP.WEIGHTS: {unreadable(path, error)}") from error
     # OpenAI's own models keep matrices in half and norms in single precision.
     mixed = {torch.float16, torch.float32} <= {value.dtype for value in state.values()}
     quick_gelu = mixed or any(key in state for key in _OPENAI_KEYS)
@@ -181,17 +188,9 @@ def _read_file(path: str, mtime_ns: int) -> tuple[dict[str, Tensor], bool]:
 
 
 def _read_any_format(path: str) -> dict[str, Tensor]:
-    if path.endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        return load_file(path)
     if _is_torchscript(path):
-        state = torch.jit.load(path, map_location="cpu").state_dict()
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(state.get("state_dict"), dict):  # an open_clip training checkpoint
-        state = state["state_dict"]
-    return {key.removeprefix("module."): value for key, value in state.items()}
+        return torch.jit.load(path, map_location="cpu").state_dict()
+    return find_state(read_file(path), path)
 
 
 def _is_torchscript(path: str) -> bool:

@@ -1,0 +1,110 @@
+"""Files of weights: read without running code in them, wherever in a file the weights are."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+# Where trainers put a model's weights, and what wrappers of modules put before their names.
+_ENTRIES = ("model", "state_dict", "model_state_dict", "model_state", "params")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+_OF_ARRAYS = re.compile(
+    r"numpy(\._?core\.multiarray\.(_reconstruct|scalar)|\.ndarray|\.dtype)"
+    r"|collections\.OrderedDict|_codecs\.encode"
+)
+
+
+def read_file(path: str | Path, *, mmap: bool = False) -> Any:
+    """What a file holds: of ``torch.save``, safetensors, or Detectron2's .pkl of arrays.
+
+    Raises:
+        UserError: the file is damaged, or what it holds would run code; the message names it.
+    """
+    path = str(path)
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if path.endswith(".pkl"):
+            with open(path, "rb") as file:
+                return _ArrayUnpickler(file, encoding="latin1").load()
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # safetensors' is of no other kind
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str | Path, error: Exception) -> UserError:
+    """The one line for what reading ``path`` raised."""
+    if isinstance(error, UserError):
+        return error
+    kind = re.search(r"(?:Unsupported (?:global|class):? (?:GLOBAL )?)([\w.]+)", str(error))
+    if kind:
+        return UserError(
+            f"{path} cannot be read: it holds Python objects ({kind[1]}), which could run code; "
+            "save a state dict alone: torch.save(model.state_dict(), FILE)"
+        )
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).rpartition("WeightsUnpickler error: ")[2]
+    reason = (text.strip() or type(error).__name__).splitlines()[0][:160]
+    return UserError(f"{path} cannot be read, it may be damaged ({reason})")
+
+
+def find_state(content: Any, path: str | Path, own: Collection[str] = ()) -> dict[str, Tensor]:
+    """The weights in what ``path`` holds: at the top, or under a name that trainers use.
+
+    Args:
+        content: of ``read_file``.
+        path: for messages.
+        own: names of the model's weights; where no name of the file is among them, the prefixes
+            that wrappers of modules put before all names are taken off.
+
+    Raises:
+        UserError: there are none; the message says what the file holds.
+    """
+    state = content
+    while isinstance(state, Mapping):
+        inner = next((state[k] for k in _ENTRIES if isinstance(state.get(k), Mapping)), None)
+        if inner is None:
+            break
+        state = inner
+    found = {}
+    if isinstance(state, Mapping):
+        tensors = {k: v for k, v in state.items() if isinstance(v, (Tensor, np.ndarray))}
+        found = {str(key): torch.as_tensor(value) for key, value in tensors.items()}
+    if not found:
+        raise UserError(
+            f"{path} holds {_describe(content)}, no weights: a state dict is expected, alone or "
+            f"as one of {', '.join(_ENTRIES)}"
+        )
+    own = set(own)
+    while own.isdisjoint(found):
+        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in found)), None)
+        if prefix is None:
+            break
+        found = {key.removeprefix(prefix): value for key, value in found.items()}
+    return found
+
+
+def _describe(content: Any) -> str:
+    if isinstance(content, Mapping):
+        keys = ", ".join(map(str, list(content)[:8]))
+        return f"a dict with {keys}" if keys else "an empty dict"
+    return f"a {type(content).__name__}"
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Makes arrays and plain types, nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if not _OF_ARRAYS.fullmatch(f"{module}.{name}"):
+            raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {module}.{name}")
+        return super().find_class(module, name)
