@@ -14,11 +14,11 @@ from torch import nn
 
 from ..config import set_key
 from ..loading.checkpoint import TDOSCheckpointer
+from ..loading.config_checks import check_model
 from ..loading.config_files import local_weights
 from ..modeling.clip import missing_weights_file
 from ..ood_words import load_groups
 from ..tdos import TDOS
-from .preflight import check_model
 
 RANDOM = "random"
 

@@ -2,81 +2,36 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from ..config import set_key
 from ..data.dataset_mapper import test_sizes
-from ..data.ood_paste import CHOICES as PASTE_SOURCES
 from ..data.ood_paste import build_ood_paste
 from ..data.verify.quick import check_classes, check_dataset, check_train_weights, present_datasets
 from ..errors import UserError
 from ..evaluation.evaluators import check_export
 from ..evaluation.score_files import import_h5py
 from ..evaluation.submission import FORMATS as SUBMISSION_FORMATS
-from ..loading.checkpoint import check_address
+from ..loading.config_checks import (
+    check_choice,
+    check_names,
+    check_pretrained,
+    check_values,
+    check_weights,
+    get_key,
+)
 from ..loading.config_files import (
-    local_weights,
     resolve_from_checkpoint,
     resume_file,
     use_cpu_without_gpu,
 )
-from ..modeling.backbone import NECKS, check_encoder
-from ..modeling.build import PROMPT_STARTS
-from ..modeling.clip import check_weights_file
-from ..modeling.merge import CLASS_MERGE_RULES, MERGE_RULES
-from ..modeling.scores import SCORES, check_score
-from ..modeling.semantic_augmentation import REGIONS
 from ..ood_words import load_groups
-
-_POSITIVE = (
-    "SOLVER.MAX_ITER",
-    "SOLVER.IMS_PER_BATCH",
-    "SOLVER.BASE_LR",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "TEST.WINDOW.BATCH",
-    "INPUT.RARE_CLASS.TEMPERATURE",
-    "MODEL.TDOS.NUM_POINTS",
-    "MODEL.REG.TEMPERATURE",
-)
-_NOT_NEGATIVE = (
-    "SOLVER.WARMUP_ITERS",
-    "SOLVER.WEIGHT_DECAY",
-    "SOLVER.REFERENCE_WORLD_SIZE",
-    "DATALOADER.NUM_WORKERS",
-    "TEST.EVAL_PERIOD",
-    "TEST.NUM_PICTURES",
-    "TEST.WINDOW.SIZE",
-    "INPUT.RARE_CLASS.MIN_PIXELS",
-    "INPUT.RARE_CLASS.MIN_CROP_PIXELS",
-    "MODEL.TDOS.CONTEXT_LENGTH",
-    "MODEL.TDOS.NUM_NEGATIVE",
-    "MODEL.TDOS.SCORE_MAP_WEIGHT",
-    "MODEL.REG.LANGUAGE_WEIGHT",
-    "MODEL.REG.VISION_MSE_WEIGHT",
-    "MODEL.REG.VISION_COSINE_WEIGHT",
-    "MODEL.SEM_AUG.NOISE",
-)
-_CHOICES = {
-    "TEST.MISSING": ("error", "skip"),
-    "TEST.EXPORT.FORMAT": (*SUBMISSION_FORMATS, "none"),
-    "INPUT.FORMAT": ("RGB", "BGR"),
-    "INPUT.OOD_PASTE.SOURCE": PASTE_SOURCES,
-    "MODEL.NECK.NAME": ("", *NECKS),
-    "MODEL.TDOS.MERGE": MERGE_RULES,
-    "MODEL.TDOS.CLASS_MERGE": CLASS_MERGE_RULES,
-    "MODEL.TDOS.SCORE": SCORES,
-    "MODEL.SEM_AUG.REGION": REGIONS,
-    "MODEL.PROMPTS.INIT": PROMPT_STARTS,
-}
 
 
 def check(cfg: CfgNode, args: Namespace) -> list[str]:
@@ -95,14 +50,15 @@ def check(cfg: CfgNode, args: Namespace) -> list[str]:
     Raises:
         UserError: the first thing that is wrong, naming the key, file or data set.
     """
-    _check_values(cfg)
+    check_values(cfg)
+    check_choice(cfg, "TEST.EXPORT.FORMAT", (*SUBMISSION_FORMATS, "none"))
     notes = use_cpu_without_gpu(cfg)
     _check_processes(cfg, args)
-    _check_names(cfg)
+    check_names(cfg)
     notes += _check_datasets(cfg, args)
-    _check_weights(cfg)
+    check_weights(cfg)
     notes += resolve_from_checkpoint(cfg, resume=args.resume, eval_only=args.eval_only)
-    _check_pretrained(cfg)
+    check_pretrained(cfg)
     if cfg.MODEL.META_ARCHITECTURE == "TDOS" and not args.eval_only:
         _check_method(cfg, args)
     _check_class_count(cfg, args)
@@ -110,65 +66,6 @@ def check(cfg: CfgNode, args: Namespace) -> list[str]:
     if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume):
         notes.append("MODEL.WEIGHTS is empty: this evaluates an untrained model")
     return notes
-
-
-def check_model(cfg: CfgNode) -> list[str]:
-    """Check what running the TDOS of ``MODEL.WEIGHTS`` needs, without data sets.
-
-    Fills in ``cfg`` in place, as an evaluation does, what the checkpoint says of its model.
-
-    Returns:
-        Lines for the log: what was filled in.
-
-    Raises:
-        UserError: the first thing that is wrong, naming the key or file.
-    """
-    if cfg.MODEL.META_ARCHITECTURE != "TDOS":
-        raise UserError(f"MODEL.META_ARCHITECTURE: TDOS, not {cfg.MODEL.META_ARCHITECTURE}")
-    _check_values(cfg)
-    notes = use_cpu_without_gpu(cfg)
-    _check_names(cfg)
-    _check_weights(cfg)
-    notes += resolve_from_checkpoint(cfg, resume=False, eval_only=True)
-    _check_pretrained(cfg)
-    return notes
-
-
-def _check_values(cfg: CfgNode) -> None:
-    _check_numbers(cfg, _POSITIVE, lambda value: value > 0, "greater than 0")
-    _check_numbers(cfg, _NOT_NEGATIVE, lambda value: value >= 0, "0 or greater")
-    for key, choices in _CHOICES.items():
-        if _get(cfg, key) not in choices:
-            known = ", ".join(choices)
-            raise UserError(f"{key}: '{_get(cfg, key)}' is not known; there are {known}")
-    for name in cfg.MODEL.TDOS.EXTRA_SCORES:
-        check_score(name, "MODEL.TDOS.EXTRA_SCORES")
-    if cfg.SEED >= 2**32:
-        raise UserError(f"SEED must be below 2**32, not {cfg.SEED}")
-    window = cfg.TEST.WINDOW
-    if window.SIZE and not 0 < window.STRIDE <= window.SIZE:
-        raise UserError(
-            f"TEST.WINDOW.STRIDE must be 1 to TEST.WINDOW.SIZE ({window.SIZE}), not {window.STRIDE}"
-        )
-    if cfg.INPUT.CROP.ENABLED and min(cfg.INPUT.CROP.SIZE) <= 0:
-        raise UserError(f"INPUT.CROP.SIZE must be greater than 0, not {cfg.INPUT.CROP.SIZE}")
-    for row in cfg.SOLVER.MULTIPLIERS:
-        if len(row) != 2 or not isinstance(row[0], str) or not _is_number(row[1]) or row[1] < 0:
-            raise UserError(f"SOLVER.MULTIPLIERS: {row} is not [module, factor of 0 or more]")
-    sizes = (cfg.TEST.AUG.MAX_SIZE, *cfg.TEST.AUG.MIN_SIZES)
-    if cfg.TEST.AUG.ENABLED and not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise UserError("TEST.AUG.MIN_SIZES and MAX_SIZE must be pixels, 1 or more")
-    for row in cfg.TEST.EXPECTED_RESULTS:
-        if len(row) != 4 or not _is_number(row[2]) or not _is_number(row[3]):
-            raise UserError(f"TEST.EXPECTED_RESULTS: {row} is not [task, metric, value, tolerance]")
-
-
-def _check_numbers(
-    cfg: CfgNode, keys: tuple[str, ...], valid: Callable[[float], bool], what: str
-) -> None:
-    for key in keys:
-        if not valid(_get(cfg, key)):
-            raise UserError(f"{key} must be {what}, not {_get(cfg, key)}")
 
 
 def _check_processes(cfg: CfgNode, args: Namespace) -> None:
@@ -191,15 +88,6 @@ def _check_processes(cfg: CfgNode, args: Namespace) -> None:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH {batch} is not divisible by {divisor} ({reference or world})"
         )
-
-
-def _check_names(cfg: CfgNode) -> None:
-    for key, registry in (
-        ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY),
-        ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY),
-    ):
-        if _get(cfg, key) not in registry:
-            raise UserError(f"{key}: '{_get(cfg, key)}' is not registered")
 
 
 def _check_datasets(cfg: CfgNode, args: Namespace) -> list[str]:
@@ -225,22 +113,6 @@ def _check_datasets(cfg: CfgNode, args: Namespace) -> list[str]:
     if args.eval_only and not present:
         raise UserError("DATASETS.TEST has no set that is on disk: nothing to evaluate")
     return [f"not tested, TEST.MISSING is skip: {', '.join(absent)}"] if absent else []
-
-
-def _check_weights(cfg: CfgNode) -> None:
-    path = local_weights(cfg)
-    check_address(cfg.MODEL.WEIGHTS)
-    if path is not None and not path.is_file():
-        raise UserError(f"MODEL.WEIGHTS: {path} does not exist")
-
-
-def _check_pretrained(cfg: CfgNode) -> None:
-    weights, embeddings = cfg.MODEL.CLIP.WEIGHTS, cfg.MODEL.TEXT.EMBEDDINGS
-    if embeddings and not os.path.isfile(embeddings):
-        raise UserError(f"MODEL.TEXT.EMBEDDINGS: {embeddings} does not exist")
-    if cfg.MODEL.META_ARCHITECTURE == "TDOS":
-        check_encoder(cfg)
-        check_weights_file(weights)
 
 
 def _check_method(cfg: CfgNode, args: Namespace) -> None:
@@ -286,20 +158,10 @@ def _check_class_count(cfg: CfgNode, args: Namespace) -> None:
 
 def _check_output(cfg: CfgNode) -> None:
     for key in ("OUTPUT_DIR", *(["TEST.SHOW_DIR"] if cfg.TEST.SHOW_DIR else [])):
-        folder = _get(cfg, key)
+        folder = get_key(cfg, key)
         try:
             os.makedirs(folder, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
             raise UserError(f"{key} {folder} cannot be written to ({error.strerror})") from error
-
-
-def _get(cfg: CfgNode, key: str):
-    for name in key.split("."):
-        cfg = cfg[name]
-    return cfg
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)

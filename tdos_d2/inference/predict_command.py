@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from ..data import read_image
 from ..data.reading import read_values
-from ..engine import load_config
 from ..errors import UserError
 from ..evaluation.tables import to_json
+from ..loading.config_files import load_config
 from ..visualization.drawing import palette
 from .files import VIDEOS, Video, list_inputs, video_files, write_picture, write_score
 from .finder import Finder, Finding

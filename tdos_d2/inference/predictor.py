@@ -15,10 +15,10 @@ from detectron2.modeling import build_model
 from torch import Tensor
 
 from ..data import TDOSDatasetMapper
-from ..engine.preflight import check_model
 from ..evaluation.frames import check_finite
 from ..evaluation.operating_point import OperatingPoint, load_operating_point
 from ..loading.checkpoint import TDOSCheckpointer
+from ..loading.config_checks import check_model
 from ..loading.config_files import local_weights
 from ..ood_words import load_groups
 from .score_units import chance_as_score
