@@ -274,7 +274,7 @@ def read_rgb(path: Path) -> np.ndarray:
 
 def read_ids(path: Path) -> np.ndarray:
     """The numbers in a label file, of a palette its indices: (H, W), or (H, W, C) if in colour."""
-    return files.open_with(lambda file: np.array(Image.open(file)), "label", path)
+    return files.open_with(files.decode_values, "label", path)
 
 
 def read_array(source: Path | Callable[[], bytes], key: str, name: Path | str) -> np.ndarray:

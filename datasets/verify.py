@@ -17,11 +17,10 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,26 +80,18 @@ def _table(reports: Sequence[Report]) -> str:
 
 def _values(report: Report) -> str:
     """One line per meaning: "known 0-10 92.20"."""
+    from tdos_d2.data.verify.report import ranges
+
     if not report.has_labels:
         return "no labels"
     lines = []
     for role in dict.fromkeys(report.roles.values()):
         values = [value for value, meaning in report.roles.items() if meaning == role]
         pixels = sum(report.values[value] for value in values)
-        lines.append(f"{role} {_ranges(values)}: {report.percent(pixels):.2f}")
+        lines.append(f"{role} {ranges(values)}: {report.percent(pixels):.2f}")
     if report.masked:
         lines.append(f"region mask: {report.percent(report.masked):.2f}")
     return "\n".join(lines)
-
-
-def _ranges(values: Iterable[int]) -> str:
-    """[0, 1, 2, 5] -> "0-2, 5"."""
-    runs = itertools.groupby(enumerate(sorted(values)), lambda pair: pair[1] - pair[0])
-    texts = []
-    for _, run_of_values in runs:
-        first, *rest = (value for _, value in run_of_values)
-        texts.append(f"{first}-{rest[-1]}" if rest else str(first))
-    return ", ".join(texts)
 
 
 def _print_problems(report: Report) -> None:

@@ -180,6 +180,30 @@ def decode_image(file: IO[bytes]) -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
+def decode_values(file: IO[bytes]) -> np.ndarray:
+    """Read the whole numbers in a label file or mask, turned as its EXIF data say.
+
+    Args:
+        file: an open file; of a palette the indices count.
+
+    Returns:
+        (H, W), or (H, W, C) in colour, integers or bool.
+
+    Raises:
+        ValueError: a value is not a whole number.
+        Exception: nearly every kind there is, from Pillow's decoders.
+    """
+    with Image.open(file) as opened:
+        values = np.array(ImageOps.exif_transpose(opened))
+    if values.dtype.kind != "f":
+        return values
+    whole = np.nan_to_num(values).clip(-(2**30), 2**30).astype(np.int32)
+    if (whole != values).any():
+        shown = values[whole != values][0]
+        raise ValueError(f"it has the value {shown:.6g}; values must be whole numbers")
+    return whole
+
+
 def image_size(file: IO[bytes]) -> tuple[int, int]:
     """Width and height that :func:`decode_image` gives, from the header; raises as it does."""
     with Image.open(file) as image:

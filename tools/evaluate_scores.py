@@ -35,8 +35,8 @@ from tdos_d2.evaluation.component_metrics import (
     score_components,
 )
 from tdos_d2.evaluation.curve_points import central_range, curve_points
-from tdos_d2.evaluation.dataset_metrics import all_metrics
-from tdos_d2.evaluation.frames import Spool, check_frame
+from tdos_d2.evaluation.dataset_metrics import all_metrics, check_defined
+from tdos_d2.evaluation.frames import COARSE, Spool, check_frame, coarse
 from tdos_d2.evaluation.pixel_metrics import KeyBins, PixelMetrics, count_pixels, pixel_metrics
 from tdos_d2.evaluation.score_files import find_score_files, read_score
 from tdos_d2.evaluation.tables import FORMATS, format_rows, to_json
@@ -96,10 +96,11 @@ def _load(
     from tdos_d2.data import read_label
     from tdos_d2.errors import UserError
 
-    half, plain, scaled = 0, [], []
+    types, plain, scaled = set(), [], []
     for frame, path in tqdm(files.items(), desc="reading", unit="frame", disable=None):
         score = read_score(path)
-        half += score.dtype == np.float16
+        if coarse(score):
+            types.add(score.dtype.name)
         if path.suffix.lower() == ".png":
             (plain if score.dtype.kind == "u" else scaled).append(path)
         if plain and scaled:
@@ -111,11 +112,8 @@ def _load(
         mask = record.get("region_mask_file_name")
         label = read_label(record["sem_seg_file_name"], metadata, mask)
         spool.append(check_frame(score, label, str(path)))
-    if half:
-        _note(
-            f"{half} score maps are float16, which ties scores that differ (up to 0.6 points of AP "
-            "for a saturated sigmoid): float32 or logits are safe"
-        )
+    if types:
+        _note(f"score maps of {', '.join(sorted(types))}: {COARSE}")
     if plain:
         _note(
             f"{len(plain)} PNG files have no offset and step in their text, first {plain[0]}: "
@@ -168,6 +166,7 @@ def _evaluate(
         else format_rows([result], args.format)
     )
     _write_pictures(args, evaluated, sizes, pixels, count, shown)
+    check_defined({args.dataset: {"ood": {"AP": pixels.ap}}})
 
 
 def _write_pictures(

@@ -8,10 +8,9 @@ from collections.abc import Iterable
 import numpy as np
 from detectron2.data.catalog import Metadata
 from detectron2.utils.file_io import PathManager
-from PIL import Image
 
 from ..errors import UserError
-from ..files import decode_image, open_with
+from ..files import decode_image, decode_values, open_with
 from ..files import image_size as size_of_image
 
 IGNORE = 255
@@ -65,8 +64,8 @@ def read_label(
         (H, W) uint8.
 
     Raises:
-        UserError: a file cannot be read, has several channels or a value that is not declared, or
-            the region mask has another size.
+        UserError: a file cannot be read, has several channels, fractions or a value that is not
+            declared, or the region mask has another size.
     """
     values = read_values(path)
     table = value_table(metadata)
@@ -80,23 +79,41 @@ def read_label(
         raise _undeclared(path, metadata, np.unique(values[label == _UNDECLARED]))
     label = label.astype(np.uint8)
     if region_mask is not None:
-        region = read_values(region_mask, "region mask")
-        if region.shape != label.shape:
-            raise UserError(
-                f"region mask {region_mask} is {region.shape[1]}x{region.shape[0]}, but label "
-                f"{path} is {label.shape[1]}x{label.shape[0]}"
-            )
-        label[region != 0] = IGNORE
+        label[read_region(region_mask, path, label)] = IGNORE
     return label
 
 
-def read_values(path: str | os.PathLike, kind: str = "label") -> np.ndarray:
-    """(H, W) values of an image file with one channel, as they are; ``kind`` is for messages.
+def read_region(
+    path: str | os.PathLike, label_path: str | os.PathLike, label: np.ndarray
+) -> np.ndarray:
+    """(H, W) bool: where a region mask is not 0.
 
     Raises:
-        UserError: the file cannot be read or has several channels.
+        UserError: as :func:`read_values` does, or the mask has another size than the label.
     """
-    values = open_with(lambda file: np.array(Image.open(file)), kind, path, PathManager.open)
+    region = read_values(path, "region mask")
+    if region.shape != label.shape:
+        raise UserError(
+            f"region mask {path} is {region.shape[1]}x{region.shape[0]}, but label {label_path} is "
+            f"{label.shape[1]}x{label.shape[0]}"
+        )
+    return region != 0
+
+
+def read_values(path: str | os.PathLike, kind: str = "label") -> np.ndarray:
+    """Whole numbers in an image file with one channel, turned as its EXIF data say.
+
+    Args:
+        path: the file; of a palette the indices count.
+        kind: what it is, for messages.
+
+    Returns:
+        (H, W) integers or bool.
+
+    Raises:
+        UserError: the file cannot be read, has several channels or values that are not whole.
+    """
+    values = open_with(decode_values, kind, path, PathManager.open)
     if values.ndim != 2:
         raise UserError(f"{kind} {path} has {values.shape[2]} channels: it must have one")
     return values

@@ -17,6 +17,7 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 
 from ..errors import UserError
+from ..evaluation.dataset_metrics import check_defined
 from ..evaluation.operating_point import save_operating_point
 from ..evaluation.report.page import write_report
 from ..evaluation.tables import format_rows, results_rows, to_json
@@ -101,12 +102,15 @@ def _model(cfg: CfgNode) -> str:
 def verify(cfg: CfgNode, results: Mapping[str, Any]) -> None:
     """Compare results with ``TEST.EXPECTED_RESULTS``; exit with status 1 where they differ.
 
+    A set whose labels leave nothing to measure is an error, once all results have been written.
+
     Rows are Detectron2's ``[task, metric, value, tolerance]``; with several test sets the task is
     written ``<data set>/<task>``.
 
     Raises:
-        UserError: a row names a task that was not evaluated.
+        UserError: a row names a task that was not evaluated, or a set has no metrics.
     """
+    check_defined(by_dataset(cfg, results))
     if not cfg.TEST.EXPECTED_RESULTS:
         return
     tasks = {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 
 from numpy.typing import ArrayLike
 
+from ..errors import UserError
 from .component_metrics import (
     ComponentScores,
     component_metrics,
@@ -75,3 +76,20 @@ def all_metrics(pixels: PixelMetrics, components: ComponentScores) -> dict[str, 
     }
     # Without a threshold there are no predicted components to speak of.
     return dict.fromkeys(metrics, math.nan) if math.isnan(pixels.threshold) else metrics
+
+
+def check_defined(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Refuse results of labels in which there is nothing to find or to leave out.
+
+    Args:
+        results: ``{data set: {task: {metric: value}}}``.
+
+    Raises:
+        UserError: AP or mIoU of a task is NaN.
+    """
+    for name, tasks in results.items():
+        if any(math.isnan(row.get("AP", row.get("mIoU", 0.0))) for row in tasks.values()):
+            raise UserError(
+                f"dataset '{name}' has no metrics: its labels have no OOD or no known pixel "
+                f"(datasets/verify.py {name} shows the values in them)"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,14 @@ from numpy.typing import ArrayLike
 
 from ..errors import UserError
 from ..labels import KNOWN, OOD, VOID
+
+# What is wrong with scores of 8 bits or less, or of half precision.
+COARSE = (
+    "scores that differ become equal, which changes the metrics (by tens of points of AP with 8 "
+    "bits or less, under one with float16); save float32, or logits"
+)
+
+logger = logging.getLogger(__name__)
 
 
 class Frame(NamedTuple):
@@ -64,14 +73,26 @@ def check_finite(values: np.ndarray, what: str, hint: str = "") -> None:
         raise UserError(f"{what}: {bad} of {finite.size} scores are NaN or infinite{hint}")
 
 
+def coarse(score: ArrayLike) -> bool:
+    """Whether scores come in a type, or as integers in a range, that ties what differs."""
+    score = np.asarray(score)
+    if score.dtype.kind in "iub" and score.size:
+        return int(score.max()) - int(score.min()) < 256
+    return score.dtype == np.float16
+
+
 class CheckedFrames:
     """(score, label) pairs that can be gone through again and again, checked each time."""
 
     def __init__(self, frames: Iterable[tuple[ArrayLike, ArrayLike]]) -> None:
         self._frames = frames
+        self._warned = False
 
     def __iter__(self) -> Iterator[Frame]:
         for i, (score, label) in enumerate(self._frames):
+            if not self._warned and coarse(score):
+                self._warned = True
+                logger.warning(f"scores of {np.asarray(score).dtype.name}: {COARSE}")
             yield check_frame(score, label, f"frame {i} (counted from 0)")
 
 

@@ -123,6 +123,44 @@ def test_16_bit_labels(tmp_path):
         read_label(label_file(tmp_path, [0, 1000], np.uint16), CLOSED)
 
 
+@pytest.mark.parametrize("values", [[0, 0.9], [1.5, 1], [np.nan, 0], [np.inf, 0], [2**31 + 0.0, 0]])
+def test_fractions_are_no_labels(tmp_path, values):
+    path = tmp_path / "label.tif"
+    Image.fromarray(np.array([values], np.float32)).save(path)
+    with pytest.raises(UserError, match=rf"label {path}: it has the value .*whole numbers") as error:
+        read_label(path, OOD)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, ">u2", np.uint16])
+def test_whole_numbers_are_labels_in_any_type(tmp_path, dtype):
+    path = tmp_path / "label.tif"
+    Image.fromarray(np.array([[0, 1, 2, 255]]).astype(dtype)).save(path)
+    assert read_label(path, CLOSED).tolist() == [[0, 1, 2, 255]]
+    Image.fromarray(np.array([[0, 300]]).astype(dtype)).save(path)
+    with pytest.raises(UserError, match="300"):
+        read_label(path, CLOSED)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("mode", ["L", "P", "1", "I;16"])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_masks_turn_with_exif(tmp_path, name, mode, turn):
+    values = np.array([[0, 1, 0], [1, 1, 0]], np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    array = {"1": values.astype(bool), "I;16": values.astype(np.uint16)}.get(mode, values)
+    mask = Image.fromarray(array)
+    if mode == "P":
+        mask.putpalette([0, 0, 0, 255, 0, 0])
+    assert mask.mode == mode
+    mask.save(tmp_path / name, exif=exif)
+    # What the EXIF standard says of each number.
+    upright = [values, values[:, ::-1], values[::-1, ::-1], values[::-1], values.T,
+               np.rot90(values, -1), values.T[::-1, ::-1], np.rot90(values)]  # fmt: skip
+    assert read_label(tmp_path / name, CLOSED).tolist() == upright[turn - 1].tolist()
+
+
 def test_colour_labels_are_refused(tmp_path, write):
     path = write(tmp_path / "colour.png", np.zeros((2, 2, 3), np.uint8))
     with pytest.raises(UserError, match="3 channels"):

@@ -106,7 +106,7 @@ def test_everything_that_is_wrong_is_named(root, expect):
     expect("smiyc_anomalytrack_val", 3)
     images, masks = folder / "images", folder / "labels_masks"
     (masks / "validation0000_labels_semantic.png").unlink()
-    write_image(masks / "validation0001_labels_semantic.png", stripes(0, 9))
+    write_image(masks / "validation0001_labels_semantic.png", stripes(0, 1, 9))
     write_image(masks / "validation0002_labels_semantic.png", stripes(0, size=(5, 6)))
     write_image(masks / "validation0007_labels_semantic.png", stripes(0))
     write_image(images / "validation0003.jpg", picture(size=(10, 12)))
@@ -165,13 +165,65 @@ def test_cityscapes_is_checked_by_its_own_rules(root, monkeypatch):
 def test_region_mask_is_counted_apart(tmp_path):
     write_image(tmp_path / "images/a.png", picture())
     write_image(tmp_path / "labels/a.png", stripes(0, 0, 0, 1))
+    write_image(tmp_path / "labels/b.png", stripes(1, 0, 0, 1))
+    write_image(tmp_path / "images/b.png", picture())
     write_image(tmp_path / "ego.png", stripes(0, 0, 1, 1))
     folders = tmp_path / "images", tmp_path / "labels"
     register_ood_dataset("mini", *folders, region_mask=tmp_path / "ego.png")
     report = verify_dataset("mini")
     assert report.problems == [] and report.without_anomaly == 1
-    assert report.values == {0: 24 * 16} and report.masked == 24 * 16
+    assert report.values == {0: 24 * 24, 1: 24 * 8} and report.masked == 2 * 24 * 16
     assert report.percent(report.masked) == 50
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ((0, 255), "no OOD pixel in any label: declared OOD values are 1, found are 0, 255"),
+        ((1, 255), "no known pixel in any label: declared known values are 0, found are 1, 255"),
+    ],
+)
+def test_sets_with_nothing_to_find_or_to_leave_out(tmp_path, monkeypatch, capsys, values, says):
+    for stem in "ab":
+        write_image(tmp_path / f"images/{stem}.png", picture())
+        write_image(tmp_path / f"labels/{stem}.png", stripes(*values))
+    register_ood_dataset("mini", tmp_path / "images", tmp_path / "labels")
+    assert verify(monkeypatch, "mini") == 1
+    assert f"mini: {says}\n" in capsys.readouterr().out
+    write_image(tmp_path / "labels/b.png", stripes(0, 1))
+    assert verify_dataset("mini").problems == []
+
+
+def test_one_broken_frame_does_not_end_the_check_of_the_others(tmp_path):
+    for stem in "abc":
+        write_image(tmp_path / f"images/{stem}.png", picture())
+        write_image(tmp_path / f"labels/{stem}.png", stripes(0, 1, 0, 1))
+        write_image(tmp_path / f"ego/{stem}.png", stripes(0, 0, 1, 1))
+    folders = tmp_path / "images", tmp_path / "labels"
+    register_ood_dataset("mini", *folders, region_mask=tmp_path / "ego")
+    (tmp_path / "images/a.png").write_text("no image")
+    write_image(tmp_path / "ego/b.png", stripes(0, 1, size=(4, 6)))
+    report = verify_dataset("mini")
+    image, region = report.problems
+    assert image.startswith(f"cannot read image {tmp_path}/images/a.png")
+    assert region.startswith(f"region mask {tmp_path}/ego/b.png is 6x4, but label")
+    assert report.values == {0: 2 * 24 * 8, 1: 2 * 24 * 8}  # of a and c, half of them masked
+
+
+def test_any_error_of_a_frame_is_a_problem_of_that_frame(tmp_path, monkeypatch):
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    good = {
+        "file_name": str(write_image(tmp_path / "a.png", picture())),
+        "sem_seg_file_name": str(write_image(tmp_path / "a_gt.png", stripes(0, 1))),
+    }
+    bad = {"filename": "b.png", "sem_seg_file_name": good["sem_seg_file_name"]}
+    DatasetCatalog.register("own", lambda: [bad, good])
+    MetadataCatalog.get("own").set(stuff_classes=["a", "b"])
+    (problem,) = verify_dataset("own").problems
+    assert "b.png" in problem and "KeyError: 'file_name'" in problem
+    MetadataCatalog.get("own").stuff_classes.clear()
+    assert verify_dataset("own").problems == ["dataset 'own': its metadata has no stuff_classes"]
 
 
 def test_images_among_the_labels_are_no_stray_labels(tmp_path):

@@ -94,6 +94,12 @@ def test_no_ood_pixel_gives_nan_and_one_warning(frames, caplog):
     assert len(caplog.records) == 1 and "OOD pixel" in caplog.text
 
 
+def test_coarse_scores_are_noted_once(caplog):
+    frames = [((10 * score).clip(0, 255).astype(np.uint8), y) for score, y in make_frames()]
+    evaluate_scores(frames)
+    assert [r.getMessage()[:16] for r in caplog.records] == ["scores of uint8:"]
+
+
 WITHOUT = """
 import json, sys
 class Blocked:

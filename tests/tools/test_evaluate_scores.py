@@ -95,7 +95,7 @@ def test_metrics_are_those_of_evaluate_scores(run, folder):
     assert {name: result[name] for name in METRICS} == evaluate_scores(frames(folder), "obstacle")
     assert result["frames"] == 3 and result["rule"] == "score >= threshold"
     assert result["smallest_predicted_component"] == 50
-    assert "1 score maps are float16" in err
+    assert "score maps of float16: " in err
     strict = json.loads(run("--format", "json", "--strict")[0])
     expected = evaluate_scores(frames(folder), "obstacle", strict=True)
     assert {name: strict[name] for name in METRICS} == expected
@@ -169,6 +169,36 @@ def test_16_bit_scores_of_predict(run, folder):
         image.save(path)  # loses its texts
     with pytest.raises(UserError, match=r"x_raw\.png has offset and step .*y_raw\.png has not"):
         run()
+
+
+@pytest.mark.parametrize(
+    ("score", "noted"),
+    [
+        (lambda s: s > 1100, "bool"),
+        (lambda s: (s // 10).astype(np.uint8), "uint8"),
+        (lambda s: (s // 10).astype(np.int64), "int64"),
+        (lambda s: s.astype(np.int64), ""),
+        (lambda s: s / 7, ""),
+    ],
+)
+def test_coarse_scores_are_noted(run, folder, score, noted):
+    for array, frame in zip(frames(folder), FRAMES, strict=True):
+        for path in (folder / "scores" / frame).parent.glob(f"{Path(frame).name}.*"):
+            path.unlink()
+        np.save(folder / "scores" / f"{frame}.npy", score(array[0].astype(np.float64)))
+    err = run()[1]
+    assert (f"score maps of {noted}: scores that differ become equal" in err) == bool(noted)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_set_without_ood_or_known_pixels_is_an_error(run, folder, capsys, value):
+    for frame in FRAMES:
+        label = np.full((40, 50), value, np.uint8)
+        label[20:] = 255
+        cv2.imwrite(str(folder / "labels" / f"{frame}.png"), label)
+    with pytest.raises(UserError, match=f"'{NAME}' has no metrics: .* no OOD or no known pixel"):
+        run()
+    assert NAME in capsys.readouterr().out  # the table comes first
 
 
 def test_what_is_wrong_is_named(run, folder):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,7 +17,14 @@ from detectron2.data.catalog import Metadata
 from ...errors import UserError
 from ..datasets.cityscapes import cityscapes_frames, is_cityscapes
 from ..datasets.folder import MissingDatasetError
-from ..reading import IGNORE, check_same_size, read_image, read_values, value_table
+from ..reading import (
+    IGNORE,
+    check_same_size,
+    read_image,
+    read_region,
+    read_values,
+    value_table,
+)
 from ..threads import in_threads
 from .quick import check_registered, get_dicts
 
@@ -162,37 +171,41 @@ def _roles(metadata: Metadata) -> list[str]:
             for value in metadata.get(f"{key}_values", ()):
                 roles[value] = role
         return roles
+    table = value_table(metadata)
     names = {-1: "undeclared", IGNORE: "void", len(metadata.stuff_classes): "OOD"}
-    return [names.get(int(meaning), "known") for meaning in value_table(metadata)]
+    return [names.get(int(meaning), "known") for meaning in table]
 
 
 def _read_frame(record: dict[str, Any]) -> _Frame:
-    """Decode all files of a frame."""
-    size, counts, masked, errors = None, None, 0, []
-    image = label = None
-    try:
+    """Decode all files of a frame, each whatever is wrong with the others."""
+    image, counts, masked, errors = None, None, 0, []
+
+    @contextmanager
+    def reported() -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            errors.append(str(error))
+        except Exception as error:  # one frame must not end the check of the others
+            errors.append(f"frame {record}: {type(error).__name__}: {error}")
+
+    with reported():
         image = read_image(record["file_name"])
-        size = f"{image.shape[1]}x{image.shape[0]}"
-    except UserError as error:
-        errors.append(str(error))
-    path, mask = record.get("sem_seg_file_name"), record.get("region_mask_file_name")
-    try:
+    with reported():
+        path, mask = record.get("sem_seg_file_name"), record.get("region_mask_file_name")
         if path is not None and not os.path.isfile(path):
-            errors.append(f"image without label: {record['file_name']} (no file {path})")
-        elif path is not None:
+            raise UserError(f"image without label: {record['file_name']} (no file {path})")
+        if path is not None:
             label = read_values(path)
             if image is not None:
                 check_same_size(record["file_name"], image, path, label)
-            if mask is not None:
-                region = read_values(mask, "region mask")
-                check_same_size(record["file_name"], image, mask, region)
-                masked, label = np.count_nonzero(region), label[region == 0]
-            if label.size and not 0 <= label.min() <= label.max() <= 255:
-                errors.append(f"label {path} has values outside of 0..255")
-            else:
-                counts = np.bincount(label.astype(np.uint8).ravel(), minlength=256)
-    except UserError as error:
-        errors.append(str(error))
+            inside = None if mask is None else read_region(mask, path, label)
+            counted = label if inside is None else label[~inside]
+            if counted.size and not 0 <= counted.min() <= counted.max() <= 255:
+                raise UserError(f"label {path} has values outside of 0..255")
+            counts = np.bincount(counted.astype(np.uint8).ravel(), minlength=256)
+            masked = label.size - counted.size
+    size = None if image is None else f"{image.shape[1]}x{image.shape[0]}"
     return _Frame(size, counts, masked, errors)
 
 
@@ -227,3 +240,20 @@ def _check_values(
     anomalous = [value for value, role in enumerate(roles) if role == "OOD"]
     if anomalous:
         report.without_anomaly = sum(not counts[anomalous].any() for _, counts in read)
+    for role in ("known", "OOD"):
+        declared = [value for value, meaning in enumerate(roles) if meaning == role]
+        if read and declared and not total[declared].any():
+            report.problems.append(
+                f"no {role} pixel in any label: declared {role} values are {ranges(declared)}, "
+                f"found are {ranges(report.values) or 'none'}"
+            )
+
+
+def ranges(values: Iterable[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2, 5"."""
+    runs = itertools.groupby(enumerate(sorted(values)), lambda pair: pair[1] - pair[0])
+    texts = []
+    for _, run_of_values in runs:
+        first, *rest = (value for _, value in run_of_values)
+        texts.append(f"{first}-{rest[-1]}" if rest else str(first))
+    return ", ".join(texts)
