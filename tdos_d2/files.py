@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, TypeVar
 
@@ -214,3 +216,21 @@ def image_size(file: IO[bytes]) -> tuple[int, int]:
             Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1) >= 5
         )
         return (height, width) if turned else (width, height)
+
+
+def fingerprint(path: str | os.PathLike) -> str | None:
+    """SHA-256 of a file's content in hexadecimal digits; None where there is no file."""
+    if not os.path.isfile(path):
+        return None
+    state = os.stat(path)
+    return _fingerprint(os.fspath(path), state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=8)
+def _fingerprint(path: str, mtime_ns: int, size: int) -> str:
+    """Reads the file once while it is the same: checkpoints are large."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()

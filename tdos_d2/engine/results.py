@@ -21,7 +21,7 @@ from ..evaluation.dataset_metrics import check_defined
 from ..evaluation.operating_point import save_operating_point
 from ..evaluation.report.page import write_report
 from ..evaluation.tables import format_rows, results_rows, to_json
-from ..files import atomic_write
+from ..files import atomic_write, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -47,18 +47,24 @@ def results_table(results: Mapping[str, Mapping[str, Mapping[str, float]]], form
     return "\n\n".join(format_rows(rows, form) for rows in results_rows(results))
 
 
-def write_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
+def write_results(
+    cfg: CfgNode, results: Mapping[str, Any], checkpoint: str | os.PathLike
+) -> None:
     """Print the table and write ``OUTPUT_DIR/results.{json,md,tex}``.
 
+    ``results.checkpoint.json`` says which checkpoint they are of: its name and SHA-256.
+
     Args:
-        cfg: reads ``OUTPUT_DIR`` and what to say of the model.
+        cfg: reads ``OUTPUT_DIR``.
         results: ``{data set: {task: {metric: value}}}``.
+        checkpoint: the file that has the model, or words where there is none.
     """
     logger.info("Results:\n" + results_table(results, "table"))
-    model = _model(cfg)
+    model, sha256 = _model(cfg, checkpoint), fingerprint(checkpoint)
     tables = results_table(results, "markdown"), results_table(results, "latex")
     texts = {
         "results.json": to_json(results),
+        "results.checkpoint.json": to_json({"checkpoint": str(checkpoint), "sha256": sha256}),
         "results.md": f"# Results\n\n{model}\n\n{tables[0]}\n\n{_MARKDOWN_NOTE}",
         "results.tex": f"% {model}\n% needs \\usepackage{{booktabs}}\n{tables[1]}",
     }
@@ -68,7 +74,10 @@ def write_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
 
 
 def report_results(
-    cfg: CfgNode, results: Mapping[str, Any], evaluators: Sequence[DatasetEvaluator]
+    cfg: CfgNode,
+    results: Mapping[str, Any],
+    evaluators: Sequence[DatasetEvaluator],
+    checkpoint: str | os.PathLike,
 ) -> None:
     """Write ``OUTPUT_DIR/report/index.html`` if ``TEST.REPORT`` asks for it, on the main process.
 
@@ -76,6 +85,7 @@ def report_results(
         cfg: config.
         results: ``{data set: {task: {metric: value}}}``.
         evaluators: those of ``DATASETS.TEST`` in its order, after ``evaluate``.
+        checkpoint: the file that has the model, or words where there is none.
     """
     if not cfg.TEST.REPORT or not comm.is_main_process():
         return
@@ -87,7 +97,7 @@ def report_results(
     }
     path = write_report(
         os.path.join(cfg.OUTPUT_DIR, "report"),
-        _model(cfg),
+        _model(cfg, checkpoint),
         results_rows(results),
         [section for section in sections if section],
         unlabelled,
@@ -95,8 +105,10 @@ def report_results(
     logger.info(f"Report: {path}")
 
 
-def _model(cfg: CfgNode) -> str:
-    return f"{cfg.MODEL.META_ARCHITECTURE}, weights {cfg.MODEL.WEIGHTS or '(none)'}"
+def _model(cfg: CfgNode, checkpoint: str | os.PathLike) -> str:
+    sha256 = fingerprint(checkpoint)
+    which = f"{checkpoint} (SHA-256 {sha256[:16]})" if sha256 else f"{checkpoint}"
+    return f"{cfg.MODEL.META_ARCHITECTURE}, weights {which}"
 
 
 def verify(cfg: CfgNode, results: Mapping[str, Any]) -> None:

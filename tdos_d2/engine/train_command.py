@@ -39,9 +39,11 @@ def main(args: Namespace, cfg: CfgNode, notes: Sequence[str]) -> Mapping[str, An
     if args.eval_only:
         seed_all_rng(cfg.SEED)  # an untrained model must be the same one in all processes
         model = Trainer.build_model(cfg)
-        checkpointer = TDOSCheckpointer(model, cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        checkpoint = (args.resume and resume_file(cfg)) or local_weights(cfg)
+        resumed = args.resume and resume_file(cfg)
+        weights = str(resumed or cfg.MODEL.WEIGHTS)
+        whole = f"checkpoint {weights} is not of the config's model: it has"
+        TDOSCheckpointer(model).load(weights, checkpointables=[], whole=whole)
+        checkpoint = resumed or local_weights(cfg)
         results = Trainer.test_checkpoint(cfg, model, checkpoint)
         if comm.is_main_process():
             verify(cfg, results)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import shutil
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..evaluation.picture_evaluator import PictureEvaluator
 from ..loading.checkpoint import TDOSCheckpointer
+from ..loading.config_files import local_weights
 from ..modeling.test_time_augmentation import SemanticSegmentorWithTTA
 from .optimizer import build_lr_scheduler, build_optimizer
 from .results import by_dataset, keep_operating_point, report_results, verify, write_results
@@ -85,6 +88,8 @@ class Trainer(DefaultTrainer):
         if not (resume and self.checkpointer.has_checkpoint()):
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
             self._check_frozen_are_loaded()
+            if comm.is_main_process():
+                start_anew(Path(self.cfg.OUTPUT_DIR))
             return
         path = self.checkpointer.get_checkpoint_file()
         try:
@@ -140,13 +145,21 @@ class Trainer(DefaultTrainer):
             DatasetEvaluators([evaluator, PictureEvaluator(name, number)])
             for name, evaluator in zip(names, evaluators, strict=True)
         ]
-        results = self.test(self.cfg, self.model, with_pictures)
-        report_results(self.cfg, by_dataset(self.cfg, results), evaluators)
+        checkpoint = self._saved_now()
+        results = self.test(self.cfg, self.model, with_pictures, checkpoint)
+        report_results(self.cfg, by_dataset(self.cfg, results), evaluators, checkpoint)
         if self.iter + 1 >= self.max_iter and comm.is_main_process():
-            final = os.path.join(self.cfg.OUTPUT_DIR, "model_final.pth")
-            keep_operating_point(self.cfg, evaluators, final)
+            keep_operating_point(self.cfg, evaluators, checkpoint)
         self._last_eval_results = results
         return results
+
+    def _saved_now(self) -> str:
+        """The checkpoint of this iteration, or words where none is saved."""
+        if self.iter + 1 >= self.max_iter:
+            return os.path.join(self.cfg.OUTPUT_DIR, "model_final.pth")
+        if (self.iter + 1) % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
+            return os.path.join(self.cfg.OUTPUT_DIR, f"model_{self.iter:07d}.pth")
+        return f"of iteration {self.iter}, which were not saved"
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -181,8 +194,15 @@ class Trainer(DefaultTrainer):
         cfg: CfgNode,
         model: torch.nn.Module,
         evaluators: Sequence[DatasetEvaluator] | None = None,
+        checkpoint: str | os.PathLike = "",
     ) -> Mapping[str, Any]:
         """Evaluate on every set of ``DATASETS.TEST``, print a table, write the results.
+
+        Args:
+            cfg: config.
+            model: the model.
+            evaluators: one for each set; by default those that the metadata ask for.
+            checkpoint: the file that has the model (default: ``MODEL.WEIGHTS``).
 
         Returns:
             On the main process ``{data set: {task: {metric: value}}}``, one level less for a
@@ -190,7 +210,7 @@ class Trainer(DefaultTrainer):
         """
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process() and results:
-            write_results(cfg, by_dataset(cfg, results))
+            write_results(cfg, by_dataset(cfg, results), checkpoint or _weights(cfg))
         return results
 
     @classmethod
@@ -208,7 +228,8 @@ class Trainer(DefaultTrainer):
             As ``test``; tasks with augmentation end in ``_TTA``.
         """
         evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-        results = cls.test(cfg, model, evaluators)
+        which = checkpoint or _weights(cfg)
+        results = cls.test(cfg, model, evaluators, which)
         if checkpoint is not None and comm.is_main_process():
             keep_operating_point(cfg, evaluators, checkpoint)
         if cfg.TEST.AUG.ENABLED:
@@ -224,9 +245,37 @@ class Trainer(DefaultTrainer):
                 whole = by_dataset(cfg, results)
                 for name, tasks in by_dataset(cfg, augmented).items():
                     whole[name].update({f"{task}_TTA": row for task, row in tasks.items()})
-                write_results(cfg, whole)
-        report_results(cfg, by_dataset(cfg, results), evaluators)
+                write_results(cfg, whole, which)
+        report_results(cfg, by_dataset(cfg, results), evaluators, which)
         return results
+
+
+def start_anew(folder: Path) -> None:
+    """Say what a run that does not resume will overwrite in ``folder``, and empty ``metrics.json``.
+
+    Its old lines are kept in ``metrics.<number>.json``. It stays the same file: a writer has it
+    open.
+    """
+    old = [path.name for path in sorted(folder.glob("*.pth"), reverse=True)]
+    metrics = folder / "metrics.json"
+    kept = ""
+    if metrics.is_file() and metrics.stat().st_size:
+        number = 1
+        while (folder / f"metrics.{number}.json").exists():
+            number += 1
+        shutil.copy2(metrics, folder / f"metrics.{number}.json")
+        os.truncate(metrics, 0)
+        kept = f"; its metrics.json is now metrics.{number}.json"
+    if old:
+        shown = ", ".join(old[:3]) + (f" and {len(old) - 3} more" if old[3:] else "")
+        logger.warning(
+            f"{folder} has checkpoints of another run ({shown}), and this is no --resume: those of "
+            f"the same names, their thresholds and results.* will be overwritten{kept}"
+        )
+
+
+def _weights(cfg: CfgNode) -> str | Path:
+    return local_weights(cfg) or cfg.MODEL.WEIGHTS or "(none)"
 
 
 def _defined(results: Any) -> Any:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from ..errors import UserError
-from ..files import atomic_write
+from ..files import atomic_write, fingerprint
 from .tables import to_json
 
 
@@ -36,11 +36,19 @@ def threshold_file(checkpoint: str | os.PathLike) -> Path:
 
 
 def save_operating_point(checkpoint: str | os.PathLike, point: OperatingPoint) -> Path:
-    """Write the operating point beside ``checkpoint``; gives the path. OSError as ``open``."""
+    """Write the operating point beside ``checkpoint``; gives the path. OSError as ``open``.
+
+    The file names the checkpoint's content by its SHA-256.
+    """
     path = threshold_file(checkpoint)
-    chosen = {"chosen_by": f"best pixel F1 on {point.dataset}", "rule": "score >= threshold"}
+    values = {
+        **dataclasses.asdict(point),
+        "chosen_by": f"best pixel F1 on {point.dataset}",
+        "rule": "score >= threshold",
+        "checkpoint_sha256": fingerprint(checkpoint),
+    }
     with atomic_write(path) as file:
-        file.write(f"{to_json({**dataclasses.asdict(point), **chosen})}\n".encode())
+        file.write(f"{to_json(values)}\n".encode())
     return path
 
 
@@ -48,7 +56,7 @@ def load_operating_point(checkpoint: str | os.PathLike) -> OperatingPoint | None
     """The operating point saved beside ``checkpoint``; None where there is none.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or was made for another checkpoint.
     """
     path = threshold_file(checkpoint)
     if not path.is_file():
@@ -58,6 +66,12 @@ def load_operating_point(checkpoint: str | os.PathLike) -> OperatingPoint | None
         fields = {field.name: values[field.name] for field in dataclasses.fields(OperatingPoint)}
         if not math.isfinite(fields["threshold"]):
             raise ValueError(f"the threshold is {fields['threshold']}")
-        return OperatingPoint(**fields)
+        point = OperatingPoint(**fields)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}): evaluate again, or remove it") from error
+    if values.get("checkpoint_sha256") != fingerprint(checkpoint):
+        raise UserError(
+            f"{path} is the threshold of another checkpoint than what {checkpoint} is now: "
+            "evaluate again, or remove it"
+        )
+    return point

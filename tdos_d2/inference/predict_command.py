@@ -238,9 +238,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _threshold(predictor: OODPredictor, given: float | None) -> tuple[float | None, str]:
     """The threshold, None where there is none, and where it is from."""
-    point = predictor.operating_point
     if given is not None:
         return given, f"threshold {given:g}, as given"
+    point = predictor.operating_point
     if point is None:
         return None, (
             "no objects are looked for: give --threshold, or evaluate the checkpoint on a labelled "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import cv2
@@ -45,7 +46,6 @@ class OODPredictor:
         model: the model.
         class_names: names of the K known classes.
         score: name of the score in ``ood_score``.
-        operating_point: the threshold saved beside the checkpoint; None where there is none.
         words_have_meaning: whether words do.
         notes: lines for a log: what was taken from the checkpoint or the machine.
     """
@@ -70,8 +70,7 @@ class OODPredictor:
         else:
             self.notes.append("MODEL.WEIGHTS is empty: the model is untrained")
         self.class_names, self.score = self.model.class_names, self.model.score_name
-        weights = local_weights(cfg)
-        self.operating_point: OperatingPoint | None = weights and load_operating_point(weights)
+        self._weights = local_weights(cfg)
         mapper = TDOSDatasetMapper(cfg, is_train=False)
         self._augmentations, self._format = mapper.augmentations, mapper.image_format
         with torch.no_grad():
@@ -115,6 +114,15 @@ class OODPredictor:
                 it.
         """
         return self._words(words)
+
+    @cached_property
+    def operating_point(self) -> OperatingPoint | None:
+        """The threshold saved beside the checkpoint; None where there is none.
+
+        Raises:
+            UserError: it is of another checkpoint, or damaged.
+        """
+        return self._weights and load_operating_point(self._weights)
 
     def combined_score(self, result: dict[str, Any]) -> np.ndarray:
         """Maximum of ``ood_score`` and the words' chances in its unit, (H, W) float32.

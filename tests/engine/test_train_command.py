@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from detectron2.modeling import build_model
 
 from tdos_d2 import commands, get_config_file
+from tdos_d2.engine import TDOSCheckpointer
 from tdos_d2.engine import train_command as command
+from tdos_d2.errors import UserError
 
 
 @pytest.fixture
@@ -39,3 +43,12 @@ def test_ones_own_file_comes_first(started, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["tdos-train", "--config-file", "demo.yaml"])
     commands.train()
     assert started[2].SEED == 11 and Path(started[1].config_file) == Path("demo.yaml")
+
+
+def test_a_model_that_is_not_all_in_the_checkpoint_is_not_evaluated(small_cfg, tmp_path):
+    TDOSCheckpointer(build_model(small_cfg), str(tmp_path)).save("model")
+    small_cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    small_cfg.MODEL.PIXEL_DECODER.NUM_LAYERS = 2
+    args = Namespace(config_file="", eval_only=True, resume=False)
+    with pytest.raises(UserError, match=r"model\.pth is not of the config's model.*pixel_decoder"):
+        command.main(args, small_cfg, [])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
 import shutil
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +266,49 @@ def test_evaluation_during_training(evaluated_cfg, small_dataset, tmp_path):
     shown = events.Images(pictures[0])
     assert [p.step for p in shown] == [1, 4]  # one at each evaluation
     assert (shown[0].height, shown[0].width) == (64, 4 * 96)
+
+
+@pytest.mark.parametrize(("period", "first"), [(2, "model_0000001.pth"), (3, "of iteration 1,")])
+def test_results_say_which_checkpoint_they_are_of(evaluated_cfg, tmp_path, period, first):
+    folder, seen = tmp_path / "a", []
+    evaluated_cfg.TEST.EVAL_PERIOD = 2
+    for end in (2, 4):  # in a run of 4 the results of iteration 1 are overwritten
+        stop = pytest.raises(KeyboardInterrupt) if end == 2 else nullcontext()
+        with pytest.MonkeyPatch.context() as patch, stop:
+            if end == 2:
+                patch.setattr("tdos_d2.engine.trainer.report_results", interrupt)
+            train(evaluated_cfg, folder, MAX_ITER=4, CHECKPOINT_PERIOD=period)
+        seen.append(json.loads((folder / "results.checkpoint.json").read_text()))
+        text = (folder / "results.md").read_text()
+        assert seen[-1]["checkpoint"] in text and (seen[-1]["sha256"] or "")[:16] in text
+    assert first in seen[0]["checkpoint"] and seen[1]["checkpoint"] == f"{folder}/model_final.pth"
+    saved = [folder / "model_0000001.pth", folder / "model_final.pth"]
+    for path, values in zip(saved, seen, strict=True):
+        own = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        assert values["sha256"] == own
+    assert "weights (none)" not in text
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_training_again_in_a_folder(small_cfg, tmp_path, caplog):
+    folder = tmp_path / "a"
+    for number, iterations in enumerate((1, 2, 3)):
+        caplog.clear()
+        train(small_cfg, folder, MAX_ITER=iterations)
+        warnings = [r.getMessage() for r in caplog.records if "another run" in r.getMessage()]
+        assert len(warnings) == (number > 0)
+        assert [line["iteration"] for line in metrics(folder)] == [iterations - 1]
+    assert "model_final.pth" in warnings[0] and "metrics.2.json" in warnings[0]
+    assert "\n" not in warnings[0]
+    for number in (1, 2):
+        old = json.loads((folder / f"metrics.{number}.json").read_text())
+        assert old["iteration"] == number - 1
+    caplog.clear()
+    train(small_cfg, folder, resume=True, MAX_ITER=4)
+    assert "another run" not in caplog.text and len(metrics(folder)) == 2
 
 
 def test_expected_results(evaluated_cfg, small_dataset):

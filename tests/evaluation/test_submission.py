@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
+import shutil
 
 import h5py
 import numpy as np
@@ -151,6 +154,21 @@ def test_operating_point_beside_the_checkpoint(tmp_path):
     stored = json.loads(path.read_text())
     assert stored["chosen_by"] == "best pixel F1 on road_anomaly"
     assert np.float32(stored["threshold"]) == np.float32(-1.1)
+    checkpoint.write_bytes(b"weights")
+    with pytest.raises(UserError, match=r"json is the threshold of another checkpoint"):
+        load_operating_point(checkpoint)
+    save_operating_point(checkpoint, point)
+    stored = json.loads(path.read_text())
+    assert stored["checkpoint_sha256"] == hashlib.sha256(b"weights").hexdigest()
+    for name in ("a.pth", "b.pth"):  # what is copied or renamed keeps its threshold
+        shutil.copy(checkpoint, tmp_path / name)
+        shutil.copy(path, tmp_path / f"{name}.threshold.json")
+        assert load_operating_point(tmp_path / name) == point
+    (tmp_path / "a.pth").write_bytes(b"Weights")
+    (tmp_path / "b.pth.threshold.json").write_text(json.dumps(dataclasses.asdict(point)))
+    for name in ("a.pth", "b.pth"):
+        with pytest.raises(UserError, match=r"json is the threshold of another checkpoint"):
+            load_operating_point(tmp_path / name)
     for damaged in ("{}", json.dumps({**stored, "threshold": float("nan")})):
         path.write_text(damaged)
         with pytest.raises(UserError, match=r"threshold.json is damaged"):

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -163,6 +164,12 @@ def test_saved_threshold(model, tmp_path, capsys):
     assert predict(model, tmp_path / "out", *words) == 0
     assert records(tmp_path / "out")[0]["objects"] is None
     assert "is for max_logit, the score is log_s_ood" in capsys.readouterr().err
+    save_operating_point(tmp_path / "model.pth", replace(point, score="log_s_ood"))
+    torch.manual_seed(1)  # training anew overwrites the checkpoint
+    TDOSCheckpointer(build_model(load(model)), str(tmp_path)).save("model")
+    with pytest.raises(UserError, match="threshold of another checkpoint than .*model.pth"):
+        predict(model, tmp_path / "out", *words)
+    assert predict(model, tmp_path / "out", *words, "--threshold", threshold) == 0
 
 
 def test_video(model, tmp_path):
