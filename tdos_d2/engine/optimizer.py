@@ -46,6 +46,13 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     optimizer = torch.optim.AdamW(
         groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=fused
     )
+    # A checkpoint would bring the way of stepping with it that its own run had.
+    optimizer.register_load_state_dict_pre_hook(
+        lambda _, state: {
+            **state,
+            "param_groups": [{**group, "fused": fused} for group in state["param_groups"]],
+        }
+    )
     if solver.CLIP_GRADIENTS.ENABLED:
         _clip_before_step(optimizer, solver.CLIP_GRADIENTS)
     return optimizer

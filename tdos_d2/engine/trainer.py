@@ -113,6 +113,17 @@ class Trainer(DefaultTrainer):
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
             group["lr"] = lr
 
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict``, whether or not mixed precision was on in that run."""
+        state = dict(state_dict["_trainer"])
+        scaler = getattr(self._trainer, "grad_scaler", None)
+        if scaler is not None and not state.get("grad_scaler"):
+            state["grad_scaler"] = scaler.state_dict()
+            logger.warning("mixed precision is new in this run: its loss scale starts anew")
+        elif scaler is None and state.get("grad_scaler"):
+            logger.warning("mixed precision was on in the checkpoint's run and is off in this one")
+        super().load_state_dict({**state_dict, "_trainer": state})
+
     def _check_frozen_are_loaded(self) -> None:
         if not self.cfg.MODEL.TDOS.HEADS_ONLY:
             return

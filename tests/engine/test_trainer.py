@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 
+import tdos_d2.engine.trainer as trainer_module
 from tdos_d2.engine import TDOSCheckpointer, Trainer, read_checkpoint_info, verify
 from tdos_d2.errors import UserError
 
@@ -192,6 +194,48 @@ def test_resume_errors(small_cfg, tmp_path):
         train(small_cfg, tmp_path / "a", resume=True, MAX_ITER=2)
     with pytest.raises(UserError, match="cannot resume"):
         train(small_cfg, tmp_path / "a", resume=True, MAX_ITER=4, MULTIPLIERS=[["neck", 0.0]])
+
+
+class HalfOnCPU(AMPTrainer):
+    """Detectron2's mixed precision needs a GPU; bfloat16 on a CPU stands in for it."""
+
+    def __init__(self, model, batches, optimizer) -> None:
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+        super().__init__(model, batches, optimizer, grad_scaler=scaler)
+
+    def run_step(self) -> None:
+        batch = next(self._data_loader_iter)
+        self.optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = self.model(batch)
+        self.grad_scaler.scale(sum(losses.values())).backward()
+        self._write_metrics(losses, 0.0)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+
+@pytest.mark.parametrize(("before", "now"), [(False, True), (True, False), (True, True)])
+def test_resume_with_mixed_precision_switched(small_cfg, tmp_path, monkeypatch, before, now):
+    warnings = []
+    monkeypatch.setattr(trainer_module.logger, "warning", warnings.append)
+
+    def run(folder, half: bool, **kwargs) -> Trainer:
+        monkeypatch.setattr(trainer_module, "SimpleTrainer", HalfOnCPU if half else SimpleTrainer)
+        small_cfg.SOLVER.AMP.ENABLED = half
+        return train(small_cfg, tmp_path / folder, MAX_ITER=5, CHECKPOINT_PERIOD=3, **kwargs)
+
+    run("whole", before)
+    interrupted_copy(tmp_path / "whole", tmp_path / "parts", "model_0000002.pth")
+    trainer = run("parts", now, resume=True)
+    assert len(warnings) == (before != now)
+    assert {group["fused"] for group in trainer.optimizer.param_groups} == {not now}
+    ends = [
+        torch.load(tmp_path / f / "model_final.pth", weights_only=True) for f in ("whole", "parts")
+    ]
+    if before == now:
+        assert_same(*ends)
+    scales = [end["trainer"]["_trainer"].get("grad_scaler", {}).get("scale") for end in ends]
+    assert scales == [16.0 if before else None, (16.0 if before else 8.0) if now else None]
 
 
 def test_amp_is_ignored_without_gpu(small_cfg, tmp_path, caplog):
