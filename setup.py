@@ -26,6 +26,7 @@ REQUIRES = [
     "opencv-python-headless",
     "pillow",
     "matplotlib",
+    "jinja2",
     "tqdm",
     # Detectron2's own needs
     "fvcore>=0.1.5",
@@ -54,6 +55,7 @@ setup(
     package_dir={"tdos_d2.configs": "configs"},
     package_data={
         "tdos_d2.configs": ["**/*.yaml"],
+        "tdos_d2.evaluation.report": ["*.html"],
         "tdos_d2.ood_words": ["*.json", "WORDNET_LICENSE"],
     },
     entry_points={
