@@ -71,6 +71,9 @@ def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP.WEIGHTS = "pretrained/CLIP-ViT-B-16.pt"
     # Keep the image encoder as it is (the published recipe). Random weights are always trained.
     cfg.MODEL.CLIP.FREEZE_IMAGE = True
+    # Keep the BatchNorm layers of a CLIP ResNet that is loaded and fine-tuned as they are: their
+    # statistics and weights. Those of random weights are always trained.
+    cfg.MODEL.BACKBONE.FREEZE_NORM = True
 
 
 def _add_text(cfg: CN) -> None:

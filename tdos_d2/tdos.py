@@ -269,7 +269,9 @@ class TDOS(nn.Module):
         *outputs, text = self._segment(features)
         losses = self.criterion(*self._merged(*outputs), labels)
         if self.regularization is not None:
-            losses |= self.regularization(text, images.tensor, features["embedding"])
+            losses |= self.regularization(
+                text, images.tensor, region, features["embedding"]
+            )
         return losses
 
     def _infer(self, inputs: dict[str, Any]) -> dict[str, Any]:

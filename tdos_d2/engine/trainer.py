@@ -26,6 +26,7 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
+from fvcore.nn.precise_bn import get_bn_modules
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import set_key
@@ -147,7 +148,10 @@ class Trainer(DefaultTrainer):
         """Detectron2's hooks; each evaluation also draws pictures for TensorBoard."""
         # Metrics that a set does not define would be NaN in metrics.json, which is no JSON.
         evaluate = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, lambda: _defined(self._evaluate()))
-        return [evaluate if isinstance(h, hooks.EvalHook) else h for h in super().build_hooks()]
+        built = [evaluate if isinstance(h, hooks.EvalHook) else h for h in super().build_hooks()]
+        users = (hooks.PeriodicCheckpointer, hooks.EvalHook)
+        first = next(i for i, hook in enumerate(built) if isinstance(hook, users))
+        return [*built[:first], MeanStatistics(), *built[first:]]
 
     def _evaluate(self) -> Mapping[str, Any]:
         names, number = self.cfg.DATASETS.TEST, self.cfg.TEST.NUM_PICTURES
@@ -294,6 +298,26 @@ def _defined(results: Any) -> Any:
     if not isinstance(results, Mapping):
         return results
     return {key: _defined(value) for key, value in results.items() if value == value}
+
+
+class MeanStatistics(hooks.HookBase):
+    """After each step, BatchNorm statistics become their mean over the processes.
+
+    Each process has normalised images of its own, and the checkpoint holds the statistics of one.
+    They are averaged in every step, by all processes, before whatever evaluates or saves: there is
+    no other step or frame that a process could wait for.
+    """
+
+    def after_step(self) -> None:
+        """Average."""
+        norms = [norm for norm in get_bn_modules(self.trainer.model) if norm.track_running_stats]
+        if comm.get_world_size() == 1 or not norms:
+            return
+        buffers = [x for norm in norms for x in (norm.running_mean, norm.running_var)]
+        means = torch.cat(buffers) / comm.get_world_size()
+        torch.distributed.all_reduce(means)
+        for buffer, mean in zip(buffers, means.split([len(x) for x in buffers]), strict=True):
+            buffer.copy_(mean)
 
 
 def _distribute(model: torch.nn.Module, on_gpu: bool) -> torch.nn.Module:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from detectron2.modeling import Backbone
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import Tensor, nn
 
 References = Callable[[], tuple[Tensor, Tensor]]
@@ -29,12 +30,15 @@ class Regularization(nn.Module):
         self.language = language
         self.vision = vision
 
-    def forward(self, text: Tensor, images: Tensor, embedding: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, text: Tensor, images: Tensor, region: Tensor | None, embedding: Tensor
+    ) -> dict[str, Tensor]:
         """
         Args:
             text: (B, N, D_t), text embeddings after the context decoder.
             images: (B, 3, H, W), normalised.
-            embedding: (B, D_v), image embedding of the trained encoder.
+            region: (B, H, W), where semantic augmentation perturbs; None: nowhere.
+            embedding: (B, D_v), image embedding of the trained encoder for them.
 
         Returns:
             The weighted terms ``loss_language`` and ``loss_vision``, as far as they are on.
@@ -43,7 +47,7 @@ class Regularization(nn.Module):
         if self.language is not None:
             losses["loss_language"] = self.language(text)
         if self.vision is not None:
-            losses["loss_vision"] = self.vision(images, embedding)
+            losses["loss_vision"] = self.vision(images, region, embedding)
         return losses
 
 
@@ -94,9 +98,11 @@ class VisionLoss(nn.Module):
     """The image embedding stays near that of the encoder as it was loaded.
 
     mse_weight * MSE(g, g0) + cosine_weight * mean(1 - cos(g, g0)), the published form. g0 comes
-    from a copy of the encoder that never sees augmentation, gradients or training mode (defect 14).
-    The copy is no submodule: optimizers, checkpoints and ``train()`` do not find it; it moves with
-    ``to()``.
+    from a copy of the encoder that never sees gradients or training mode (defect 14), and the same
+    images and perturbed regions: only weights make a difference, so the term starts at 0. Where
+    BatchNorm is trained it works with the batch's statistics, and so it does in the copy, which
+    keeps none of them. The copy is no submodule: optimizers, checkpoints and ``train()`` do not
+    find it; it moves with ``to()``.
 
     Args:
         encoder: gives ``embedding`` for images; copied as it is now.
@@ -108,7 +114,12 @@ class VisionLoss(nn.Module):
         self, encoder: Backbone, *, mse_weight: float = 10.0, cosine_weight: float = 2.0
     ) -> None:
         super().__init__()
-        self._hidden = (copy.deepcopy(encoder).requires_grad_(False).eval(),)
+        reference = copy.deepcopy(encoder).requires_grad_(False).train()
+        trained_norms = get_bn_modules(reference)
+        reference.eval()
+        for norm in trained_norms:
+            norm.train().track_running_stats = False
+        self._hidden = (reference,)
         self.mse_weight, self.cosine_weight = mse_weight, cosine_weight
 
     @property
@@ -120,10 +131,10 @@ class VisionLoss(nn.Module):
         self.reference._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
-    def forward(self, images: Tensor, embedding: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised images and the (B, D) embedding of the trained encoder."""
+    def forward(self, images: Tensor, region: Tensor | None, embedding: Tensor) -> Tensor:
+        """The weighted term; arguments as in :meth:`Regularization.forward`."""
         with torch.no_grad():
-            target = self.reference(images)["embedding"].float()
+            target = self.reference(images, region)["embedding"].float()
         embedding = embedding.float()
         distance = 1 - F.cosine_similarity(embedding, target)
         return self.mse_weight * F.mse_loss(embedding, target) + (

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import cv2
-import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-
-CLASSES = ["road", "traffic sign", "car"]
+from small_set import CLASSES, register
 
 
 @pytest.fixture(autouse=True)
@@ -24,27 +21,8 @@ def one_thread():
 def small_dataset(tmp_path_factory):
     """Registered name of a set of five 64x96 frames with three classes."""
     folder = tmp_path_factory.mktemp("small")
-    rng = np.random.default_rng(0)
-    frames = []
-    for i in range(5):
-        image, label = folder / f"{i}.png", folder / f"{i}_label.png"
-        cv2.imwrite(str(image), rng.integers(0, 256, (64, 96, 3), np.uint8))
-        values = np.repeat(np.arange(3, dtype=np.uint8), 32)[None].repeat(64, 0)
-        cv2.imwrite(str(label), values)
-        frames.append(
-            {
-                "file_name": str(image),
-                "sem_seg_file_name": str(label),
-                "height": 64,
-                "width": 96,
-                "image_id": str(i),
-            }
-        )
     name = f"small_{folder.name}"
-    DatasetCatalog.register(name, lambda: frames)
-    MetadataCatalog.get(name).set(
-        stuff_classes=CLASSES, ignore_label=255, evaluator_type="sem_seg"
-    )
+    register(name, folder)
     yield name
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)

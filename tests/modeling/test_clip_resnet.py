@@ -195,14 +195,27 @@ def test_frozen_backbone_keeps_its_statistics_in_training(resnet_cfg):
         close(features["tap1"], visual.layer1(visual.stem(images(64, 96))))
 
 
-def test_trained_backbone_updates_its_statistics(resnet_cfg):
+@pytest.mark.parametrize(
+    ("freeze_norm", "loaded", "frozen"),
+    [(True, True, True), (False, True, False), (True, False, False)],
+)
+def test_norms_of_a_trained_backbone(resnet_cfg, freeze_norm, loaded, frozen):
+    """They are kept where weights are loaded, unless asked, and trained where they are random."""
     resnet_cfg.MODEL.CLIP.FREEZE_IMAGE = False
+    resnet_cfg.MODEL.BACKBONE.FREEZE_NORM = freeze_norm
+    if not loaded:
+        resnet_cfg.MODEL.CLIP.WEIGHTS = ""
     backbone = build_backbone(resnet_cfg).train()
-    before = backbone.tower.visual.bn1.running_mean.clone()
+    before = {key: value.clone() for key, value in backbone.named_buffers()}
     features = backbone(images(64, 96))
-    assert not torch.equal(backbone.tower.visual.bn1.running_mean, before)
+    assert all(torch.equal(before[k], v) == frozen for k, v in backbone.named_buffers())
     sum(value.sum() for value in features.values()).backward()
-    assert all(p.grad is not None for p in backbone.parameters())
+    norms = {
+        id(p) for m in backbone.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()
+    }
+    assert norms
+    for parameter in backbone.parameters():
+        assert (parameter.grad is None) == (frozen and id(parameter) in norms)
 
 
 def test_maps_have_the_strides_and_channels_promised(resnet_cfg):

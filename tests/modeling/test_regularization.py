@@ -125,23 +125,46 @@ def test_vision_loss_by_hand(full_cfg):
         g = g0 + torch.randn_like(g0)
     cosines = (g * g0).sum(1) / (g.norm(dim=1) * g0.norm(dim=1))
     expected = 10 * (g - g0).square().mean() + 2 * (1 - cosines).mean()
-    torch.testing.assert_close(loss(images, g), expected)
-    torch.testing.assert_close(loss(images, g0), torch.tensor(0.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(loss(images, None, g), expected)
+    torch.testing.assert_close(loss(images, None, g0), torch.tensor(0.0), atol=1e-5, rtol=0)
 
 
-def test_vision_reference_is_the_encoder_as_loaded_for_ever(full_cfg):
-    """Defects 7 and 14: the term has a gradient, its reference never changes nor trains."""
+def use_resnet(cfg, freeze_norm: bool) -> None:
+    """A ResNet whose BatchNorm statistics are not those of any batch, from a file."""
+    torch.manual_seed(0)
+    clip, _ = build_clip("tiny-rn", "")
+    for key, value in clip.state_dict().items():
+        if "running_" in key:
+            value.copy_(1 + torch.rand_like(value))
+    path = f"{cfg.MODEL.CLIP.WEIGHTS}.rn"
+    torch.save(clip.state_dict(), path)
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.CLIP.NAME = "CLIPModifiedResNet", "tiny-rn"
+    cfg.MODEL.CLIP.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_NORM = path, freeze_norm
+
+
+@pytest.mark.parametrize("encoder", ["ViT", "frozen BatchNorm", "trained BatchNorm"])
+def test_vision_reference_is_the_encoder_as_loaded_for_ever(full_cfg, encoder):
+    """Defects 7 and 14: from 0 on the term has a gradient, its reference never changes nor trains.
+
+    Both encoders see the same images, perturbed in the same regions: only weights tell them apart.
+    """
+    if encoder != "ViT":
+        use_resnet(full_cfg, encoder == "frozen BatchNorm")
     full_cfg.SOLVER.BASE_LR = 0.01
     model = build_model(full_cfg).train()
     reference = model.regularization.vision.reference
     before = copy.deepcopy(reference.state_dict())
-    assert not any(module.training for module in reference.modules())
+    trained_norms = encoder == "trained BatchNorm"
+    assert any(module.training for module in reference.modules()) == trained_norms
+    norms = {k: v.clone() for k, v in model.backbone.state_dict().items() if ".bn" in k}
+    assert bool(norms) == (encoder != "ViT")
     optimizer = build_optimizer(full_cfg, model)
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert not trained & {id(p) for p in reference.parameters()}
     assert not [key for key in model.state_dict() if "hidden" in key or "reference" in key]
-    for _ in range(2):  # the first step has nothing to correct yet
-        losses = model([sample()])
+    for step in range(2):  # the first step has nothing to correct yet
+        losses = model([sample(), sample(seed=1)])
+        assert (losses["loss_vision"] > 1e-4) == (step == 1)
         optimizer.zero_grad()
         losses["loss_vision"].backward(retain_graph=True)
         gradients = [p.grad for p in model.backbone.parameters() if p.grad is not None]
@@ -149,6 +172,8 @@ def test_vision_reference_is_the_encoder_as_loaded_for_ever(full_cfg):
         sum(losses.values()).backward()
         optimizer.step()
     assert moved
+    state = model.backbone.state_dict()
+    assert all(torch.equal(state[key], norms[key]) != trained_norms for key in norms)
     assert all(torch.equal(before[k], v) for k, v in reference.state_dict().items())
     assert model.double() and next(reference.parameters()).dtype == torch.float64
     assert copy.deepcopy(model).regularization.vision.reference is not reference

@@ -16,7 +16,8 @@ from .encoder import TAPS, CLIPImageEncoder
 class CLIPModifiedResNet(CLIPImageEncoder):
     """CLIP's ResNet image encoder: taps are its four stages, at strides 4, 8, 16 and 32.
 
-    A frozen encoder keeps its BatchNorm statistics, whatever ``train()`` says.
+    A frozen encoder keeps its BatchNorm statistics, whatever ``train()`` says; so does, by default,
+    one that was loaded and is fine-tuned.
     """
 
     kind = "ResNet"
@@ -28,6 +29,7 @@ class CLIPModifiedResNet(CLIPImageEncoder):
         visual: nn.Module,
         frozen: bool,
         architecture: str,
+        frozen_norm: bool = False,
         augmentation: nn.Module | None = None,
     ) -> None:
         """
@@ -35,17 +37,22 @@ class CLIPModifiedResNet(CLIPImageEncoder):
             visual: the ``visual`` of an open_clip ``CLIP`` model.
             frozen: keep weights, statistics and mode as they are and compute no gradients.
             architecture: name that builds the same architecture without weights.
+            frozen_norm: the same for the BatchNorm layers of an encoder that is not frozen.
             augmentation: (B, C, h, w), (B, H, W) -> (B, C, h, w), for the first stage's map and
                 the region that it perturbs.
         """
-        super().__init__(ResNetTower(visual), frozen, architecture)
+        super().__init__(ResNetTower(visual), frozen, architecture, frozen_norm)
         self.augmentation = augmentation
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec | None = None) -> dict:
         node = cfg.MODEL.SEM_AUG
         mixing = StyleMixing(node.ALPHA) if node.ENABLED else None
-        return {**super().from_config(cfg, input_shape), "augmentation": mixing}
+        return {
+            **super().from_config(cfg, input_shape),
+            "frozen_norm": cfg.MODEL.BACKBONE.FREEZE_NORM and bool(cfg.MODEL.CLIP.WEIGHTS),
+            "augmentation": mixing,
+        }
 
     def _encode(self, images: Tensor, region: Tensor | None) -> ImageTokens:
         augmentation = self.augmentation

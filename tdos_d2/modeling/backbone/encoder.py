@@ -8,6 +8,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import UserError
 from ..clip import ImageTokens, build_clip, image_encoder_kind
@@ -22,19 +23,22 @@ class CLIPImageEncoder(Backbone):
 
     kind: str  # of ``image_encoder_kind``
 
-    def __init__(self, tower: nn.Module, frozen: bool, architecture: str) -> None:
+    def __init__(
+        self, tower: nn.Module, frozen: bool, architecture: str, frozen_norm: bool = False
+    ) -> None:
         """
         Args:
             tower: of ``tdos_d2.modeling.clip``.
             frozen: keep weights, statistics and mode as they are and compute no gradients.
             architecture: name that builds the same architecture without weights.
+            frozen_norm: keep the BatchNorm layers of a trained encoder as they are.
         """
         super().__init__()
         self.tower = tower
-        self.frozen = frozen
+        self.frozen, self.frozen_norm = frozen, frozen_norm
         self.architecture = architecture
-        if frozen:
-            self.requires_grad_(False)
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
         self.train(self.training)
 
     @classmethod
@@ -53,11 +57,17 @@ class CLIPImageEncoder(Backbone):
         }
 
     def train(self, mode: bool = True) -> CLIPImageEncoder:
-        """Set the mode of everything but a frozen tower, which stays in eval mode."""
+        """Set the mode of everything but what is frozen, which stays in eval mode."""
         super().train(mode)
-        if self.frozen:
-            self.tower.eval()
+        for part in self._frozen_parts():
+            part.eval()
         return self
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        if self.frozen:
+            return [self.tower]
+        norms = [part for part in self.tower.modules() if isinstance(part, _BatchNorm)]
+        return norms if self.frozen_norm else []
 
     def forward(self, images: Tensor, region: Tensor | None = None) -> dict[str, Tensor]:
         """Encode normalised images.
