@@ -110,13 +110,15 @@ def keep_apart(output: Path, *sources: Path) -> None:
 def open_source(source: Path) -> dict[str, Callable[[], bytes]]:
     """Files of a folder or zip archive: name without folders -> function that reads it."""
     if source.is_dir():
-        return {path.name: path.read_bytes for path in source.rglob("*") if _wanted(path.name)}
+        return {path.name: path.read_bytes for path in list_files(source, "**/*")}
     try:
         archive = zipfile.ZipFile(source)
     except (OSError, zipfile.BadZipFile) as error:
         raise PrepareError(f"{source} is neither a folder nor a zip archive") from error
     names = {PurePosixPath(name).name: name for name in archive.namelist()}
-    return {short: partial(archive.read, name) for short, name in names.items() if _wanted(short)}
+    # "._x" are what macOS adds to archives.
+    wanted = {short: name for short, name in names.items() if short and short[0] != "."}
+    return {short: partial(archive.read, name) for short, name in wanted.items()}
 
 
 def check_archive(source: Path, digests: Mapping[str, str], expected: str) -> None:
@@ -142,6 +144,11 @@ def check_archive(source: Path, digests: Mapping[str, str], expected: str) -> No
     raise PrepareError(f"{source} is not {expected}: {reason}")
 
 
+def list_files(folder: Path, pattern: str) -> list[Path]:
+    """Files below a folder whose path there fits a pattern of glob, sorted, without hidden ones."""
+    return [folder / p for p in files.find_files(folder, pattern)] if folder.is_dir() else []
+
+
 def find_images(root: Path, splits: Sequence[str], ids: Sequence[str]) -> list[Path]:
     """Images ``leftImg8bit/<split>/<folder>/<id>_leftImg8bit.*`` of a tree, one for each id.
 
@@ -155,7 +162,7 @@ def find_images(root: Path, splits: Sequence[str], ids: Sequence[str]) -> list[P
         raise PrepareError(f"{root} is not the folder of the release: no {folders}")
     found: dict[str, Path] = {}
     for folder in present:
-        for path in sorted(folder.glob("*/*_leftImg8bit.*")):
+        for path in list_files(folder, "*/*_leftImg8bit.*"):
             found.setdefault(path.name.rpartition("_leftImg8bit.")[0], path)
     missing = [f"{id}_leftImg8bit.png" for id in ids if id not in found]
     if missing:
@@ -192,7 +199,7 @@ def make_train_set(
     for folder in (images, labels):
         if not folder.is_dir():
             raise PrepareError(f"no folder {folder}: is this the unpacked release?")
-    frames = sorted(images.glob("*.png"))
+    frames = list_files(images, "*.png")
     missing = [str(labels / p.name) for p in frames if not (labels / p.name).exists()]
     check_complete(missing, len(frames), f"labels of the images in {images}")
 
@@ -311,10 +318,6 @@ def save_png(array: np.ndarray, path: Path) -> None:
 
 def _write_label(train_ids: Callable[[Path], np.ndarray], label: Path, path: Path) -> None:
     save_png(train_ids(label), path)
-
-
-def _wanted(name: str) -> bool:
-    return name != "" and not name.startswith(".")  # "._x" are what macOS adds to archives
 
 
 def _say(message: str, status: int) -> int:

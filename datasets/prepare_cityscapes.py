@@ -32,6 +32,7 @@ from _common import (
     find,
     keep_apart,
     link_or_copy,
+    list_files,
     make,
     make_one,
     read_ids,
@@ -110,7 +111,7 @@ def draw_polygons(annotation: dict) -> np.ndarray:
 
 def _frames(source: Path, split: str) -> list[Path]:
     """Place below ``source`` of the train ids of each image."""
-    images = sorted((source / "leftImg8bit" / split).glob(f"*/*{_IMAGE}"))
+    images = list_files(source / "leftImg8bit" / split, f"*/*{_IMAGE}")
     check_complete([], len(images), f"images in {source / 'leftImg8bit' / split}")
     cities = source / "gtFine" / split
     stems = [cities / path.parent.name / path.name.removesuffix(_IMAGE) for path in images]
@@ -141,7 +142,7 @@ def _links(source: Path, output: Path, splits: Sequence[str], copy: bool) -> lis
         path
         for part in ("leftImg8bit", "gtFine")
         for split in splits
-        for path in sorted((source / part / split).glob("*/*"))
+        for path in list_files(source / part / split, "*/*")
         if not path.name.endswith(_TRAIN_IDS)
     ]
     return [Job(output / path.relative_to(source), link_or_copy(path, copy)) for path in files]

@@ -30,6 +30,7 @@ from _common import (
     find_images,
     folder_path,
     keep_apart,
+    list_files,
     make,
     read_array,
     read_ids,
@@ -78,7 +79,7 @@ def relabel(label: np.ndarray, name: Path) -> np.ndarray:
 
 
 def _jobs(source: Path, cityscapes: Path, output: Path) -> list[Job]:
-    changes = sorted((source / "leftImg8bit").glob("*/*/*_leftImg8bit_*.npz"))
+    changes = list_files(source / "leftImg8bit", "*/*/*_leftImg8bit_*.npz")
     places = [path.relative_to(source / "leftImg8bit").with_suffix(".png") for path in changes]
     labels = [source / "gtFine" / place for place in places]
     ids = [place.name.partition("_leftImg8bit_")[0] for place in places]

@@ -3,7 +3,9 @@ example; folders with links and hidden files; outputs that cannot be written."""
 
 from __future__ import annotations
 
+import glob
 import importlib.util
+import os
 import struct
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from PIL import Image
 from tdos_d2.data import read_image
 from tdos_d2.data.reading import image_size
 from tdos_d2.errors import UserError
+from tdos_d2.files import find_files
 
 ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)
@@ -140,3 +143,51 @@ def test_what_the_example_cannot_read_is_one_line(tmp_path, example):
     for name in ("empty.png", "text.png", "absent.png", "alpha.tif"):
         with pytest.raises(SystemExit, match=f"^error: .*{name}: "):
             example.read_image(tmp_path / name)
+
+
+def make_files(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["**/*", "*", "*/*", "**/*.jpg", "a/**/*", "a*/*.png", "**/c/*", "?/[1-2].*"]
+)
+def test_files_fit_a_pattern_as_in_glob(tmp_path, pattern):
+    make_files(tmp_path, "1.jpg", "a/2.jpg", "a/2.png", "a/c/1.jpg", "a-b/1.png", "B/c/d/3.png")
+    expected = glob.glob(pattern, root_dir=tmp_path, recursive=True)
+    expected = [path for path in expected if (tmp_path / path).is_file()]
+    assert find_files(tmp_path, pattern) == sorted(expected) != []
+
+
+def test_links_are_followed_once_and_hidden_files_left_out(tmp_path):
+    real, top = tmp_path / "real", tmp_path / "top"
+    make_files(real, "x/1.png", "._1.png", "x/.ipynb_checkpoints/1.png", ".DS_Store")
+    make_files(top, "b.png", "a.png", ".a.png", "sub/c.png")
+    (top / "linked").symlink_to(real)
+    (top / "l.png").symlink_to(real / "x" / "1.png")
+    (top / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (top / "self").symlink_to(top)
+    (top / "sub" / "up").symlink_to("..")
+    (real / "back").symlink_to(top)
+    expected = ["a.png", "b.png", "gone.png", "l.png", "linked/x/1.png", "sub/c.png"]
+    assert find_files(top) == expected
+    (tmp_path / ".hidden").symlink_to(top)  # named by the user, so it counts
+    assert find_files(tmp_path / ".hidden") == expected
+    without = [tmp_path / ".hidden" / "sub", real]
+    assert find_files(top, without=without) == ["a.png", "b.png", "gone.png", "l.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    make_files(tmp_path, "closed/1.png")
+    scan = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="cannot read folder .*closed: Permission denied"):
+        find_files(tmp_path)

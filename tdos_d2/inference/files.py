@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 import cv2
 import numpy as np
 from PIL import Image, PngImagePlugin
 
 from ..errors import UserError
-from ..files import atomic_write
+from ..files import atomic_write, find_files
 
+TABLE = "predictions.jsonl"
 IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
+# of the results for one input
+_ENDS = ("_score.png", "_segmentation.png", "_raw.png", "_raw.npy",
+         "_score.mp4", "_segmentation.mp4", "_frames")  # fmt: skip
 _USUAL_RATE = 25.0
 
 
-def list_inputs(given: Sequence[str], lines: IO[str], output: Path) -> Iterator[tuple[Path, str]]:
+def list_inputs(
+    given: Sequence[str], lines: IO[str], output: Path, results: set[str]
+) -> Iterator[tuple[Path, str]]:
     """The files to be read, each with a name for what is made of it.
 
     Args:
         given: files, folders (searched with their subfolders) and "-" for ``lines``.
         lines: a file or folder per line, read as they come.
-        output: folder of the results; what lies there is not an input.
+        output: folder of the results; what lies there is not an input, unless it is (in) an input
+            folder itself: then ``results`` are none.
+        results: real paths of files that are results, of this run or earlier ones.
 
     Yields:
         The file, and a path without suffix relative to ``output``: that below the folder, or the
-        file's name; made unique by a number.
+        file's name; made unique by a number, also among what lies in ``output``.
 
     Raises:
         UserError: a folder without images and videos.
@@ -38,25 +49,52 @@ def list_inputs(given: Sequence[str], lines: IO[str], output: Path) -> Iterator[
     words = (line.strip() for word in given for line in (lines if word == "-" else (word,)))
     for word in filter(None, words):
         top = Path(word).expanduser()
-        for path in _files_in(top, output) if top.is_dir() else (top,):
-            name = path.relative_to(top) if top.is_dir() else Path(path.name)
-            stem = unique = name.with_suffix("").as_posix()
+        files = _files_in(top, output, results) if top.is_dir() else {top.name: top}
+        inputs = {n: path for n, path in files.items() if os.path.realpath(path) not in results}
+        if len(inputs) < len(files):
+            left_out = len(files) - len(inputs)
+            print(f"{word}: {left_out} files are results, which are no inputs", file=sys.stderr)
+        for name, path in inputs.items():
+            stem = unique = PurePosixPath(name).with_suffix("").as_posix()
             number = 1
-            while unique in taken:
+            while unique in taken or any((output / (unique + end)).exists() for end in _ENDS):
                 number += 1
                 unique = f"{stem}_{number}"
             taken.add(unique)
             yield path, unique
 
 
-def _files_in(folder: Path, output: Path) -> list[Path]:
+def _files_in(folder: Path, output: Path, results: set[str]) -> dict[str, Path]:
+    """Images and videos by their path below the folder; finds the results of other runs there."""
     known = IMAGES | VIDEOS
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in known and p.is_file())
-    inside = output.resolve() if output.resolve() != folder.resolve() else None
-    found = [p for p in found if inside is None or inside not in p.resolve().parents]
+    inside = [output] if output.resolve() != folder.resolve() else []
+    files = {name: folder / name for name in find_files(folder, without=inside)}
+    for path in files.values():
+        if path.name == TABLE:
+            results |= read_results(path)
+    found = {name: path for name, path in files.items() if path.suffix.lower() in known}
     if not found:
         raise UserError(f"{folder} has no images or videos ({', '.join(sorted(known))})")
     return found
+
+
+def read_results(table: Path) -> set[str]:
+    """Real paths of the files that lines of a ``predictions.jsonl`` name; none where it is absent.
+
+    Lines of other kinds, such as the rest of one when a disk was full, name none.
+    """
+    found = set()
+    for line in table.read_text("utf-8", "replace").splitlines() if table.is_file() else ():
+        with suppress(ValueError, TypeError, AttributeError):
+            found |= result_files(json.loads(line), table.parent)
+    return found
+
+
+def result_files(record: Mapping[str, Any], folder: Path) -> set[str]:
+    """Real paths of the files that a record of ``predictions.jsonl`` in ``folder`` names."""
+    parts = (record, *record.get("frames", ()))
+    files = [file for part in parts for file in part.get("files", {}).values()]
+    return {os.path.realpath(folder / file) for file in files}
 
 
 class Video:

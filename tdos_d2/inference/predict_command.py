@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,17 @@ from ..errors import UserError
 from ..evaluation.tables import to_json
 from ..loading.config_files import load_config
 from ..visualization.drawing import palette
-from .files import VIDEOS, Video, list_inputs, video_files, write_picture, write_score
+from .files import (
+    TABLE,
+    VIDEOS,
+    Video,
+    list_inputs,
+    read_results,
+    result_files,
+    video_files,
+    write_picture,
+    write_score,
+)
 from .finder import Finder, Finding
 from .predictor import OODPredictor
 from .words import split_words
@@ -32,7 +43,9 @@ For an image a/b.jpg DIR gets b_score.png (score over the image, OOD objects out
 b_segmentation.png (known classes), b_raw.png (the score with 16 bits; offset and step that give it
 back are in the file and in predictions.jsonl) and, with --words, a picture per word. For a video,
 b_score.mp4 and b_segmentation.mp4. predictions.jsonl has a line per input: size, threshold,
-objects (box x0 y0 x1 y1, area, mean and maximum of the score, words), of a video per frame."""
+objects (box x0 y0 x1 y1, area, mean and maximum of the score, words), of a video per frame. What
+earlier runs wrote to DIR stays: names that are taken get a number, lines are added; results are no
+inputs, wherever DIR lies."""
 _EPILOG = """\
 words:
   A word is compared with the image encoder's dense embedding, without training; known classes
@@ -58,6 +71,8 @@ examples:
 class Run:
     """Goes through the inputs, writes the results, and goes on where one cannot be read.
 
+    What earlier runs wrote to the same folder stays: lines are added to predictions.jsonl.
+
     Args:
         finder: makes the results.
         output: folder to write to.
@@ -67,32 +82,49 @@ class Run:
     def __init__(self, finder: Finder, output: Path, raw: str | None = None) -> None:
         self.finder, self.output, self.raw = finder, output, raw
         self.done, self.failed = 0, 0
+        self._written: list[Path] = []  # for the input at hand
 
     def __call__(self, given: Sequence[str], lines: IO[str]) -> None:
         """Everything that ``--input`` names; one line of predictions.jsonl each."""
         self.output.mkdir(parents=True, exist_ok=True)
-        inputs: Iterable[tuple[Path, str]] = list_inputs(given, lines, self.output)
+        path = self.output / TABLE
+        results = read_results(path)
+        if results:
+            print(f"{path} has lines of earlier runs: more are added", file=sys.stderr)
+        inputs: Iterable[tuple[Path, str]] = list_inputs(given, lines, self.output, results)
         total = None
         if "-" not in given:
             inputs = list(inputs)
             total = sum(_length(path) for path, _ in inputs)
         # Without a buffer every line is one call of the system: it is there as a whole or not.
         with (
-            open(self.output / "predictions.jsonl", "wb", buffering=0) as table,
+            open(path, "a+b", buffering=0) as table,
             tqdm(desc="Predicting", total=total, unit="frame") as bar,
         ):
+            if table.tell() and table.seek(-1, os.SEEK_END) and table.read() != b"\n":
+                table.write(b"\n")  # the last line broke off, when a disk was full
             for path, name in inputs:
-                try:
-                    record = self._predict(path, name, bar)
-                except UserError as error:
-                    record = {"error": str(error)}
-                    bar.update()
+                record = self._try(path, name, bar)
+                results |= result_files(record, self.output)
                 table.write(f"{to_json({'input': str(path), **record}, None)}\n".encode())
                 if "error" in record:
                     self.failed += 1
                     bar.write(f"not predicted: {path}: {record['error']}", file=sys.stderr)
                 else:
                     self.done += 1
+
+    def _try(self, path: Path, name: str, bar: tqdm) -> dict[str, Any]:
+        """The record of an input. Where there is none, no files of it are left, either."""
+        self._written.clear()
+        try:
+            return self._predict(path, name, bar)
+        except BaseException as error:
+            for file in self._written:
+                file.unlink()
+            if not isinstance(error, (UserError, OSError)):
+                raise
+            bar.update()
+            return {"error": str(error)}
 
     def _predict(self, path: Path, name: str, bar: tqdm) -> dict[str, Any]:
         target = self.output / name
@@ -145,6 +177,7 @@ class Run:
         return record
 
     def _relative(self, file: Path) -> str:
+        self._written.append(file)
         return file.relative_to(self.output).as_posix()
 
 

@@ -38,6 +38,23 @@ def made(root: Path) -> list[str]:
     return sorted(p.relative_to(output).as_posix() for p in output.rglob("*") if p.is_file())
 
 
+def test_hidden_files_are_no_frames(poc, contents):
+    """Such as macOS puts beside every file; and folders may be links."""
+    prepare_poc.main([])
+    expected = contents(poc / "POC_CS_COCO_RECONSTRUCTED")
+    source = poc / "POC_CS_COCO_FT" / "leftImg8bit" / "train"
+    for folder in (source / "aachen", poc / "cityscapes" / "leftImg8bit" / "train" / "aachen"):
+        (folder / f"._{STEM}.npz").write_bytes(b"junk")
+        (folder / "._aachen_000000_000019_leftImg8bit.png").write_bytes(b"junk")
+        (folder.parent / ".ipynb_checkpoints").mkdir()
+        (folder.parent / ".ipynb_checkpoints" / f"{STEM}.npz").write_bytes(b"junk")
+    (source / "bochum").rename(poc / "moved")
+    (source / "bochum").symlink_to(poc / "moved")
+    output = poc / "other"
+    prepare_poc.main(["--output", str(output)])
+    assert contents(output) == expected
+
+
 def test_second_run_does_nothing(poc, capsys):
     prepare_poc.main([])
     assert "6 files written, 0 were there" in capsys.readouterr().out

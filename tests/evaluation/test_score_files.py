@@ -117,6 +117,8 @@ def test_finds_each_frame_under_its_id_or_short_name(tmp_path):
         "b/z_leftImg8bit": save(tmp_path / "z.png", MAP.astype(np.uint16)),
     }
     (tmp_path / "notes.txt").write_text("left alone")
+    for name in ("a/._x.npy", ".ipynb_checkpoints/y.npy"):
+        save(tmp_path / name)
     assert find_score_files(tmp_path, FRAMES) == expected
     assert list(find_score_files(tmp_path, FRAMES)) == FRAMES
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import glob
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ...errors import UserError
+from ...files import find_files
 from ..reading import image_size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -129,9 +129,8 @@ class ImageFolder:
             return []
         known = {stem for _, stem in self._images("**/*")}
         label_root = Path(self.labels).expanduser()
-        pattern = f"**/*{glob.escape(self.label_suffix)}"
-        paths = glob.glob(pattern, root_dir=label_root, recursive=True)
-        labels = {path: Path(path).as_posix()[: -len(self.label_suffix)] for path in paths}
+        end = self.label_suffix
+        labels = {p: p[: len(p) - len(end)] for p in find_files(label_root) if p.endswith(end)}
         below = _below(self.images, self.labels)
         if below:  # images lie among the labels
             labels = {path: stem for path, stem in labels.items() if not stem.startswith(below)}
@@ -151,13 +150,13 @@ class ImageFolder:
 
     def _images(self, pattern: str) -> list[tuple[str, str]]:
         """Paths of the images relative to ``images``, with "/", and their ids, sorted by path."""
-        paths = glob.glob(pattern, root_dir=Path(self.images).expanduser(), recursive=True)
-        paths = [Path(path).as_posix() for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
+        paths = find_files(Path(self.images).expanduser(), pattern)
+        paths = [path for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
         inside = None if self.labels is None else _below(self.labels, self.images)
         if inside is not None:  # labels lie among the images
             end = self.label_suffix
             paths = [p for p in paths if not (p.startswith(inside) and p.endswith(end))]
-        stems = [(path, os.path.splitext(path)[0]) for path in sorted(paths)]
+        stems = [(path, os.path.splitext(path)[0]) for path in paths]
         cut = len(self.image_suffix)
         return [(p, s[: len(s) - cut]) for p, s in stems if s.endswith(self.image_suffix)]
 
