@@ -100,11 +100,12 @@ def find(root: Path, names: Sequence[str], given: Path | None, what: str, option
     raise PrepareError(f"{what} not found: no {places}{hint}")
 
 
-def keep_apart(output: Path, *sources: Path) -> None:
-    """Raise PrepareError if ``output`` lies in a folder that was downloaded."""
+def check_output(output: Path, *sources: Path, folder: bool = True) -> None:
+    """Raise PrepareError if a folder (or file) lies in a download or cannot be written."""
     for source in sources:
         if output.resolve().is_relative_to(source.resolve()):
             raise PrepareError(f"--output {output} lies in {source}, where nothing is written")
+    files.check_output(output, "--output", folder=folder)
 
 
 def open_source(source: Path) -> dict[str, Callable[[], bytes]]:

@@ -28,9 +28,9 @@ from _common import (
     Job,
     PrepareError,
     check_complete,
+    check_output,
     command_line,
     find,
-    keep_apart,
     link_or_copy,
     list_files,
     make,
@@ -66,10 +66,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = args.output or args.root / "cityscapes"
     if args.in_place:
         output = source
+        check_output(output)
     elif output.resolve() == source.resolve():
         raise PrepareError(f"new files would lie in {source}: say --in-place, or name an --output")
     else:
-        keep_apart(output, source)
+        check_output(output, source)
     splits = [split for split in args.splits if (source / "gtFine" / split).is_dir()]
     check_complete([], len(splits), f"folder {source}/gtFine/{' or '.join(args.splits)}")
     for split in args.splits:

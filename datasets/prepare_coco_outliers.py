@@ -23,10 +23,10 @@ from _common import (
     Job,
     PrepareError,
     check_complete,
+    check_output,
     command_line,
     find,
     folder_path,
-    keep_apart,
     make,
     run,
 )
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = find(source, [args.split], args.images, f"COCO's {args.split}", "--images")
     annotations = source / "annotations" / f"instances_{args.split}.json"
     output = args.output or args.root / "coco_outliers.json"
-    keep_apart(output, source, images)
+    check_output(output, source, images, folder=False)
     parameters = {
         "annotations": annotations.name,
         "min_area": args.min_area,

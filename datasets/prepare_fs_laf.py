@@ -22,11 +22,11 @@ from _common import (
     Job,
     check_archive,
     check_complete,
+    check_output,
     command_line,
     find,
     find_images,
     folder_path,
-    keep_apart,
     link_or_copy,
     make,
     open_source,
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = find(args.root, [f"{_NAME}.zip", _NAME], args.source, f"{_NAME}.zip", "--source")
     release = find(args.root, _RELEASE, args.images, "Lost and Found", "--images")
     output = args.output or args.root / "fs_laf"
-    keep_apart(output, source, release)
+    check_output(output, source, release)
     check_archive(source, _SHA256, f"{_NAME}.zip")
     make(_jobs(source, release, output, args.copy), output, args)
 

@@ -26,11 +26,11 @@ from _common import (
     PrepareError,
     check_archive,
     check_complete,
+    check_output,
     command_line,
     find,
     find_images,
     folder_path,
-    keep_apart,
     make,
     open_source,
     read_array,
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = find(args.root, [f"{name}.zip", name], args.source, f"{name}.zip", "--source")
     cityscapes = find(args.root, ["cityscapes"], args.cityscapes, "Cityscapes", "--cityscapes")
     output = args.output or args.root / f"fs_static_v{args.version}"
-    keep_apart(output, source, cityscapes)
+    check_output(output, source, cityscapes)
     check_archive(source, _SHA256, f"{name}.zip")
     make(_jobs(source, cityscapes, output), output, args)
 

@@ -21,9 +21,9 @@ from _common import (
     CITYSCAPES_IDS,
     CITYSCAPES_TRAIN_IDS,
     PrepareError,
+    check_output,
     command_line,
     find,
-    keep_apart,
     make_train_set,
     read_ids,
     run,
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = command_line(__doc__, copy=True).parse_args(argv)
     source = find(args.root, ["gta", "GTA", "gta5", "GTA5"], args.source, "GTA", "--source")
     output = args.output or args.root / "gta_trainids"
-    keep_apart(output, source)
+    check_output(output, source)
     make_train_set(source / "images", source / "labels", output, read_train_ids, args)
 
 

@@ -25,11 +25,11 @@ from _common import (
     Job,
     PrepareError,
     check_complete,
+    check_output,
     command_line,
     find,
     find_images,
     folder_path,
-    keep_apart,
     list_files,
     make,
     read_array,
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cityscapes = find(args.root, ["cityscapes"], args.cityscapes, "Cityscapes", "--cityscapes")
     name = source.resolve().name.removesuffix("_FT")
     output = args.output or args.root / f"{name}_RECONSTRUCTED"
-    keep_apart(output, source, cityscapes)
+    check_output(output, source, cityscapes)
     make(_jobs(source, cityscapes, output), output, args)
 
 

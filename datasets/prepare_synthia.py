@@ -20,9 +20,9 @@ import cv2
 import numpy as np
 from _common import (
     PrepareError,
+    check_output,
     command_line,
     find,
-    keep_apart,
     make_train_set,
     run,
     translate,
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = ["RAND_CITYSCAPES", "SYNTHIA_RAND_CITYSCAPES", "synthia", "SYNTHIA"]
     source = find(args.root, names, args.source, "SYNTHIA-RAND-CITYSCAPES", "--source")
     output = args.output or args.root / "synthia_trainids"
-    keep_apart(output, source)
+    check_output(output, source)
     make_train_set(source / "RGB", source / "GT" / "LABELS", output, read_train_ids, args)
 
 

@@ -37,7 +37,10 @@ def run(args: argparse.Namespace) -> int:
     from tdos_d2.data import MissingDatasetError, data_root, register_from_file
     from tdos_d2.data.verify.report import EXPECTED, verify_dataset
     from tdos_d2.errors import UserError
+    from tdos_d2.files import atomic_write, check_output
 
+    if args.json is not None:
+        check_output(args.json, "--json")
     own = register_from_file(args.register) if args.register else []
     reports, missing = [], []
     for name in args.names or [*EXPECTED, *own]:
@@ -56,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"not on disk: {', '.join(name for name, _ in missing)}")
     if args.json:
         content = json.dumps([report.to_json() for report in reports], indent=2, allow_nan=False)
-        args.json.write_text(content + "\n")
+        with atomic_write(args.json) as file:
+            file.write(f"{content}\n".encode())
     return int(any(report.problems for report in reports))
 
 

@@ -60,8 +60,12 @@ if __name__ == "__main__":
     onnx = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
     names = json.loads(onnx.get_modelmeta().custom_metadata_map["class_names"])
     for path in sys.argv[2:]:
+        if path.endswith(".ood.png"):
+            print(f"{path}: left out, it is a result")
+            continue
         known, ood = predict(onnx, read_image(path))
         label = names[int(np.bincount(known.argmax(0).ravel()).argmax())]
         print(f"{path}: score {ood.min():.2f} to {ood.max():.2f}, most of it is {label}")
         gray = cv2.normalize(ood, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
-        cv2.imwrite(f"{path}.ood.png", cv2.applyColorMap(gray, cv2.COLORMAP_VIRIDIS))
+        if not cv2.imwrite(f"{path}.ood.png", cv2.applyColorMap(gray, cv2.COLORMAP_VIRIDIS)):
+            sys.exit(f"error: cannot write {path}.ood.png")

@@ -59,7 +59,7 @@ def check_output(path: str | os.PathLike, option: str, *, folder: bool = False) 
         UserError: a file is in the place of a folder or a folder in that of a file, a folder is
             missing, or it cannot be written to.
     """
-    path = place = Path(path)
+    path = Path(path)
     if folder:
         place = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
     elif path.is_dir():
@@ -69,13 +69,16 @@ def check_output(path: str | os.PathLike, option: str, *, folder: bool = False) 
     else:
         place = path.parent
     if not place.is_dir():
-        wrong = f"{place} is no folder" if os.path.lexists(place) else f"no folder {place}"
-        raise UserError(f"{option}: {path} cannot be written, {wrong}")
+        raise UserError(
+            f"{option}: {place} is no folder"
+            if os.path.lexists(place)
+            else f"{option}: no folder {place}"
+        )
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        raise UserError(f"{option}: {path} cannot be written, {error.strerror}") from error
+        raise UserError(f"{option}: cannot write to {place} ({error.strerror})") from error
 
 
 def find_files(

@@ -31,8 +31,10 @@ METRICS = ("camvid_val/sem_seg/mIoU", "camvid_ood/ood/AP", "camvid_ood/ood/FPR95
 def run() -> None:
     """Run what is missing, then write the table."""
     from tdos_d2.errors import UserError
+    from tdos_d2.files import check_output
 
     args = _parser().parse_args()
+    check_output(args.output, "--output", folder=True)
     missing = [path for path in args.configs if not path.is_file()]
     if missing:
         raise UserError(f"config file {missing[0]} does not exist")

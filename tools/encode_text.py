@@ -26,14 +26,15 @@ def main(args: argparse.Namespace) -> None:
     import numpy as np
 
     from tdos_d2.errors import UserError
-    from tdos_d2.files import atomic_write
+    from tdos_d2.files import atomic_write, check_output
     from tdos_d2.modeling.clip import TextTower, build_clip
     from tdos_d2.modeling.text import TextEncoder
     from tdos_d2.ood_words.prototypes import embed_words
 
     output = Path(args.output)
-    if output.suffix != ".npz" or not output.parent.is_dir():
-        raise UserError(f"--output: {output} must end in .npz, in a folder that is there")
+    if output.suffix != ".npz":
+        raise UserError(f"--output: {output} must end in .npz")
+    check_output(output, "--output")
     if not args.clip_weights:
         raise UserError("--clip-weights is empty: random weights carry no meaning of words")
     texts = [*args.names, *(read_words(args.words_file) if args.words_file else [])]

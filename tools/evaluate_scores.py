@@ -40,6 +40,7 @@ from tdos_d2.evaluation.frames import COARSE, Spool, check_frame, coarse
 from tdos_d2.evaluation.pixel_metrics import KeyBins, PixelMetrics, count_pixels, pixel_metrics
 from tdos_d2.evaluation.score_files import find_score_files, read_score
 from tdos_d2.evaluation.tables import FORMATS, format_rows, to_json
+from tdos_d2.files import atomic_write, check_output
 
 if TYPE_CHECKING:  # it needs Detectron2, which --help does not
     from tdos_d2.evaluation.report.sections import Evaluated
@@ -63,9 +64,13 @@ def run() -> None:
 
     from tdos_d2.data import get_dicts, register_from_file
     from tdos_d2.errors import UserError
-    from tdos_d2.evaluation.report.page import prepare_folder
 
     args = _parser().parse_args()
+    if args.per_frame is not None:
+        check_output(args.per_frame, "--per-frame")
+    for option, folder in (("--report", args.report), ("--show-dir", args.show_dir)):
+        if folder is not None:
+            check_output(folder, option, folder=True)
     if args.register:
         register_from_file(args.register)
     records = get_dicts(args.dataset)
@@ -80,9 +85,6 @@ def run() -> None:
         metadata.get("min_gt") if args.protocol is None else None,
     )
     frames = {str(r.get("image_id", r["file_name"])): r for r in records}
-    for folder in (args.report, args.show_dir):
-        if folder is not None:
-            prepare_folder(folder)
     files = find_score_files(args.scores, list(frames), allow_extra=args.allow_extra)
     with closing(Spool()) as spool:
         _load(spool, files, frames, metadata)
@@ -150,11 +152,6 @@ def _evaluate(
         f"threshold of the best pixel F1 {pixels.threshold:.6g} ({details['rule']}), components of "
         f"at least {sizes[0]} predicted and {sizes[1]} true pixels"
     )
-    if args.per_frame:
-        args.per_frame.write_text(
-            format_rows(list(evaluated.rows(pixels.threshold, args.strict)), "csv") + "\n"
-        )
-        _note(f"per frame: {args.per_frame}")
     if args.bootstrap and not math.isnan(pixels.threshold):
         intervals = _bootstrap(args, spool, components, count)
         details |= {"bootstrap": args.bootstrap, **intervals}
@@ -163,8 +160,14 @@ def _evaluate(
     print(
         to_json({**result, **details})
         if args.format == "json"
-        else format_rows([result], args.format)
+        else format_rows([result], args.format),
+        flush=True,  # what is written below may fail
     )
+    if args.per_frame:
+        rows = list(evaluated.rows(pixels.threshold, args.strict))
+        with atomic_write(args.per_frame) as file:
+            file.write(f"{format_rows(rows, 'csv')}\n".encode())
+        _note(f"per frame: {args.per_frame}")
     _write_pictures(args, evaluated, sizes, pixels, count, shown)
     check_defined({args.dataset: {"ood": {"AP": pixels.ap}}})
 

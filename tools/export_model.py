@@ -36,7 +36,7 @@ from tdos_d2.config import set_key
 from tdos_d2.engine import exit_with_one_line, load_config
 from tdos_d2.errors import UserError
 from tdos_d2.evaluation.tables import to_json
-from tdos_d2.files import atomic_write
+from tdos_d2.files import atomic_write, check_output
 from tdos_d2.inference import OODPredictor
 from tdos_d2.inference.export import (
     INPUT_TYPES,
@@ -57,8 +57,7 @@ def run() -> None:
     for output in args.output:
         if output.suffix not in (".onnx", ".pt2"):
             raise UserError(f"--output: {output} must end in .onnx or .pt2")
-        if not output.parent.is_dir():
-            raise UserError(f"--output: no folder {output.parent}")
+        check_output(output, "--output")
         if output.suffix == ".onnx":
             check_onnx_packages()
     cfg = load_config(args.config_file, args.opts)

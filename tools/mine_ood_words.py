@@ -24,14 +24,13 @@ EXAMPLES = """examples:
 
 def main(args: argparse.Namespace) -> None:
     """Mine, write, say what is in the file."""
-    from tdos_d2.errors import UserError
+    from tdos_d2.files import check_output
     from tdos_d2.modeling.clip import tokenize
     from tdos_d2.ood_words.grouping import build_groups
     from tdos_d2.ood_words.wordnet import open_wordnet
 
     output = Path(args.output)
-    if not output.parent.is_dir():
-        raise UserError(f"--output: no folder {output.parent}")
+    check_output(output, "--output")
     encode = _text_encoder(args) if args.distance == "clip" else None
     names = args.classes or _class_names(args.dataset)
     with open_wordnet(args.wordnet) as reader:

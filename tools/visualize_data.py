@@ -32,6 +32,7 @@ from tdos_d2.config import set_key
 from tdos_d2.data import build_train_loader, check_classes, check_dataset, class_names
 from tdos_d2.engine import exit_with_one_line, load_config
 from tdos_d2.errors import UserError
+from tdos_d2.files import check_output
 from tdos_d2.visualization.drawing import palette, sample_sheet
 
 PER_SHEET = 12
@@ -42,6 +43,7 @@ Sample = tuple[str, np.ndarray, np.ndarray]  # title, image, label
 def run() -> None:
     """Draw the samples that the command line asks for."""
     args = _parser().parse_args()
+    check_output(args.output, "--output", folder=True)
     cfg = load_config(args.config_file, args.opts)
     if args.num < 1 or args.first < 0:
         raise UserError("--num starts at 1, --first at 0")

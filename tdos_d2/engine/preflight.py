@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from argparse import Namespace
 
 import torch
@@ -18,6 +17,7 @@ from ..errors import UserError
 from ..evaluation.evaluators import check_export
 from ..evaluation.score_files import import_h5py
 from ..evaluation.submission import FORMATS as SUBMISSION_FORMATS
+from ..files import check_output
 from ..loading.config_checks import (
     check_choice,
     check_names,
@@ -51,6 +51,7 @@ def check(cfg: CfgNode, args: Namespace) -> list[str]:
         UserError: the first thing that is wrong, naming the key, file or data set.
     """
     check_values(cfg)
+    _check_output(cfg)
     check_choice(cfg, "TEST.EXPORT.FORMAT", (*SUBMISSION_FORMATS, "none"))
     notes = use_cpu_without_gpu(cfg)
     _check_processes(cfg, args)
@@ -62,7 +63,6 @@ def check(cfg: CfgNode, args: Namespace) -> list[str]:
     if cfg.MODEL.META_ARCHITECTURE == "TDOS" and not args.eval_only:
         _check_method(cfg, args)
     _check_class_count(cfg, args)
-    _check_output(cfg)
     if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume):
         notes.append("MODEL.WEIGHTS is empty: this evaluates an untrained model")
     return notes
@@ -158,10 +158,6 @@ def _check_class_count(cfg: CfgNode, args: Namespace) -> None:
 
 def _check_output(cfg: CfgNode) -> None:
     for key in ("OUTPUT_DIR", *(["TEST.SHOW_DIR"] if cfg.TEST.SHOW_DIR else [])):
-        folder = get_key(cfg, key)
-        try:
-            os.makedirs(folder, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise UserError(f"{key} {folder} cannot be written to ({error.strerror})") from error
+        check_output(get_key(cfg, key), key, folder=True)
+    for name in ["inference", *(["report"] if cfg.TEST.REPORT else [])]:
+        check_output(os.path.join(cfg.OUTPUT_DIR, name), "OUTPUT_DIR", folder=True)

@@ -18,6 +18,7 @@ from ..data import read_image
 from ..data.reading import read_values
 from ..errors import UserError
 from ..evaluation.tables import to_json
+from ..files import check_output
 from ..loading.config_files import load_config
 from ..visualization.drawing import palette
 from .files import (
@@ -189,6 +190,9 @@ def run(argv: Sequence[str] | None = None) -> None:
         SystemExit: 1 = some inputs could not be read; 130 = interrupted.
     """
     args = parser().parse_args(argv)
+    check_output(args.output, "--output", folder=True)
+    if Path(args.output).is_dir():
+        check_output(Path(args.output, TABLE), "--output")
     words = split_words(args.words) if args.words is not None else None
     if args.combine_words and not words:
         raise UserError("--combine-words needs --words")

@@ -92,8 +92,8 @@ def error_of(config_file, monkeypatch, capsys):
         ("MODEL.WEIGHTS gone.pth", "MODEL.WEIGHTS: gone.pth does not exist"),
         ("MODEL.CLIP.WEIGHTS pretrained/gone.pt", "MODEL.CLIP.WEIGHTS: pretrained/gone.pt"),
         ("MODEL.TDOS.CLASS_NAMES ['road']", "MODEL.TDOS.CLASS_NAMES has 1 name"),
-        ("OUTPUT_DIR /dev/null/x", "OUTPUT_DIR /dev/null/x cannot be written to"),
-        ("TEST.SHOW_DIR /dev/null/x", "TEST.SHOW_DIR /dev/null/x cannot be written to"),
+        ("OUTPUT_DIR /dev/null/x", "OUTPUT_DIR: /dev/null is no folder"),
+        ("TEST.SHOW_DIR /dev/null/x", "TEST.SHOW_DIR: /dev/null is no folder"),
     ],
 )
 def test_wrong_values(error_of, words, expected):

@@ -142,7 +142,7 @@ def test_report_and_overlays(run, folder):
     run("--report", str(folder / "report"), "--bootstrap", "50", "--strict")
     assert re.search(r"\d \[\d+\.\d+,&nbsp;\d+\.\d+\]<", page.read_text("utf-8"))
     (folder / "file").write_text("")
-    with pytest.raises(UserError, match="cannot make folder .*file"):
+    with pytest.raises(UserError, match="--report: .*file is no folder"):
         run("--report", str(folder / "file"))
     image = folder / "images" / "b" / "z.png"
     image.write_bytes(image.read_bytes()[:45])  # the header, and no pixels
@@ -199,6 +199,27 @@ def test_a_set_without_ood_or_known_pixels_is_an_error(run, folder, capsys, valu
     with pytest.raises(UserError, match=f"'{NAME}' has no metrics: .* no OOD or no known pixel"):
         run()
     assert NAME in capsys.readouterr().out  # the table comes first
+
+
+@pytest.mark.parametrize(
+    "option, writer",
+    [
+        ("--per-frame", "os.fsync"),
+        ("--report", "tdos_d2.evaluation.report.page.write_report"),
+        ("--show-dir", "tdos_d2.evaluation.report.sections.write_overlays"),
+    ],
+)
+def test_the_table_comes_before_the_files(run, folder, monkeypatch, capsys, option, writer):
+    """What cannot be written in the end, as on a full disk, takes no result away."""
+
+    def full(*_: object) -> None:
+        raise UserError("no space left")
+
+    monkeypatch.setattr(writer, full)
+    with pytest.raises(UserError, match="no space left"):
+        run("--format", "csv", option, str(folder / "result"))
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert float(row["AP"]) > 0
 
 
 def test_what_is_wrong_is_named(run, folder):

@@ -55,18 +55,6 @@ class _Part(NamedTuple):
     scale: bytes
 
 
-def prepare_folder(folder: str | Path) -> None:
-    """Make a folder for results, before the work whose results it is for.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make folder {folder}: {error.strerror}") from error
-
-
 def write_report(
     folder: str | Path,
     subject: str,
@@ -91,9 +79,9 @@ def write_report(
     Raises:
         UserError: nothing can be written there.
     """
-    prepare_folder(folder)
     folder = Path(folder)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         parts = [_part(section, folder) for section in sections]
         made = f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}, {', '.join(_versions())}"
         page = _TEMPLATE.render(

@@ -129,7 +129,7 @@ def test_nothing_to_say_is_no_error_and_no_folder_is_one(tmp_path):
     path = write_report(tmp_path / "out", "m", [], [], {"hidden_test": 2})
     assert "hidden_test: 2 frames" in Page(path.read_text("utf-8")).text
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot make folder .*file"):
+    with pytest.raises(UserError, match="cannot write report .*file"):
         write_report(tmp_path / "file", "m", [], [])
 
 
