@@ -127,7 +127,7 @@ def test_16_bit_labels(tmp_path):
 def test_fractions_are_no_labels(tmp_path, values):
     path = tmp_path / "label.tif"
     Image.fromarray(np.array([values], np.float32)).save(path)
-    with pytest.raises(UserError, match=rf"label {path}: it has the value .*whole numbers") as error:
+    with pytest.raises(UserError, match=rf"label {path}: it has the value .*whole num") as error:
         read_label(path, OOD)
     assert "\n" not in str(error.value)
 
