@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from detectron2.projects.point_rend.point_features import point_sample
 from detectron2.utils import comm
 from torch import Tensor, nn
 
@@ -164,8 +165,8 @@ class TDOSCriterion(nn.Module):
 def _sample(maps: Tensor, points: Tensor) -> Tensor:
     """(n, 1, h, w) at (n, P, 2) points in [0, 1] -> (n, 1, P); the border continues outwards."""
     # All points in one row: on a CPU grid_sample is vectorised along the last axis only.
-    grid = 2 * points[:, None] - 1
-    return F.grid_sample(maps, grid, padding_mode="border", align_corners=False)[:, :, 0]
+    row = points[:, None]
+    return point_sample(maps, row, padding_mode="border", align_corners=False)[:, :, 0]
 
 
 def _void_cells(void: Tensor) -> Tensor:

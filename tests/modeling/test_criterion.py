@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tdos_d2.modeling.criterion import TDOSCriterion
+from tdos_d2.modeling.criterion import TDOSCriterion, _sample
 
 
 def flat_case(masks, labels, outputs=1):
@@ -101,6 +101,22 @@ def test_nothing_but_void_gives_finite_losses_with_a_graph():
     sum(losses.values()).backward()
     assert all(torch.isfinite(v) for v in losses.values())
     assert masks.grad is not None and masks.grad.abs().sum() == 0
+
+
+def test_values_at_points_are_bilinear_and_the_border_continues():
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 1, 5, 7, generator=generator)
+    points = torch.rand(2, 40, 2, generator=generator)
+    found = _sample(maps, points)
+    for i in range(2):
+        for j, (x, y) in enumerate(points[i].tolist()):
+            # the middle of cell k is at (k + 0.5) / size
+            x, y = min(max(7 * x - 0.5, 0), 6), min(max(5 * y - 0.5, 0), 4)
+            left, top = min(int(x), 5), min(int(y), 3)
+            u, v = x - left, y - top
+            (a, b), (c, d) = maps[i, 0, top : top + 2, left : left + 2].tolist()
+            expected = (1 - v) * ((1 - u) * a + u * b) + v * ((1 - u) * c + u * d)
+            assert found[i, 0, j].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_points_are_drawn_where_the_mask_is_uncertain():
