@@ -12,7 +12,6 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -21,14 +20,14 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
-# Under a name of its own: the package itself imports torch and Detectron2, its files.py neither.
+# Under a name of its own: the package itself imports torch and Detectron2, these files neither.
 _package = ModuleType("_tdos_d2_alone")
 _package.__path__ = [str(Path(__file__).resolve().parent.parent / "tdos_d2")]
 sys.modules[_package.__name__] = _package
-files = importlib.import_module("_tdos_d2_alone.files")
-PrepareError = files.UserError  # one line that names the file or folder
+errors, files = (importlib.import_module(f"_tdos_d2_alone.{name}") for name in ("errors", "files"))
+PrepareError = errors.UserError  # one line that names the file or folder
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -50,11 +49,11 @@ class Job:
 def run(main: Callable[[], object]) -> None:
     """Call ``main``; a PrepareError becomes ``error: ...`` on stderr and exit status 2."""
     try:
-        main()
-    except PrepareError as error:
-        sys.exit(_say(f"error: {error}", 2))
+        errors.exit_with_one_line(main)
     except KeyboardInterrupt:
-        sys.exit(_say("interrupted: run the same command again to go on", 130))
+        sys.stdout.flush()
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
 
 
 def command_line(doc: str, *, copy: bool = False) -> argparse.ArgumentParser:
@@ -249,13 +248,10 @@ def in_parallel(
 ) -> list[_R]:
     """``function`` of each item, in order, with a progress bar."""
     # Pillow, OpenCV and zlib work outside of Python's lock, so threads are enough.
-    with ThreadPoolExecutor(max(1, jobs)) as pool:
-        try:
-            results = pool.map(function, items)
-            return list(tqdm(results, title, len(items), unit="file", disable=not items))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    jobs = max(1, jobs)
+    return thread_map(
+        function, items, max_workers=jobs, desc=title, unit="file", disable=not items
+    )
 
 
 def link_or_copy(source: Path, copy: bool) -> Callable[[Path], object]:
@@ -319,9 +315,3 @@ def save_png(array: np.ndarray, path: Path) -> None:
 
 def _write_label(train_ids: Callable[[Path], np.ndarray], label: Path, path: Path) -> None:
     save_png(train_ids(label), path)
-
-
-def _say(message: str, status: int) -> int:
-    sys.stdout.flush()
-    print(message, file=sys.stderr)
-    return status

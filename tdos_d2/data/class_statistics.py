@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from detectron2.data.catalog import Metadata
 from detectron2.utils.file_io import PathManager
+from tqdm.contrib.concurrent import thread_map
 
 from ..cache import cache_root
 from ..errors import UserError
 from ..files import atomic_write
 from .reading import read_label, value_table
-from .threads import in_threads
 
 
 def class_statistics(
@@ -81,7 +81,9 @@ def _count(paths: Sequence[str], metadata: Metadata, jobs: int) -> np.ndarray:
     def count(path: str) -> np.ndarray:
         return np.bincount(read_label(path, metadata).ravel(), minlength=256)
 
-    rows = in_threads(count, paths, jobs, f"Counting classes of {metadata.name}")
+    rows = thread_map(
+        count, paths, max_workers=jobs, desc=f"Counting classes of {metadata.name}", unit="file"
+    )
     return np.array(rows, np.int64).reshape(len(paths), 256)
 
 
@@ -95,7 +97,8 @@ def _digests(paths: Sequence[str], metadata: Metadata, jobs: int) -> list[bytes]
         except OSError as error:
             raise UserError(f"cannot read label {path}: {error.strerror or error}") from error
 
-    return in_threads(digest, paths, jobs, f"Checking labels of {metadata.name}")
+    title = f"Checking labels of {metadata.name}"
+    return thread_map(digest, paths, max_workers=jobs, desc=title, unit="file")
 
 
 def _load(file: Path, rows: int) -> np.ndarray | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ..errors import exit_with_one_line
 from ..loading.checkpoint import TDOSCheckpointer, read_checkpoint_info
 from ..loading.config_files import load_config
-from .launch import exit_with_one_line, launch_job
+from .launch import launch_job
 from .optimizer import build_lr_scheduler, build_optimizer
 from .preflight import check
 from .results import verify

@@ -15,20 +15,8 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from ..errors import UserError
+from ..errors import UserError, user_message
 from ..loading.config_files import register_datasets
-
-_MARK = "UserError: "
-# Ends of tracebacks that users can do something about.
-_KNOWN = {
-    "cuda is not available. Please check your installation": (
-        "this Detectron2 starts several processes on GPUs only: use --num-gpus 1"
-    ),
-    "EADDRINUSE": (
-        "the port of --dist-url is taken by another run, or by what is left of one: end that run "
-        "or use --dist-url auto"
-    ),
-}
 
 
 def launch_job(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more: object) -> None:
@@ -56,28 +44,6 @@ def launch_job(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more
         if error.exit_code < 0:  # killed, for example for want of memory
             raise
         sys.exit(error.exit_code)
-
-
-def exit_with_one_line(function: Callable[[], object]) -> None:
-    """Call ``function``; a UserError becomes ``error: ...`` on stderr and exit status 2."""
-    try:
-        function()
-    except UserError as error:
-        sys.stdout.flush()
-        print(f"error: {user_message(f'{_MARK}{error}')}", file=sys.stderr)
-        sys.exit(2)
-
-
-def user_message(text: str) -> str | None:
-    """The message of the last UserError in a traceback, or None if its cause is another one.
-
-    Data loader workers and child processes hand on exceptions as text.
-    """
-    last = text.strip().splitlines()[-1]
-    for symptom, message in _KNOWN.items():
-        if symptom in last:
-            return message
-    return last.rpartition(_MARK)[2] if _MARK in last else None
 
 
 def _worker(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more: object) -> None:

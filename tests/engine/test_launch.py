@@ -9,8 +9,8 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.utils import comm
 
-from tdos_d2.engine.launch import exit_with_one_line, launch_job, user_message
-from tdos_d2.errors import UserError
+from tdos_d2.engine.launch import launch_job
+from tdos_d2.errors import UserError, exit_with_one_line, user_message
 
 
 def args(num_gpus: int) -> Namespace:

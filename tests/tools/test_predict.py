@@ -18,8 +18,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from tdos_d2.engine import TDOSCheckpointer
-from tdos_d2.engine.launch import exit_with_one_line
-from tdos_d2.errors import UserError
+from tdos_d2.errors import UserError, exit_with_one_line
 from tdos_d2.evaluation.operating_point import OperatingPoint, save_operating_point
 from tdos_d2.inference import OODPredictor
 from tdos_d2.inference.files import video_files

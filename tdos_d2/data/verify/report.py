@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
+from tqdm.contrib.concurrent import thread_map
 
 from ...errors import UserError
 from ..datasets.cityscapes import cityscapes_frames, is_cityscapes
@@ -25,7 +26,6 @@ from ..reading import (
     read_values,
     value_table,
 )
-from ..threads import in_threads
 from .quick import check_registered, get_dicts
 
 
@@ -144,7 +144,10 @@ def verify_dataset(name: str, jobs: int | None = None) -> Report:
     report.frames = len(records)
     if expected.frames not in (None, report.frames):
         report.problems.append(f"{report.frames} frames, {expected.frames} expected")
-    frames = in_threads(_read_frame, records, jobs, name, unit="frame", leave=False)
+    jobs = jobs or os.cpu_count()
+    frames = thread_map(
+        _read_frame, records, max_workers=jobs, desc=name, unit="frame", leave=False
+    )
     _summarise(report, frames)
     _check_sizes(report, expected)
     if report.has_labels:
