@@ -7,14 +7,20 @@ Needs, below the root,
 
 and writes coco_outliers.json: image, category, box, area and outline of each object that is large
 enough, no crowd, and of a category that Cityscapes does not label. Images stay where they are.
+
+Each annotation is checked: objects without a pixel (no outline, polygons of two points, boxes
+without area or outside of their image) are left out and counted; what is not in COCO's format is an
+error.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +37,8 @@ from _common import (
     run,
 )
 from tqdm import tqdm
+
+coco = importlib.import_module("_tdos_d2_alone.coco")  # see _common.py
 
 # COCO's names of what Cityscapes labels as one of its 19 classes.
 CITYSCAPES_CATEGORIES = (
@@ -63,8 +71,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         _check_parameters(output, parameters)
         print(f"{output}: is there")
         return
-    print(f"Reading {annotations}: half a minute for train2017")
-    found = outliers(_read(annotations), parameters["excluded"], args.min_area)
+    print(f"Reading {annotations}: some minutes for train2017")
+    try:
+        found, empty = outliers(_read(annotations), parameters["excluded"], args.min_area)
+    except ValueError as error:
+        raise PrepareError(f"{annotations}: {error}") from error
+    if empty:
+        print(f"left out: {empty} objects without a pixel")
     files = {instance["file"] for instance in found}
     missing = files - {entry.name for entry in os.scandir(images)}
     check_complete(sorted(missing), len(files), f"images of {images}")
@@ -78,8 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def outliers(
-    annotations: dict[str, Any], excluded: Collection[str], min_area: float
-) -> list[dict[str, Any]]:
+    annotations: Mapping[str, Any], excluded: Collection[str], min_area: float
+) -> tuple[list[dict[str, Any]], int]:
     """Instances that can be pasted.
 
     Args:
@@ -89,44 +102,106 @@ def outliers(
 
     Returns:
         dicts with file (name of the image), category (name), bbox (x, y, width, height), area and
-        segmentation (polygons or run lengths), all as in COCO.
+        segmentation (polygons or run lengths), all as in COCO; and the number of those left out
+        because they have no pixel.
 
     Raises:
-        PrepareError: a category in ``excluded`` does not exist.
+        ValueError: a category in ``excluded`` does not exist, or something is not in COCO's format.
     """
-    names = {category["id"]: category["name"] for category in annotations["categories"]}
-    unknown = set(excluded) - set(names.values())
+    categories = _by_id(annotations["categories"], "category", "name")
+    images = _by_id(annotations["images"], "image", "file_name")
+    unknown = set(excluded) - {category["name"] for category in categories.values()}
     if unknown:
-        raise PrepareError(f"COCO has no category {', '.join(map(repr, sorted(unknown)))}")
-    files = {image["id"]: image["file_name"] for image in annotations["images"]}
-    return [
-        {
-            "file": files[item["image_id"]],
-            "category": names[item["category_id"]],
-            **{key: item[key] for key in ("bbox", "area", "segmentation")},
-        }
-        for item in tqdm(annotations["annotations"], "Choosing objects", unit="object")
-        if not item.get("iscrowd")
-        and item["area"] >= min_area
-        and names[item["category_id"]] not in excluded
-    ]
+        raise ValueError(f"COCO has no category {', '.join(map(repr, sorted(unknown)))}")
+    _by_id(annotations["annotations"], "annotation")
+    found, faults, empty = [], [], 0
+    for item in tqdm(annotations["annotations"], "Choosing objects", unit="object"):
+        try:
+            image = _owner(images, item, "image_id")
+            category = _owner(categories, item, "category_id")["name"]
+            if item.get("iscrowd") or category in excluded:
+                continue
+            area = item.get("area")
+            if type(area) not in (int, float) or not math.isfinite(area):
+                raise ValueError(f"area is {'missing or null' if area is None else area}")
+            if area < min_area:
+                continue
+            checked = coco.check_object(item)
+            if checked is None or not _has_pixels(checked, image):
+                empty += 1
+                continue
+            file = image["file_name"]
+            found.append({"file": file, "category": category, "area": area, **checked})
+        except ValueError as error:
+            faults.append(f"annotation {item['id']}: {error}")
+    if faults:
+        raise ValueError(f"{len(faults)} annotations are not in COCO's format, first {faults[0]}")
+    return found, empty
+
+
+def _by_id(entries: Any, what: str, text: str | None = None) -> dict[int | str, dict[str, Any]]:
+    """Entries of a list by their "id", each with a ``text`` of its own."""
+    if not isinstance(entries, list):
+        raise ValueError(f"no list of {what} entries")
+    found: dict[int | str, dict[str, Any]] = {}
+    for place, entry in enumerate(entries):
+        if not isinstance(entry, dict) or type(entry.get("id")) not in (int, str):
+            raise ValueError(f"{what} number {place} (counted from 0) has no id")
+        if entry["id"] in found:
+            raise ValueError(f"{what} {entry['id']} is there twice")
+        if text and not isinstance(entry.get(text), str):
+            raise ValueError(f"{what} {entry['id']} has no {text}")
+        found[entry["id"]] = entry
+    return found
+
+
+def _owner(owners: Mapping[Any, dict[str, Any]], item: Mapping[str, Any], key: str) -> Any:
+    """The image or category of an annotation."""
+    number = item.get(key)
+    if type(number) not in (int, str) or number not in owners:
+        raise ValueError(f"{key} is {'missing or null' if number is None else number}, not known")
+    return owners[number]
+
+
+def _has_pixels(item: Mapping[str, Any], image: Mapping[str, Any]) -> bool:
+    """Whether anything of an object lies in its image, whose size may be missing."""
+    x, y, w, h = item["bbox"]
+    size = item["segmentation"]["size"] if isinstance(item["segmentation"], dict) else None
+    far = size or [math.ceil(y + h), math.ceil(x + w)]
+    shape = [image.get(key, least) for key, least in zip(("height", "width"), far, strict=True)]
+    if not all(type(side) is int and side <= 100_000 for side in shape):
+        raise ValueError(f"image {image['id']} has the height and width {shape}")
+    return min(shape) > 0 and bool(coco.object_mask(item, *shape)[0].any())
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
-        if not {"images", "annotations", "categories"} <= content.keys():
-            raise PrepareError(f"{path} is no instances file of COCO")
     except OSError as error:
         raise PrepareError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise PrepareError(f"{path} is no complete JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise PrepareError(f"{path} is no instances file of COCO: it holds no object of JSON")
+    missing = [key for key in ("images", "annotations", "categories") if key not in content]
+    entries = content.get("annotations")
+    first = entries[0] if isinstance(entries, list) and entries else None
+    for key, kind in (("segments_info", "panoptic"), ("caption", "captions")):
+        if isinstance(first, dict) and key in first:
+            raise PrepareError(f"{path} is no instances file of COCO but a {kind} file")
+    if missing:
+        raise PrepareError(f"{path} is no instances file of COCO: it has no {missing[0]}")
     return content
 
 
 def _check_parameters(output: Path, parameters: dict[str, Any]) -> None:
-    content = json.loads(output.read_bytes())
-    if content["parameters"] != parameters:
+    try:
+        made_with = json.loads(output.read_bytes())["parameters"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PrepareError(
+            f"{output} is no list of this script: remove it, or name an --output"
+        ) from error
+    if made_with != parameters:
         raise PrepareError(f"{output} was made with other options: remove it, or name an --output")
 
 

@@ -11,12 +11,11 @@ from typing import Any
 import cv2
 import numpy as np
 from detectron2.data import DatasetFromList
-from pycocotools import mask as coco_mask
 
+from ..coco import check_object, object_mask
 from ..errors import UserError
 from .reading import read_image
 
-_FIELDS = ("file", "category", "bbox", "segmentation")
 # A small photograph made larger than this looks like nothing else in the image.
 _MAX_ENLARGEMENT = 1.5
 
@@ -75,7 +74,11 @@ class CocoSource:
         group = self._groups[rng.integers(len(self._groups))]
         instance = self._instances[int(group[rng.integers(len(group))])]
         path = self._root / instance["file"]
-        patch, mask = cut_out(read_image(path, self._format), instance)
+        image = read_image(path, self._format)
+        try:
+            patch, mask = cut_out(image, instance)
+        except ValueError as error:
+            raise UserError(f"{self._path}: an object in {path} has {error}") from error
         if not mask.any():
             raise UserError(f"{self._path}: an object in {path} has no pixel")
         if rng.random() < 0.5:
@@ -92,18 +95,12 @@ def cut_out(image: np.ndarray, instance: Mapping[str, Any]) -> tuple[np.ndarray,
 
     Returns:
         patch (h, w, 3) uint8, a view of ``image``, and mask (h, w) uint8 in 0 / 1.
+
+    Raises:
+        ValueError: run lengths of an image of another size.
     """
-    height, width = image.shape[:2]
-    x, y, w, h = instance["bbox"]
-    left, top = max(int(x), 0), max(int(y), 0)
-    right, bottom = min(int(np.ceil(x + w)), width), min(int(np.ceil(y + h)), height)
-    segmentation = instance["segmentation"]
-    if isinstance(segmentation, list):
-        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):  # run lengths that are not compressed
-        segmentation = coco_mask.frPyObjects(segmentation, height, width)
-    box = slice(top, bottom), slice(left, right)
-    return image[box], coco_mask.decode(segmentation)[box]
+    mask, rows, columns = object_mask(instance, *image.shape[:2])
+    return image[rows, columns], mask
 
 
 def _fit(patch: np.ndarray, mask: np.ndarray, max_side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -125,16 +122,30 @@ def _read_list(path: Path) -> dict[str, Any]:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        complete = all(field in entry for entry in content["instances"] for field in _FIELDS)
-        if not complete or not isinstance(content["images_root"], str):
-            raise KeyError
+        root, instances = content["images_root"], content["instances"]
+        if not isinstance(root, str) or not isinstance(instances, list):
+            raise TypeError("it has another structure")
+        for place, entry in enumerate(instances):
+            _check_entry(place, entry)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"INPUT.OOD_PASTE.COCO_LIST: {path} is no list of datasets/prepare_coco_outliers.py"
+            f"INPUT.OOD_PASTE.COCO_LIST: {path} is no list of datasets/prepare_coco_outliers.py "
+            f"({error})"
         ) from error
     if not content["instances"]:
         raise UserError(f"INPUT.OOD_PASTE.COCO_LIST: {path} has no objects")
     return content
+
+
+def _check_entry(place: int, entry: Any) -> None:
+    """Raise ValueError unless this is an object that can be cut out, as far as the list tells."""
+    try:
+        if not all(isinstance(entry[key], str) for key in ("file", "category")):
+            raise ValueError("file and category must be text")
+        if check_object(entry) != {key: entry[key] for key in ("bbox", "segmentation")}:
+            raise ValueError("its box or a part of its outline has no area")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"object {place}: {error}") from error
 
 
 def _by_category(

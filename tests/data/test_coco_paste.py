@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
 
 import cv2
@@ -18,6 +19,8 @@ from tdos_d2.data.ood_paste import OODPaste, build_ood_paste
 from tdos_d2.errors import UserError
 
 OOD = 3
+GOOD = {"file": "a.png", "category": "cat", "bbox": [0, 0, 5, 5],
+        "segmentation": [[0, 0, 5, 0, 5, 5]]}  # fmt: skip
 RED, GREEN, GREY = (200, 40, 20), (20, 180, 60), (90, 90, 90)
 
 
@@ -345,6 +348,21 @@ def test_wrong_config(cfg, coco, opts, expected):
         ('{"instances": []}', "is no list"),
         ('{"images_root": ".", "instances": [{"file": "a.png"}]}', "is no list"),
         ('{"images_root": ".", "instances": []}', "has no objects"),
+        ("[]", "is no list"),
+        ('{"images_root": ".", "instances": {}}', "is no list"),
+        ('{"images_root": ".", "instances": [null]}', "is no list"),
+        *(
+            (json.dumps({"images_root": ".", "instances": [GOOD, {**GOOD, **change}]}), says)
+            for change, says in (
+                ({"bbox": None}, r"is no list .*object 1: bbox is missing or null"),
+                ({"bbox": [0, 0, 0, 5]}, "is no list .*object 1: its box"),
+                ({"segmentation": []}, "is no list .*object 1: its box or a part of its outline"),
+                ({"segmentation": [[1, 2, 3, 4]]}, "is no list .*object 1: its box or a part"),
+                ({"segmentation": [[1, 2, 3, 4, 5, math.nan]]}, "is no list .*segmentation has"),
+                ({"segmentation": {"counts": [3], "size": [9, 9]}}, "is no list .*run lengths"),
+                ({"category": 3}, "is no list .*object 1: file and category must be text"),
+            )
+        ),
     ],
 )
 def test_wrong_lists(tmp_path, content, expected):
@@ -352,6 +370,22 @@ def test_wrong_lists(tmp_path, content, expected):
     path.write_text(content)
     with pytest.raises(UserError, match=rf"list\.json {expected}"):
         CocoSource(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"segmentation": {"counts": [81], "size": [9, 9]}}, r"run lengths of size \[9, 9\]"),
+        ({"bbox": [500, 500, 9, 9]}, "has no pixel"),
+    ],
+)
+def test_objects_that_do_not_fit_their_image_are_named(coco, change, says):
+    content = json.loads(coco.read_text())
+    for instance in content["instances"]:
+        instance.update(change)
+    coco.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"coco_outliers\.json: an object in .*\.png .*{says}"):
+        CocoSource(coco).sample(np.random.default_rng(0), 20)
 
 
 def test_missing_images_are_named(coco):

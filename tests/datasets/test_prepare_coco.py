@@ -10,10 +10,12 @@ import pytest
 from _common import PrepareError
 from layouts import picture, write_image
 
+from tdos_d2 import coco as coco_format
 from tdos_d2.data.coco_objects import CocoSource
 
 NAMES = [*prepare_coco_outliers.CITYSCAPES_CATEGORIES, "dog", "parking meter"]
 SQUARE = [[10.0, 10.0, 90.0, 10.0, 90.0, 90.0, 10.0, 90.0]]
+RUNS = {"counts": [5000, 7000], "size": [100, 120]}
 # number: category, area, iscrowd
 OBJECTS = {
     1: ("dog", 6400, 0),
@@ -42,7 +44,7 @@ def coco(root):
                 "iscrowd": crowd,
                 "area": area,
                 "bbox": [10.0, 10.0, 80.0, 80.0],
-                "segmentation": {"counts": [5, 5], "size": [2, 5]} if i == 6 else SQUARE,
+                "segmentation": RUNS if i == 6 else SQUARE,
             }
             for i, (name, area, crowd) in OBJECTS.items()
         ],
@@ -67,7 +69,7 @@ def test_what_is_listed(root, coco, contents):
             "file": "000000000001.jpg",
             "category": "parking meter",
             "area": 4096,
-            "segmentation": {"counts": [5, 5], "size": [2, 5]},
+            "segmentation": RUNS,
         }
         | common,
     ]
@@ -109,10 +111,120 @@ def test_messages(root, coco):
     file = coco / "annotations" / "instances_train2017.json"
     for text, message in (
         ('{"images": [', "is no complete JSON file"),
-        ('{"images": []}', "is no instances file of COCO"),
+        ('{"images": []}', "is no instances file of COCO: it has no annotations"),
+        ("[]", "is no instances file of COCO: it holds no object of JSON"),
+        ('{"images": [], "annotations": [{"caption": "a dog"}]}', "is no .* but a captions file"),
+        (
+            '{"images": [], "categories": [], "annotations": [{"segments_info": []}]}',
+            "is no .* but a panoptic file",
+        ),
     ):
         file.write_text(text)
         with pytest.raises(PrepareError, match=rf"instances_train2017\.json {message}"):
             prepare_coco_outliers.main([])
     with pytest.raises(PrepareError, match="no .*coco/val2017"):
         prepare_coco_outliers.main(["--split", "val2017"])
+
+
+def edit(coco, change):
+    """Change annotation 1, the first dog, in place: ``change`` gets it and the whole content."""
+    file = coco / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    change(content["annotations"][0], content)
+    file.write_text(json.dumps(content))
+
+
+def set_item(**values):
+    return lambda item, content: item.update(values)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_item(segmentation=[]),
+        set_item(segmentation=[[]]),
+        set_item(segmentation=[[10, 10, 90, 90]]),
+        set_item(segmentation=[[10, 10, 90, 90], [20.5, 20.5]]),
+        set_item(segmentation=[[10, 10, 10, 10, 10, 10]]),
+        set_item(bbox=[10, 10, 0, 80]),
+        set_item(bbox=[10, 10, 80, -1]),
+        set_item(bbox=[500, 10, 80, 80]),
+        set_item(segmentation={"counts": [12000], "size": [100, 120]}),
+        lambda item, content: content["images"][1].update(width=0, height=0),
+    ],
+)
+def test_objects_without_a_pixel_are_left_out_and_counted(root, coco, capsys, change):
+    edit(coco, change)
+    prepare_coco_outliers.main([])
+    found = json.loads((root / "coco_outliers.json").read_text())["instances"]
+    assert [instance["category"] for instance in found] == ["parking meter"]
+    assert "left out: 1 objects without a pixel" in capsys.readouterr().out
+
+
+def test_parts_without_area_are_left_out_of_an_outline(root, coco):
+    edit(coco, set_item(segmentation=[[10, 10, 90, 90], *SQUARE]))
+    prepare_coco_outliers.main([])
+    found = json.loads((root / "coco_outliers.json").read_text())["instances"]
+    assert found[0]["segmentation"] == SQUARE
+    CocoSource(root / "coco_outliers.json").sample(np.random.default_rng(0), 20)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda item, content: item.pop("area"), "annotation 1: area is missing"),
+        (set_item(area=None), "annotation 1: area is missing or null"),
+        (set_item(area=float("nan")), "annotation 1: area is nan"),
+        (set_item(area="6400"), "annotation 1: area is 6400"),
+        (set_item(bbox=None), "annotation 1: bbox is missing or null"),
+        (set_item(bbox=[1, 2, 3]), r"annotation 1: bbox is \[1, 2, 3\]"),
+        (set_item(bbox=[1, 2, 3, float("nan")]), "annotation 1: bbox is"),
+        (lambda item, content: item.pop("segmentation"), "annotation 1: segmentation is missing"),
+        (set_item(segmentation=[1, 2, 3, 4, 5, 6]), "annotation 1: segmentation has 1"),
+        (set_item(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "annotation 1: segmentation has"),
+        (set_item(segmentation=[[1, 2, 3, 4, 5, float("nan")]]), "annotation 1: segmentation has"),
+        (set_item(segmentation=[[1, 2, 3, 4, 5, 1e300]]), "annotation 1: segmentation has"),
+        (set_item(segmentation={"counts": [5, 5], "size": [100, 120]}), "run lengths"),
+        (set_item(segmentation={"counts": [-5, 12005], "size": [100, 120]}), "run lengths"),
+        (set_item(segmentation={"counts": "nonsense", "size": [100, 120]}), "run lengths nonsense"),
+        (set_item(segmentation={"counts": "", "size": [100, 120]}), "run lengths"),
+        (set_item(segmentation={"counts": [12000]}), "size of its run lengths is missing"),
+        (set_item(image_id=77), "annotation 1: image_id is 77, not known"),
+        (set_item(image_id=[2]), r"annotation 1: image_id is \[2\], not known"),
+        (set_item(category_id=None), "annotation 1: category_id is missing or null"),
+        (set_item(id=2), "annotation 2 is there twice"),
+        (set_item(id=None), "annotation number 0 .* has no id"),
+        (lambda item, content: content["images"][0].update(id=2), "image 2 is there twice"),
+        (lambda item, content: content["images"][1].pop("file_name"), "image 2 has no file_name"),
+        (lambda item, content: content["images"][1].update(height=None, width=9), "image 2 has"),
+        (lambda item, content: content["annotations"].append(None), "annotation number 7"),
+        (lambda item, content: content.update(images=None), "no list of image entries"),
+    ],
+)
+def test_what_is_not_in_cocos_format_is_named(root, coco, monkeypatch, capsys, change, says):
+    edit(coco, change)
+    with pytest.raises(PrepareError, match=rf"instances_train2017\.json: .*{says}") as error:
+        prepare_coco_outliers.main([])
+    assert "\n" not in str(error.value) and not (root / "coco_outliers.json").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null"])
+def test_a_list_that_is_none_is_named(root, coco, text):
+    (root / "coco_outliers.json").write_text(text)
+    with pytest.raises(PrepareError, match=r"coco_outliers\.json is no list of this script"):
+        prepare_coco_outliers.main([])
+
+
+def test_packed_run_lengths_are_read_as_pycocotools_reads_them():
+    from pycocotools import mask as coco_mask
+
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        height, width = rng.integers(1, 60, 2).tolist()
+        mask = (rng.random((height, width)) < rng.random()).astype(np.uint8)
+        mask[: height // 2] = mask[0, 0]  # long runs, too
+        packed = coco_mask.encode(np.asfortranarray(mask))
+        packed["counts"] = packed["counts"].decode()
+        item = {"bbox": [0, 0, width, height], "segmentation": packed}
+        assert coco_format.check_object(item) == item
+        np.testing.assert_array_equal(coco_format.object_mask(item, height, width)[0], mask)
