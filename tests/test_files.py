@@ -66,6 +66,9 @@ IMAGES = {
     "colour16.png": (
         lambda path: cv2.imwrite(str(path), COLOUR16[..., ::-1]), (COLOUR16 >> 8).astype(np.uint8),
     ),
+    "colour16.tif": (
+        lambda path: cv2.imwrite(str(path), COLOUR16[..., ::-1]), (COLOUR16 >> 8).astype(np.uint8),
+    ),
     "grey8.png": (save_with_pillow(GREY), np.repeat(SMALL[..., :1], 3, 2)),
     "bits.png": (
         save_with_pillow(Image.fromarray(SMALL[..., 0] > 99)),
