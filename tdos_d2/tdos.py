@@ -23,7 +23,7 @@ from .modeling.pixel_decoder import TextPixelDecoder
 from .modeling.regularization import Regularization
 from .modeling.scores import AnomalyScores, resize
 from .modeling.semantic_augmentation import SemanticAugmentation
-from .modeling.sliding_window import slide
+from .modeling.sliding_window import check_window, slide
 from .modeling.text import ContextDecoder
 from .modeling.transformer_decoder import TextQueryDecoder
 from .modeling.words import word_maps
@@ -97,10 +97,11 @@ class TDOS(nn.Module):
             window_batch: windows per forward pass.
 
         Raises:
-            UserError: unknown merge rule or score.
+            UserError: unknown merge rule or score, a step that leaves gaps between windows.
         """
         super().__init__()
         check_merge_rules(merge, class_merge)
+        check_window(window_size, window_stride)
         self.backbone = backbone
         self.neck = neck
         self.text = text

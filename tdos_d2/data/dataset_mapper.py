@@ -24,6 +24,7 @@ from .samplers import sample_randomness
 from .verify.quick import check_registered
 
 _RARE_CLASS_TRIES = 10
+_CROPS = ("absolute", "absolute_range", "relative", "relative_range")  # Detectron2's
 
 
 class TDOSDatasetMapper:
@@ -167,17 +168,21 @@ class TDOSDatasetMapper:
 
 def _train_kwargs(cfg: CfgNode) -> dict[str, Any]:
     """Arguments of a mapper for training, read from ``cfg``."""
-    low, high = cfg.INPUT.SCALE_RANGE
-    if not 0 < low <= high:
-        raise UserError(f"INPUT.SCALE_RANGE must be a range above 0, got {cfg.INPUT.SCALE_RANGE}")
     if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "vertical", "none"):
         raise UserError(
             f"INPUT.RANDOM_FLIP must be horizontal, vertical or none, got {cfg.INPUT.RANDOM_FLIP!r}"
         )
     crop = (cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE) if cfg.INPUT.CROP.ENABLED else None
+    if crop and crop[0] not in _CROPS:
+        raise UserError(f"INPUT.CROP.TYPE: '{crop[0]}' is none of {', '.join(_CROPS)}")
+    if crop and not all(_is_side(crop[0], side) for side in crop[1]):
+        raise UserError(
+            f"INPUT.CROP.SIZE: {crop[1]} does not go with INPUT.CROP.TYPE {crop[0]}: absolute "
+            "sizes are whole pixels, relative ones shares up to 1"
+        )
     return {
         "augmentations": build_train_augmentations(
-            scale_range=(low, high),
+            scale_range=cfg.INPUT.SCALE_RANGE,
             crop=crop,
             single_category_max_area=cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA,
             flip=cfg.INPUT.RANDOM_FLIP,
@@ -192,6 +197,10 @@ def _train_kwargs(cfg: CfgNode) -> dict[str, Any]:
         "min_rare_pixels": cfg.INPUT.RARE_CLASS.MIN_CROP_PIXELS,
         "seed": max(cfg.SEED, 0),
     }
+
+
+def _is_side(kind: str, side: float) -> bool:
+    return side <= 1 if kind.startswith("relative") else isinstance(side, int)
 
 
 def test_sizes(cfg: CfgNode) -> dict[str, tuple[int, int]]:

@@ -281,7 +281,9 @@ def build_ood_paste(cfg: CfgNode) -> OODPaste | None:
             shadow=node.SHADOW,
         )
     except ValueError as error:
-        raise UserError(f"INPUT.OOD_PASTE: {error}") from error
+        name, _, reason = str(error).partition(" ")
+        key = "MIX" if name == "weights" else name.upper()
+        raise UserError(f"INPUT.OOD_PASTE.{key} {reason}") from error
 
 
 def _source(name: str, cfg: CfgNode) -> ObjectSource:

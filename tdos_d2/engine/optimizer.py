@@ -42,7 +42,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     )
     # The fused step undoes GradScaler's scaling itself, so clipping before it would act on scaled
     # gradients.
-    fused = not solver.AMP.ENABLED
+    on_meta = next(model.parameters()).is_meta  # there is no such step there
+    fused = not solver.AMP.ENABLED and not on_meta
     optimizer = torch.optim.AdamW(
         groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=fused
     )

@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from torch import nn
 
 from ..config import set_key
-from ..data.dataset_mapper import test_sizes
-from ..data.ood_paste import build_ood_paste
-from ..data.verify.quick import check_classes, check_dataset, check_train_weights, present_datasets
+from ..data import TDOSDatasetMapper
+from ..data.verify.quick import (
+    check_classes,
+    check_dataset,
+    check_registered,
+    check_train_weights,
+    present_datasets,
+)
 from ..errors import UserError
 from ..evaluation.evaluators import check_export
 from ..evaluation.score_files import import_h5py
-from ..evaluation.submission import FORMATS as SUBMISSION_FORMATS
 from ..files import check_output
-from ..loading.config_checks import (
-    check_choice,
-    check_names,
-    check_pretrained,
-    check_values,
-    check_weights,
-    get_key,
-)
+from ..loading.config_checks import check_weights
 from ..loading.config_files import (
     resolve_from_checkpoint,
     resume_file,
     use_cpu_without_gpu,
 )
+from ..loading.config_values import check_values, get_key
+from ..loading.dry_build import check_build
 from ..ood_words import load_groups
+from .optimizer import build_lr_scheduler, build_optimizer
 
 
 def check(cfg: CfgNode, args: Namespace) -> list[str]:
@@ -52,14 +55,12 @@ def check(cfg: CfgNode, args: Namespace) -> list[str]:
     """
     check_values(cfg)
     _check_output(cfg)
-    check_choice(cfg, "TEST.EXPORT.FORMAT", (*SUBMISSION_FORMATS, "none"))
     notes = use_cpu_without_gpu(cfg)
     _check_processes(cfg, args)
-    check_names(cfg)
     notes += _check_datasets(cfg, args)
     check_weights(cfg)
     notes += resolve_from_checkpoint(cfg, resume=args.resume, eval_only=args.eval_only)
-    check_pretrained(cfg)
+    check_build(cfg, None if args.eval_only else _build_training)
     if cfg.MODEL.META_ARCHITECTURE == "TDOS" and not args.eval_only:
         _check_method(cfg, args)
     _check_class_count(cfg, args)
@@ -90,7 +91,16 @@ def _check_processes(cfg: CfgNode, args: Namespace) -> None:
         )
 
 
+def _build_training(cfg: CfgNode, model: nn.Module) -> None:
+    build_lr_scheduler(cfg, build_optimizer(cfg, model))
+    TDOSDatasetMapper(cfg, is_train=True)
+
+
 def _check_datasets(cfg: CfgNode, args: Namespace) -> list[str]:
+    for key in ["TEST"] if args.eval_only else ["TRAIN", "TEST"]:
+        for name in cfg.DATASETS[key]:
+            with _naming(f"DATASETS.{key}"):
+                check_registered(name)
     if not args.eval_only:
         if not cfg.DATASETS.TRAIN:
             raise UserError("DATASETS.TRAIN is empty: name a training set")
@@ -98,8 +108,6 @@ def _check_datasets(cfg: CfgNode, args: Namespace) -> list[str]:
             check_dataset(name, training=True)
         check_classes(cfg)
         check_train_weights(cfg)
-        build_ood_paste(cfg)  # reads its list of objects
-    test_sizes(cfg)
     threshold_set = cfg.TEST.THRESHOLD_DATASET
     if threshold_set and threshold_set not in cfg.DATASETS.TEST:
         raise UserError(f"TEST.THRESHOLD_DATASET: '{threshold_set}' is not in DATASETS.TEST")
@@ -118,18 +126,11 @@ def _check_datasets(cfg: CfgNode, args: Namespace) -> list[str]:
 def _check_method(cfg: CfgNode, args: Namespace) -> None:
     """What training TDOS needs beyond single values."""
     node, prompts = cfg.MODEL.TDOS, cfg.MODEL.PROMPTS
-    augmentation = cfg.MODEL.SEM_AUG
-    for key in ("PROB", "ALPHA"):
-        if not 0 <= augmentation[key] <= 1:
-            raise UserError(f"MODEL.SEM_AUG.{key} must be 0 to 1, not {augmentation[key]}")
-    for key, least in (("NUM", 1), ("SIZE", 0)):
-        values = augmentation[key]
-        if len(values) != 2 or not least <= values[0] <= values[1] or not values[1]:
-            raise UserError(f"MODEL.SEM_AUG.{key} must be (smallest, largest), not {values}")
     if "{}" not in cfg.MODEL.REG.TEMPLATE:
         raise UserError(f"MODEL.REG.TEMPLATE: '{cfg.MODEL.REG.TEMPLATE}' has no {{}} for the word")
     if prompts.GROUPS and node.NUM_NEGATIVE:
-        load_groups(prompts.GROUPS, node.NUM_NEGATIVE)
+        with _naming("MODEL.PROMPTS.GROUPS"):
+            load_groups(prompts.GROUPS, node.NUM_NEGATIVE)
     elif prompts.INIT == "group" and node.NUM_NEGATIVE:
         raise UserError("MODEL.PROMPTS.INIT 'group' needs words: MODEL.PROMPTS.GROUPS is empty")
     if node.HEADS_ONLY and not cfg.MODEL.WEIGHTS and not (args.resume and resume_file(cfg)):
@@ -137,6 +138,15 @@ def _check_method(cfg: CfgNode, args: Namespace) -> None:
             "MODEL.TDOS.HEADS_ONLY trains the heads of a model that is there: name its checkpoint "
             "in MODEL.WEIGHTS"
         )
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Put ``key`` before a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def _check_class_count(cfg: CfgNode, args: Namespace) -> None:

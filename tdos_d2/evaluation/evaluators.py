@@ -77,10 +77,16 @@ def build_evaluator(
 
 
 def check_export(cfg: CfgNode, dataset_name: str) -> None:
-    """Raise UserError if there is nothing to do for an OOD set: no labels, nothing to write."""
+    """Raise UserError if there is nothing to do for an OOD set: no labels, nothing to write.
+
+    So it is for a format that is not known.
+    """
+    form = cfg.TEST.EXPORT.FORMAT
+    if form not in (*FORMATS, "none"):
+        raise UserError(f"TEST.EXPORT.FORMAT: '{form}' is none of {', '.join(FORMATS)}, none")
     if _has_labels(dataset_name) or cfg.TEST.SHOW_DIR:
         return
-    if cfg.TEST.EXPORT.FORMAT == "none":
+    if form == "none":
         raise UserError(
             f"dataset '{dataset_name}' has no public labels: TEST.EXPORT.FORMAT "
             f"({' or '.join(FORMATS)}) writes its score maps for submission, TEST.SHOW_DIR pictures"

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..config import add_tdos_config, get_config_file, set_key
+from ..config import get_config_file, set_key
 from ..data import register_from_file
 from ..errors import UserError
 from .checkpoint import read_checkpoint_info
+from .config_values import check_values, default_config
 
 
 def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
@@ -29,17 +30,17 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
         UserError: no such file, not YAML, an unknown key, a value of the wrong type, an odd number
             of words, a wrong list of data sets; the message names file and key.
     """
-    cfg = get_cfg()
-    add_tdos_config(cfg)
+    cfg = default_config()
     if config_file:
         config_file = find_config(config_file)
-        _merge(config_file, cfg.merge_from_file, config_file, False)
+        _merge(config_file, _merge_file, cfg, config_file)
     flags = [word for word in opts if word.startswith("--")]
     if flags:
         raise UserError(f"{flags[0]} must come before the KEY VALUE pairs")
     if len(opts) % 2:
         raise UserError(f"KEY VALUE pairs expected, but there is an odd number: {' '.join(opts)}")
     _merge("command line", cfg.merge_from_list, list(opts))
+    check_values(cfg)
     register_datasets(cfg)
     return cfg
 
@@ -55,11 +56,28 @@ def register_datasets(cfg: CfgNode) -> None:
 
 
 def use_cpu_without_gpu(cfg: CfgNode) -> list[str]:
-    """Set ``MODEL.DEVICE`` to "cpu" where it asks for a GPU and there is none. Returns notes."""
-    if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
+    """Set ``MODEL.DEVICE`` to "cpu" where it asks for a GPU and there is none. Returns notes.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    name = cfg.MODEL.DEVICE
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError
+        if device.type != "cuda":  # trying a GPU would take memory of it in this process, too
+            torch.empty(0, device=device)
+    except Exception as error:  # each device has its own way to say that it is not there
+        raise UserError(f"MODEL.DEVICE: '{name}' is no device here, such as cpu or cuda") from error
+    if device.type != "cuda":
         return []
-    set_key(cfg, "MODEL.DEVICE", "cpu")
-    return ["there is no GPU: MODEL.DEVICE is cpu"]
+    if not torch.cuda.is_available():
+        set_key(cfg, "MODEL.DEVICE", "cpu")
+        return ["there is no GPU: MODEL.DEVICE is cpu"]
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"MODEL.DEVICE: '{name}', but there are {torch.cuda.device_count()} GPUs")
+    return []
 
 
 def resume_file(cfg: CfgNode) -> Path | None:
@@ -156,6 +174,7 @@ def find_config(name: str) -> str:
     Raises:
         UserError: there is neither.
     """
+    name = os.path.expanduser(name)
     if os.path.isfile(name):
         return name
     try:
@@ -170,16 +189,29 @@ def _training_names(cfg: CfgNode) -> list[str]:
     return list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("stuff_classes", []))
 
 
+def _merge_file(cfg: CfgNode, path: str) -> None:
+    """``cfg.merge_from_file`` without guesses at configs of Detectron2's first version."""
+    cfg.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(path)))
+
+
 def _merge(source: str, merge: Any, *args: Any) -> None:
     """Call ``merge``, turning what yacs and PyYAML raise into one line."""
     try:
         merge(*args)
     except FileNotFoundError as error:
         raise UserError(f"{source}: its _BASE_ {error.filename} does not exist") from error
+    except OSError as error:
+        reason = error.strerror or _one_line(error)
+        raise UserError(f"{source}: it or its _BASE_ cannot be read: {reason}") from error
+    except RecursionError:
+        raise UserError(f"{source}: _BASE_ leads back to a file that it came from") from None
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not valid YAML: {_one_line(error)}") from error
     except (TypeError, AttributeError) as error:
-        raise UserError(f"{source}: not a config, a YAML mapping of keys is expected") from error
+        raise UserError(
+            f"{source}: not a config, a YAML mapping of keys is expected, "
+            "in which _BASE_, if it is there, names a file or a list of files"
+        ) from error
     except (KeyError, AssertionError) as error:
         key = re.search(r"[Nn]on-existent (?:config )?key: ([\w.]+)", str(error))
         reason = f"unknown config key {key[1]}" if key else _one_line(error)

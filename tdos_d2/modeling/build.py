@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..ood_words import load_groups, prototypes
 from .backbone import CLIPImageEncoder
 from .clip import TextTower, build_clip
@@ -24,6 +25,10 @@ PROMPT_STARTS = ("random", "group")
 def build_text(cfg, names: Sequence[str]) -> nn.Module:
     """The text side for ``names`` (known classes and, last, the OOD word)."""
     node, prompts = cfg.MODEL.TDOS, cfg.MODEL.PROMPTS
+    if prompts.INIT not in PROMPT_STARTS:
+        raise UserError(
+            f"MODEL.PROMPTS.INIT: '{prompts.INIT}' is none of {', '.join(PROMPT_STARTS)}"
+        )
     from_group = prompts.INIT == "group" and bool(prompts.GROUPS) and node.NUM_NEGATIVE > 0
     if cfg.MODEL.TEXT.EMBEDDINGS:
         use_groups = prompts.GROUPS and node.NUM_NEGATIVE

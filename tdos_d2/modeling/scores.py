@@ -140,7 +140,7 @@ class AnomalyScores:
         self.names = tuple(dict.fromkeys(names))
         self.temperature = temperature
         for name in self.names:
-            check_score(name, "MODEL.TDOS.SCORE, EXTRA_SCORES")
+            check_score(name, "MODEL.TDOS.SCORE or MODEL.TDOS.EXTRA_SCORES")
         self._averaged = [name for name in self.names if name not in PIXEL_SCORES]
 
     def window_maps(

@@ -8,6 +8,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+
+
+def check_window(size: int, stride: int) -> None:
+    """Raise UserError if windows would leave gaps."""
+    if size and not 0 < stride <= size:
+        raise UserError(
+            f"TEST.WINDOW.STRIDE must be 1 to TEST.WINDOW.SIZE ({size}), not {stride}"
+        )
+
 
 def window_starts(length: int, size: int, stride: int) -> list[int]:
     """Where windows begin along an axis: every ``stride``, the last one shifted inside."""

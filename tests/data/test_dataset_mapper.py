@@ -230,7 +230,6 @@ def test_files_that_do_not_fit_are_named(cfg, tmp_path, write):
     [
         ("INPUT.FORMAT", "L"),
         ("INPUT.RANDOM_FLIP", "both"),
-        ("INPUT.SCALE_RANGE", (2.0, 0.5)),
         ("INPUT.OOD_PASTE.SOURCE", "unicorns"),
         ("INPUT.OOD_PASTE.PROB", 1.5),
         ("INPUT.OOD_PASTE.SHADOW", 1.5),

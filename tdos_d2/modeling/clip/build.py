@@ -141,14 +141,19 @@ def _find_weights(name: str, weights: str) -> tuple[dict[str, Tensor] | None, bo
     """The state dict (None for random weights) and whether it needs QuickGELU."""
     if not weights:
         return None, False
+    # On the meta device tensors have no values: there is nothing to read.
+    on_meta = torch.empty(0).is_meta
     if not is_weights_file(weights):
-        return _read_tag(name, weights)
+        _check_tag(name, weights)
+        return (None, False) if on_meta else _read_tag(name, weights)
     check_weights_file(weights)
+    if on_meta:
+        return None, False
     path = Path(weights).expanduser()
     return _read_file(str(path), path.stat().st_mtime_ns)
 
 
-def _read_tag(name: str, tag: str) -> tuple[dict[str, Tensor], bool]:
+def _check_tag(name: str, tag: str) -> None:
     import open_clip
 
     base = name.removesuffix(QUICK_GELU_SUFFIX)
@@ -158,6 +163,12 @@ def _read_tag(name: str, tag: str) -> tuple[dict[str, Tensor], bool]:
             f"MODEL.CLIP.WEIGHTS: '{tag}' is neither a file nor an open_clip tag of {base}"
             f" (tags: {', '.join(tags) or 'none'})"
         )
+
+
+def _read_tag(name: str, tag: str) -> tuple[dict[str, Tensor], bool]:
+    import open_clip
+
+    base = name.removesuffix(QUICK_GELU_SUFFIX)
     pretrained = open_clip.get_pretrained_cfg(base, tag) or {}
     logger.info("CLIP %s: fetching '%s' unless it is kept here", base, tag)
     try:

@@ -113,14 +113,14 @@ def read_embeddings(path: str) -> tuple[list[str], Tensor]:
         UserError: missing or malformed file.
     """
     if not Path(path).is_file():
-        raise UserError(f"MODEL.TEXT.EMBEDDINGS: no file '{path}'")
+        raise UserError(f"MODEL.TEXT.EMBEDDINGS: {path} does not exist")
     try:
         with np.load(path, allow_pickle=False) as data:
             names = [str(name).lower() for name in data["names"]]
             embeddings = data["embeddings"].astype(np.float32)
             if not np.isfinite(embeddings).all():
                 raise ValueError("some values are NaN or infinite")
-            return names, torch.from_numpy(embeddings)
+            return names, torch.as_tensor(embeddings)
     except (KeyError, ValueError, OSError) as error:
         raise UserError(
             f"MODEL.TEXT.EMBEDDINGS: '{path}' is no .npz with 'names' and 'embeddings': {error}"

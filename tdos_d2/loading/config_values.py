@@ -1,0 +1,240 @@
+"""Whether the values of a config have the kind, the length and the range that their keys take.
+
+Names (of rules, norms, schedules) and what values mean together are checked by the parts that use
+them; :mod:`tdos_d2.loading.dry_build` builds all of these.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
+
+from ..config import add_tdos_config, set_key
+from ..errors import UserError
+
+# Examples of values for keys whose default is None or an empty list.
+_EXAMPLES = {
+    "DATASETS.TRAIN": [""],
+    "DATASETS.TEST": [""],
+    "DATASETS.TRAIN_WEIGHTS": [1.0],
+    "INPUT.OOD_PASTE.MIX": [["", 1.0]],
+    "INPUT.OOD_PASTE.COCO_CATEGORIES": [""],
+    "INPUT.OOD_PASTE.STAND_ON": [""],
+    "INPUT.TEST_SIZES": [["", 1, 1]],
+    "MODEL.TDOS.CLASS_NAMES": [""],
+    "MODEL.TDOS.EXTRA_SCORES": [""],
+    "SOLVER.WEIGHT_DECAY_BIAS": 1.0,
+    "TEST.EXPECTED_RESULTS": [["", "", 1.0, 1.0]],
+}
+_PATHS = (
+    "OUTPUT_DIR",
+    "DATASETS.REGISTER",
+    "INPUT.OOD_PASTE.COCO_LIST",
+    "MODEL.CLIP.WEIGHTS",
+    "MODEL.PROMPTS.GROUPS",
+    "MODEL.TEXT.EMBEDDINGS",
+    "MODEL.WEIGHTS",
+    "TEST.SHOW_DIR",
+)
+# Numbers, and those in lists, are 0 or greater unless they are named here.
+_ANY_NUMBER = (
+    "SEED",
+    "MODEL.PIXEL_MEAN",
+    "MODEL.SEM_AUG.BLOCKS",
+    "TEST.EXPECTED_RESULTS",
+)
+_POSITIVE = (
+    "DATASETS.TRAIN_WEIGHTS",
+    "INPUT.CROP.SIZE",
+    "INPUT.MAX_SIZE_TEST",
+    "INPUT.RARE_CLASS.TEMPERATURE",
+    "INPUT.SCALE_RANGE",
+    "INPUT.TEST_SIZES",
+    "MODEL.CONTEXT_DECODER.HIDDEN_DIM",
+    "MODEL.CONTEXT_DECODER.NUM_HEADS",
+    "MODEL.NECK.CHANNELS",
+    "MODEL.PIXEL_DECODER.FFN_DIM",
+    "MODEL.PIXEL_DECODER.HIDDEN_DIM",
+    "MODEL.PIXEL_DECODER.NUM_HEADS",
+    "MODEL.PIXEL_DECODER.NUM_LAYERS",
+    "MODEL.PIXEL_DECODER.NUM_SAMPLING_POINTS",
+    "MODEL.PIXEL_STD",
+    "MODEL.REG.TEMPERATURE",
+    "MODEL.SEM_AUG.NUM",
+    "MODEL.TDOS.NEGATIVE_LENGTH",
+    "MODEL.TDOS.NUM_POINTS",
+    "MODEL.TDOS.SCORE_MAP_TEMPERATURE",
+    "MODEL.TRANSFORMER_DECODER.FFN_DIM",
+    "MODEL.TRANSFORMER_DECODER.NUM_HEADS",
+    "MODEL.TRANSFORMER_DECODER.NUM_LAYERS",
+    "SOLVER.BASE_LR",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE",
+    "SOLVER.IMS_PER_BATCH",
+    "SOLVER.MAX_ITER",
+    "SOLVER.NUM_DECAYS",
+    "TEST.AUG.MAX_SIZE",
+    "TEST.AUG.MIN_SIZES",
+    "TEST.PRECISE_BN.NUM_ITER",
+    "TEST.WINDOW.BATCH",
+    "TEST.WINDOW.STRIDE",
+)
+_SHARES = (
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
+    "INPUT.OOD_PASTE.PROB",
+    "INPUT.OOD_PASTE.SHADOW",
+    "MODEL.CONTEXT_DECODER.DROPOUT",
+    "MODEL.SEM_AUG.ALPHA",
+    "MODEL.SEM_AUG.PROB",
+    "MODEL.TDOS.IMPORTANCE_SAMPLE_RATIO",
+    "SOLVER.POLY_END",
+)
+_RANGES = (
+    "INPUT.OOD_PASTE.NUM",
+    "INPUT.OOD_PASTE.SIZE",
+    "INPUT.SCALE_RANGE",
+    "MODEL.SEM_AUG.NUM",
+    "MODEL.SEM_AUG.SIZE",
+)
+# What Detectron2 reads without looking, or what is left of a choice that it has and we do not.
+_CHOICES = {
+    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
+    "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
+}
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Compare each value with its default.
+
+    In place, ``~`` in paths is expanded and a whole number becomes a float where that is meant.
+
+    Sections of other models of Detectron2 are left alone.
+
+    Raises:
+        UserError: a value of another kind, length or range; the message names its key.
+    """
+    for key, default in _defaults().items():
+        value = get_key(cfg, key)
+        if isinstance(default, CfgNode):
+            if not isinstance(value, CfgNode):
+                raise UserError(f"{key} is a section: it must hold keys, not {value!r}")
+            continue
+        example = _EXAMPLES.get(key, default)
+        if value is None and default is None:
+            continue
+        if not _fits(value, example):
+            raise UserError(f"{key} must be {_describe(example)}, not {value!r}")
+        _check_numbers(key, value)
+        if value not in _CHOICES.get(key, (value,)):
+            known = ", ".join(filter(None, _CHOICES[key]))
+            raise UserError(f"{key}: '{value}' is not known; there are {known}")
+        if isinstance(example, float) and isinstance(value, int):
+            set_key(cfg, key, float(value))
+        if key in _PATHS and value.startswith("~"):
+            set_key(cfg, key, os.path.expanduser(value))
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(full name, value) of all keys of a config that are no sections."""
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def default_config() -> CfgNode:
+    """Detectron2's defaults with those of tdos_d2."""
+    cfg = get_cfg()
+    add_tdos_config(cfg)
+    return cfg
+
+
+@lru_cache(maxsize=1)
+def _defaults() -> dict[str, Any]:
+    """Keys that this project reads, sections before what they hold."""
+    theirs = {name for name, value in get_cfg().MODEL.items() if isinstance(value, CfgNode)}
+    skipped = tuple(f"MODEL.{name}." for name in theirs - {"BACKBONE"})
+    found: dict[str, Any] = {}
+    cfg = default_config()
+    for key, value in leaves(cfg):
+        if not key.startswith(skipped):
+            names = key.split(".")
+            for i in range(1, len(names)):
+                section = ".".join(names[:i])
+                found.setdefault(section, get_key(cfg, section))
+            found[key] = value
+    return found
+
+
+def get_key(cfg: CfgNode, key: str) -> Any:
+    """The value of a key such as "MODEL.TDOS.SCORE"."""
+    value: Any = cfg
+    for name in key.split("."):
+        if name not in value:
+            raise UserError(f"{key} is missing from the config")
+        value = value[name]
+    return value
+
+
+def _fits(value: Any, example: Any) -> bool:
+    """Whether ``value`` is of the kind of ``example``, in lists down to each element."""
+    if isinstance(example, (list, tuple)):
+        if not isinstance(value, (list, tuple)):
+            return False
+        if _has_fixed_length(example):
+            pairs = zip(value, example, strict=False)
+            return len(value) == len(example) and all(_fits(v, e) for v, e in pairs)
+        return not example or all(_fits(v, example[0]) for v in value)
+    if isinstance(example, bool) or isinstance(value, bool):
+        return type(value) is type(example)
+    return isinstance(value, (int, float) if isinstance(example, float) else type(example))
+
+
+def _has_fixed_length(example: list | tuple) -> bool:
+    return 2 <= len(example) <= 4  # a longer list, or one of one element, is of any length
+
+
+def _describe(example: Any) -> str:
+    if isinstance(example, (list, tuple)):
+        if not example:
+            return "a list"
+        if _has_fixed_length(example):
+            return f"a list of {len(example)}: {', '.join(map(_describe, example))}"
+        return f"a list, each element {_describe(example[0])}"
+    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+    return names[type(example)]
+
+
+def _check_numbers(key: str, value: Any) -> None:
+    """Range of a number or of those in a list."""
+    numbers = list(_numbers(value))
+    limitless = key == "SOLVER.CLIP_GRADIENTS.NORM_TYPE"  # infinity is a norm
+    if not all(math.isfinite(number) or (limitless and number > 0) for number in numbers):
+        raise UserError(f"{key} must be finite, not {value}")
+    if key == "MODEL.TDOS.OVERSAMPLE_RATIO" and value < 1:
+        raise UserError(f"{key} must be 1 or greater, not {value}")
+    if key in _POSITIVE and min(numbers, default=1) <= 0:
+        raise UserError(f"{key} must be greater than 0, not {value}")
+    if key in _SHARES and not 0 <= value <= 1:
+        raise UserError(f"{key} must be 0 to 1, not {value}")
+    if key in _RANGES and not 0 <= value[0] <= value[1] > 0:
+        raise UserError(f"{key} must be (smallest, largest), not {value}")
+    if key == "SEED" and value >= 2**32:
+        raise UserError(f"SEED must be below 2**32, not {value}")
+    if key not in _ANY_NUMBER and min(numbers, default=0) < 0:
+        raise UserError(f"{key} must be 0 or greater, not {value}")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, (list, tuple)):
+        for element in value:
+            yield from _numbers(element)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield value

@@ -1,0 +1,96 @@
+"""What a config describes, built once without memory, weights and data: does it fit together?"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Callable
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import nn
+
+from ..config import set_key
+from ..data import TDOSDatasetMapper
+from ..errors import UserError
+from .config_values import default_config, leaves
+
+More = Callable[[CfgNode, nn.Module], None]
+_UNREGISTERED = re.compile(r"No object named '(.*)' found in '.*' registry")
+
+
+def check_build(cfg: CfgNode, more: More | None = None) -> None:
+    """Build the model, and what ``more`` builds from it, on the meta device.
+
+    Tensors there have shapes and no values: a large model takes less than a second. Neither CLIP's
+    weights nor word lists are read. Parts need not know their keys: where one raises something
+    else than a UserError, the keys are named that, put back to their default, let it be built.
+
+    Args:
+        cfg: with class names; it is not changed.
+        more: builds what else the config describes, from it and the model.
+
+    Raises:
+        UserError: something cannot be built; the message names the key.
+    """
+    error = _build(cfg, more)
+    if error is None:
+        return
+    if isinstance(error, UserError):
+        raise error
+    unregistered = _UNREGISTERED.search(str(error))
+    if unregistered:
+        name = unregistered[1]
+        keys = [key for key, value in leaves(cfg) if value == name]
+        raise UserError(f"{' or '.join(keys)}: '{name}' is not registered") from error
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    keys = _guilty(cfg, more, reason)
+    if not keys:
+        raise UserError(f"the model of this config cannot be built: {reason}") from error
+    raise UserError(f"{' or '.join(keys)}: this cannot be built ({reason})") from error
+
+
+def _build(cfg: CfgNode, more: More | None) -> Exception | None:
+    """What was raised, if anything."""
+    cfg = cfg.clone()
+    set_key(cfg, "MODEL.DEVICE", "meta")
+    set_key(cfg, "MODEL.PROMPTS.GROUPS", "")
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the run says it again
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = build_model(cfg)
+            if more is not None:
+                more(cfg, model)
+        TDOSDatasetMapper(cfg, is_train=False)
+    except Exception as error:
+        # A part of the user's own that reads values while it is built: the run will tell.
+        needs_values = isinstance(error, (RuntimeError, NotImplementedError)) and (
+            "meta" in str(error)
+        )
+        return None if needs_values else error
+    finally:
+        logging.disable(disabled)
+    return None
+
+
+def _guilty(cfg: CfgNode, more: More | None, reason: str) -> list[str]:
+    """Keys of which each alone, put back to its default, lets everything be built."""
+    defaults = dict(leaves(default_config()))
+    changed = {k: v for k, v in leaves(cfg) if k in defaults and v != defaults[k]}
+    words = re.findall(r"[^\s'\"()\[\],:]+", reason)
+    # Those with a value that the reason tells of come first: mostly no other need be tried.
+    told = [key for key, value in changed.items() if str(value) in words]
+    for group in (told, [key for key in changed if key not in told]):
+        found = []
+        for key in group:
+            other = cfg.clone()
+            set_key(other, key, defaults[key])
+            if _build(other, more) is None:
+                found.append(key)
+        if found:
+            return found
+    return []
