@@ -2,6 +2,9 @@
 
 Needs only numpy, opencv and onnxruntime:
     python onnx_sliding_window.py model.onnx image.png [more.png ...]
+
+What the model needs is in the file: the size that images are brought to, windows, classes, score
+and threshold. The results are those of tdos_d2's OODPredictor.
 """
 
 import json
@@ -35,13 +38,52 @@ def read_image(path: str) -> np.ndarray:
     return (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image
 
 
-def predict(session: onnxruntime.InferenceSession, bgr: np.ndarray) -> tuple[np.ndarray, ...]:
-    """(H, W, 3) uint8 -> sem_seg (K, H, W) and ood_score (H, W), larger = more anomalous."""
+def input_size(about: dict[str, str], height: int, width: int, dataset: str) -> tuple[int, int]:
+    """The size that images of a dataset are brought to, as (height, width).
+
+    {"size": [w, h]}: that; {"shorter": a, "longer": b}: the shorter side becomes a, or what makes
+    the longer side b if that would be longer; {}: as they are.
+    """
+    sizes = json.loads(about["test_sizes"])
+    rule = sizes.get(dataset, json.loads(about["input_size"]))
+    if "size" in rule:
+        return rule["size"][1], rule["size"][0]
+    if not rule:
+        return height, width
+    scale = rule["shorter"] / min(height, width)
+    height, width = height * scale, width * scale
+    scale = min(rule["longer"] / max(height, width), 1)
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def shrink_or_enlarge(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 resized as Pillow does: bilinear, over all pixels that become one."""
+    for axis in (1, 0):  # as Pillow, mostly; it rounds between the two
+        old, new = image.shape[axis], size[axis]
+        if old != new:
+            step = old / new
+            places = (np.arange(new)[:, None] + 0.5) * step - np.arange(old) - 0.5
+            weights = np.maximum(1 - np.abs(places) / max(step, 1), 0)
+            weights = np.round(weights / weights.sum(1, keepdims=True) * 2**22)  # fixed point
+            image = np.moveaxis(np.tensordot(weights, image, (1, axis)), 0, axis)
+            image = np.floor(image / 2**22 + 0.5).astype(np.uint8)
+    return image
+
+
+def predict(
+    session: onnxruntime.InferenceSession, bgr: np.ndarray, dataset: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
+    """(H, W, 3) uint8 -> sem_seg (K, H, W) and ood_score (H, W), larger = more anomalous.
+
+    A dataset is named where the model's config has a test size for it.
+    """
     about = session.get_modelmeta().custom_metadata_map
     size, stride = int(about["window_size"]), int(about["window_stride"])
-    image = np.ascontiguousarray(bgr[..., ::-1].transpose(2, 0, 1))
+    original = bgr.shape[:2]
+    height, width = input_size(about, *original, dataset)
+    bgr = shrink_or_enlarge(bgr, (height, width))
+    image = np.ascontiguousarray(bgr[..., ::-1].transpose(2, 0, 1))  # RGB
     image = image.astype("uint8" if "uint8" in session.get_inputs()[0].type else "float32")
-    height, width = image.shape[1:]
     if size == 0:  # the whole image is one window
         size = stride = max(height, width)
     total, count = 0, np.zeros((height, width), np.float32)
@@ -53,19 +95,38 @@ def predict(session: onnxruntime.InferenceSession, bgr: np.ndarray) -> tuple[np.
                 total = np.zeros((sem_seg.shape[1] + 1, height, width), np.float32)
             total[place] += np.concatenate([sem_seg[0], score])
             count[place[1:]] += 1
-    return (total / count)[:-1], (total / count)[-1]
+    maps = total / count
+    if (height, width) != original:
+        maps = np.stack([cv2.resize(channel, original[::-1]) for channel in maps])
+    return maps[:-1], maps[-1]
 
 
-if __name__ == "__main__":
-    onnx = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-    names = json.loads(onnx.get_modelmeta().custom_metadata_map["class_names"])
+def main() -> None:
+    """Write image.png.ood.png of every image named on the command line."""
+    if len(sys.argv) < 3:
+        sys.exit("usage: onnx_sliding_window.py model.onnx image.png [more.png ...]")
+    try:
+        onnx = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own kinds
+        sys.exit(f"error: cannot read model {sys.argv[1]}: {str(error).splitlines()[0]}")
+    about = onnx.get_modelmeta().custom_metadata_map
+    if "input_size" not in about:
+        sys.exit(f"error: {sys.argv[1]} does not say how images are resized: export it again")
+    names, threshold = json.loads(about["class_names"]), json.loads(about["threshold"])
     for path in sys.argv[2:]:
         if path.endswith(".ood.png"):
             print(f"{path}: left out, it is a result")
             continue
         known, ood = predict(onnx, read_image(path))
+        if not np.isfinite(ood).all():
+            sys.exit(f"error: {path}: the score is NaN or infinite")
         label = names[int(np.bincount(known.argmax(0).ravel()).argmax())]
-        print(f"{path}: score {ood.min():.2f} to {ood.max():.2f}, most of it is {label}")
+        found = "" if threshold is None else f", {(ood >= threshold).mean():.1%} of it is OOD"
+        print(f"{path}: score {ood.min():.2f} to {ood.max():.2f}{found}, most is {label}")
         gray = cv2.normalize(ood, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
         if not cv2.imwrite(f"{path}.ood.png", cv2.applyColorMap(gray, cv2.COLORMAP_VIRIDIS)):
             sys.exit(f"error: cannot write {path}.ood.png")
+
+
+if __name__ == "__main__":
+    main()

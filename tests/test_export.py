@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 
-from tdos_d2.engine import TDOSCheckpointer
+from tdos_d2.data import TDOSDatasetMapper
+from tdos_d2.data.dataset_mapper import size_rule
+from tdos_d2.engine import TDOSCheckpointer, load_config
 from tdos_d2.errors import UserError
+from tdos_d2.inference import OODPredictor
 from tdos_d2.inference.export import WindowModel, expected_outputs, largest_difference
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,7 +87,11 @@ def exported(request, tiny_cfg, tmp_path_factory, monkeypatch):
         tiny_cfg.MODEL.TRANSFORMER_DECODER.NUM_LAYERS = 1
         tiny_cfg.INPUT.FORMAT = "BGR" if encoder == TRAINED_ON_BGR else "RGB"
         words = []
+        tiny_cfg.INPUT.MIN_SIZE_TEST = 0
         if encoder == "tiny-rn":
+            tiny_cfg.INPUT.MIN_SIZE_TEST, tiny_cfg.INPUT.MAX_SIZE_TEST = 72, 110
+            tiny_cfg.INPUT.TEST_SIZES = [["camvid_test", 40, 50]]
+            tiny_cfg.MODEL.PIXEL_MEAN = [120.0, 110.0, 100.0]
             tiny_cfg.MODEL.BACKBONE.NAME = "CLIPModifiedResNet"
             tiny_cfg.MODEL.NECK.CHANNELS = 32
             words = ["--input-type", "float32"]
@@ -99,6 +108,10 @@ def exported(request, tiny_cfg, tmp_path_factory, monkeypatch):
     return EXPORTED[encoder]
 
 
+def config(folder: Path):
+    return load_config(str(folder / "config.yaml"), ["MODEL.WEIGHTS", str(folder / "model.pth")])
+
+
 def run_tool(monkeypatch, *words: str) -> None:
     monkeypatch.setattr(sys, "argv", ["export_model.py", *words])
     load(ROOT / "tools" / "export_model.py").run()
@@ -110,12 +123,14 @@ def session(content: bytes | str):
     return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
 
-def test_example_gives_what_the_model_gives(exported):
-    model, folder = exported
+def test_example_gives_what_the_predictor_gives(exported):
+    _, folder = exported
     predict, onnx = load(EXAMPLE).predict, session(str(folder / "model.onnx"))
+    predictor = OODPredictor(config(folder))
     for what, size in SIZES.items():
         bgr = image(*size)
-        for ours, theirs in zip(own_inference(model, bgr), predict(onnx, bgr), strict=True):
+        expected = predictor(bgr)["sem_seg"], predictor(bgr)["ood_score"]
+        for ours, theirs in zip(expected, predict(onnx, bgr), strict=True):
             np.testing.assert_allclose(theirs, ours, 0, 1e-3, equal_nan=False, err_msg=what)
             assert ours.std() > 1e-2  # something to be wrong about
 
@@ -124,8 +139,8 @@ def test_example_on_whole_images(exported, monkeypatch):
     model, folder = exported
     onnx = pytest.importorskip("onnx")
     content = onnx.load(folder / "model.onnx")
-    (entry,) = [entry for entry in content.metadata_props if entry.key == "window_size"]
-    entry.value = "0"
+    for entry in content.metadata_props:
+        entry.value = {"window_size": "0", "input_size": "{}"}.get(entry.key, entry.value)
     monkeypatch.setitem(model.window, "size", 0)
     bgr = image(70, 130)
     found = load(EXAMPLE).predict(session(content.SerializeToString()), bgr)
@@ -139,6 +154,15 @@ def test_file_describes_itself_and_has_no_text_encoder(exported):
     assert json.loads(about["class_names"]) == ["road", "traffic sign", "car"]
     assert (about["window_size"], about["window_stride"]) == ("64", "40")
     assert about["ood_score"] == "log_s_ood" and about["threshold"] == "null"
+    cfg = config(folder)
+    resized = cfg.INPUT.MIN_SIZE_TEST > 0
+    rule = {"shorter": 72, "longer": 110} if resized else {}
+    assert json.loads(about["input_size"]) == rule and about["channels"] == "RGB"
+    of_camvid = {"camvid_test": {"shorter": 40, "longer": 50}} if resized else {}
+    assert json.loads(about["test_sizes"]) == of_camvid
+    mean = list(cfg.MODEL.PIXEL_MEAN)
+    assert json.loads(about["pixel_mean"]) == (mean if cfg.INPUT.FORMAT == "RGB" else mean[::-1])
+    assert len(json.loads(about["pixel_std"])) == 3
     content = pytest.importorskip("onnx").load(folder / "model.onnx")
     assert not [t.name for t in content.graph.initializer if 49408 in t.dims]  # CLIP's vocabulary
 
@@ -155,6 +179,46 @@ def test_example_is_short_and_needs_little(exported, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert cv2.imread(str(tmp_path / "a.png.ood.png")).shape == (70, 90, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "usage: "),
+        (["model.onnx", "gone.png"], "error: cannot read image gone.png: No such file"),
+        (["gone.onnx", "gone.png"], "error: cannot read model gone.onnx: .*"),
+        (["a.png", "gone.png"], "error: cannot read model a.png: .*"),
+    ],
+)
+def test_example_says_in_one_line_what_is_wrong(exported, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(exported[1] / "model.onnx", tmp_path)
+    cv2.imwrite("a.png", image(20, 20))
+    monkeypatch.setattr(sys, "argv", ["onnx_sliding_window.py", *words])
+    with pytest.raises(SystemExit, match=says) as caught:
+        load(EXAMPLE).main()
+    assert "\n" not in caught.value.code
+
+
+@pytest.mark.parametrize("size", [(40, 57), (97, 60), (50, 131), (8, 8), (50, 20)])
+def test_example_resizes_as_the_predictor(tiny_cfg, size):
+    """Detectron2's own transform is the reference; Pillow 13 takes the height first in some."""
+    example, bgr = load(EXAMPLE), image(*size)
+    for shorter, longer in ((0, 100), (24, 100), (24, 40), (72, 110), (333, 9999)):
+        tiny_cfg.INPUT.MIN_SIZE_TEST, tiny_cfg.INPUT.MAX_SIZE_TEST = shorter, longer
+        aug_input = T.AugInput(bgr)
+        TDOSDatasetMapper(tiny_cfg, is_train=False).augmentations(aug_input)
+        about = {"input_size": json.dumps(size_rule(tiny_cfg)), "test_sizes": "{}"}
+        found = example.shrink_or_enlarge(bgr, example.input_size(about, *size, ""))
+        assert found.shape == aug_input.image.shape
+        assert np.abs(found.astype(int) - aug_input.image).max() <= 1
+
+
+def test_example_takes_the_size_of_a_dataset():
+    sizes = {"a": {"size": [30, 20]}, "b": {"shorter": 10, "longer": 90}, "c": {}}
+    about = {"input_size": json.dumps({"size": [5, 6]}), "test_sizes": json.dumps(sizes)}
+    size = load(EXAMPLE).input_size
+    assert [size(about, 40, 80, name) for name in "abcd"] == [(20, 30), (10, 20), (40, 80), (6, 5)]
 
 
 def test_program_of_torch_export(exported):

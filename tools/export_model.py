@@ -4,7 +4,9 @@
 The suffix of --output chooses: .onnx or .pt2. An ONNX file is compared with PyTorch through ONNX
 Runtime on the CPU before it is written. It needs no tdos_d2, no Detectron2 and no PyTorch to run:
 see examples/onnx_sliding_window.py. The input is windows (B, 3, h, w), RGB, of any number and size;
-the outputs are sem_seg (B, K, h, w) and ood_score (B, h, w), to be averaged over windows.
+the outputs are sem_seg (B, K, h, w) and ood_score (B, h, w), to be averaged over windows. The
+file's metadata say what the predictor does around that: size of the image, windows, classes, score
+and threshold.
 
 A .pt2 file is used as torch.export.load(FILE).module(check_guards=False): the guards tell how the
 traced tensors lay in memory, not what sizes there may be.
@@ -33,6 +35,7 @@ import torch
 from detectron2.config import CfgNode
 
 from tdos_d2.config import set_key
+from tdos_d2.data.dataset_mapper import size_rule, test_sizes
 from tdos_d2.engine import exit_with_one_line, load_config
 from tdos_d2.errors import UserError
 from tdos_d2.evaluation.tables import to_json
@@ -84,7 +87,13 @@ def run() -> None:
 
 
 def describe(cfg: CfgNode, predictor: OODPredictor) -> dict[str, Any]:
-    """What the file says of itself."""
+    """What the file says of itself: all that the predictor does around the program.
+
+    ``pixel_mean`` and ``pixel_std`` are for information, in the order of ``channels``: the program
+    applies them. ``input_size`` is what the predictor resizes to, ``test_sizes`` what evaluation
+    resizes the frames of a dataset to.
+    """
+    rgb = slice(None, None, -1 if cfg.INPUT.FORMAT == "BGR" else 1)
     point = predictor.operating_point
     same = point is not None and point.score == predictor.score
     return {
@@ -93,6 +102,16 @@ def describe(cfg: CfgNode, predictor: OODPredictor) -> dict[str, Any]:
         "threshold": point.threshold if same else None,
         "window_size": cfg.TEST.WINDOW.SIZE,
         "window_stride": cfg.TEST.WINDOW.STRIDE,
+        "channels": "RGB",
+        "pixel_mean": list(cfg.MODEL.PIXEL_MEAN)[rgb],
+        "pixel_std": list(cfg.MODEL.PIXEL_STD)[rgb],
+        "input_size": size_rule(cfg),
+        "test_sizes": {
+            name: rule
+            for name in dict.fromkeys((*test_sizes(cfg), *cfg.DATASETS.TEST))
+            if (rule := size_rule(cfg, name)) != size_rule(cfg)
+        },
+        "resizing": "bilinear over all pixels that become one (Pillow), to uint8; maps: bilinear",
     }
 
 

@@ -238,11 +238,25 @@ def _rows_in_frame(transforms: T.Transform, frame_height: int, height: int) -> t
     return float(-top / (bottom - top)), float((height - top) / (bottom - top))
 
 
-def _test_augmentations(cfg: CfgNode, dataset_name: str | None) -> list[T.Augmentation]:
+def size_rule(cfg: CfgNode, dataset_name: str | None = None) -> dict[str, Any]:
+    """What test images are resized to, of a dataset or (None) by the predictor.
+
+    Returns:
+        ``{"size": (width, height)}``, ``{"shorter": ..., "longer": ...}`` (the longer side at
+        most), or ``{}``: not at all.
+    """
     test_size = MetadataCatalog.get(dataset_name).get("test_size") if dataset_name else None
     if test_size is not None:
-        width, height = test_size
-        return [T.Resize((height, width))]
+        return {"size": tuple(test_size)}
     sizes = test_sizes(cfg)
     shorter, longer = sizes.get(dataset_name, (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST))
-    return [T.ResizeShortestEdge(shorter, longer)] if shorter > 0 else []
+    return {"shorter": shorter, "longer": longer} if shorter > 0 else {}
+
+
+def _test_augmentations(cfg: CfgNode, dataset_name: str | None) -> list[T.Augmentation]:
+    match size_rule(cfg, dataset_name):
+        case {"size": (width, height)}:
+            return [T.Resize((height, width))]
+        case {"shorter": shorter, "longer": longer}:
+            return [T.ResizeShortestEdge(shorter, longer)]
+    return []
