@@ -26,7 +26,7 @@ from .modeling.semantic_augmentation import SemanticAugmentation
 from .modeling.sliding_window import check_window, slide
 from .modeling.text import ContextDecoder
 from .modeling.transformer_decoder import TextQueryDecoder
-from .modeling.words import word_maps
+from .modeling.word_maps import word_maps
 
 # Prompts, and what else is there once per class or query.
 HEADS = (
@@ -235,7 +235,7 @@ class TDOS(nn.Module):
             In training a dict of losses. In evaluation, per input, ``sem_seg`` (K, H, W) float32,
             the averaged S of the known classes at original size; ``ood_score`` (H, W) float32,
             larger = more anomalous; ``ood_scores``, further scores by name; with ``words``
-            ``word_scores`` and ``word_chances``, (W, H, W) each (see ``modeling.words``).
+            ``word_scores`` and ``word_chances``, (W, H, W) each (see ``modeling.word_maps``).
         """
         if self.training:
             return self._losses(batched_inputs)

@@ -186,6 +186,13 @@ def test_an_import_that_runs_upwards_is_found(path: str, code: str, found: list[
     assert upward_imports(ROOT / "tdos_d2" / path, code) == found
 
 
+@pytest.mark.parametrize("folder", ["ood_words", "visualization"])
+def test_words_and_pictures_need_neither_torch_nor_detectron2(folder: str) -> None:
+    sources = (ROOT / "tdos_d2" / folder).glob("*.py")
+    needed = {n.split(".")[0] for path in sources for n in imported(path.read_text())}
+    assert "numpy" in needed and needed.isdisjoint(["torch", "detectron2"])
+
+
 def test_every_module_is_in_a_package() -> None:
     folders = {p.parent for p in (ROOT / "tdos_d2").rglob("*.py")}
     assert [name(f) for f in folders if not (f / "__init__.py").exists()] == []

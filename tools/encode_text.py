@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
     if not names:
         raise UserError("nothing to encode: give --names or --words-file")
     clip, _ = build_clip(args.clip_name, args.clip_weights)
-    embeddings = embed_words(names, TextEncoder(TextTower(clip).eval()), args.template).numpy()
+    embeddings = embed_words(names, TextEncoder(TextTower(clip).eval()).array, args.template)
     with atomic_write(output) as file:
         np.savez_compressed(file, names=np.array(names), embeddings=embeddings)
     print(f"{len(names)} embeddings of {embeddings.shape[1]} channels: {output}")

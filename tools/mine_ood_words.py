@@ -87,7 +87,7 @@ def _text_encoder(args: argparse.Namespace):
     if not args.clip_weights:
         raise UserError("--distance clip needs --clip-weights: random weights know no distances")
     clip, _ = build_clip(args.clip_name, args.clip_weights)
-    return TextEncoder(TextTower(clip).eval())
+    return TextEncoder(TextTower(clip).eval()).array
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..evaluation.tables import to_json
 from ..files import check_output
 from ..loading.config_files import load_config
+from ..modeling.text.words import split_words
 from ..visualization.drawing import palette
 from .files import (
     TABLE,
@@ -34,7 +35,6 @@ from .files import (
 )
 from .finder import Finder, Finding
 from .predictor import OODPredictor
-from .words import split_words
 
 _INTERRUPTED = 130  # as shells have it
 _DESCRIPTION = """\

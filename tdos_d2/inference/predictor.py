@@ -21,9 +21,9 @@ from ..evaluation.operating_point import OperatingPoint, load_operating_point
 from ..loading.checkpoint import TDOSCheckpointer
 from ..loading.config_checks import check_model
 from ..loading.config_files import local_weights
+from ..modeling.text.words import WordEmbeddings, split_words
 from ..ood_words import load_groups
 from .score_units import chance_as_score
-from .words import WordEmbeddings, split_words
 
 # CLIP's own input size; an object fills about two thirds of its crop.
 _CROP, _CROP_MARGIN = 224, 0.25
@@ -94,7 +94,7 @@ class OODPredictor:
             float32, larger = more anomalous; ``word_scores``, by word the (H, W) float32 cosines in
             [-1, 1] of its text embedding with the dense visual embedding. With words there is also
             ``word_chances``, by word (H, W) float32 in [0, 1]: above 1/2 the word fits better than
-            every known name (see ``modeling.words``).
+            every known name (see ``modeling.word_maps``).
 
         Raises:
             ValueError: an image of another shape or type.

@@ -124,7 +124,7 @@ def _prompted_references(
     if groups and num_negative:
         # Nobody meets random weights again: what they give is not worth keeping on disk.
         weights = encode.weights_identity() if keep else None
-        words = load_groups(groups, num_negative)
-        of_groups = prototypes(words, encode, template, weights=weights)
-        references = torch.cat([references, of_groups.to(references.device)])
+        words = load_groups(groups, num_negative).groups
+        of_groups = prototypes(words, encode.array, template, weights=weights)
+        references = torch.cat([references, references.new_tensor(of_groups)])
     return references, torch.arange(len(references))

@@ -65,7 +65,7 @@ def build_groups(
         if encode is None:
             raise ValueError("distance 'clip' needs encode")
         words, classes = (
-            embed_words(w, encode, template).numpy() for w in ([c.word for c in found], names)
+            embed_words(w, encode, template) for w in ([c.word for c in found], names)
         )
         distances = embedding_distances(words, classes, quantile)
         parameters |= {"template": template, "quantile": quantile}

@@ -1,4 +1,4 @@
-"""One CLIP text embedding per group of OOD words, encoded once and kept on disk."""
+"""One text embedding per group of OOD words, encoded once and kept on disk."""
 
 from __future__ import annotations
 
@@ -8,35 +8,33 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from ..cache import cache_root
 from ..errors import UserError
 from ..files import atomic_write
-from .groups import WordGroups
 
 logger = logging.getLogger(__name__)
 
-Encode = Callable[[list[str]], Tensor]
+Encode = Callable[[list[str]], ArrayLike]
 
 
 def prototypes(
-    groups: WordGroups,
+    groups: Sequence[Sequence[str]],
     encode: Encode,
     template: str = "a clean origami of a {}",
     *,
     weights: str | None = None,
     batch_size: int = 256,
-) -> Tensor:
+) -> np.ndarray:
     """Normalised mean of the normalised embeddings of each group's words.
 
     Args:
         groups: M groups of words.
-        encode: n texts -> (n, D) embeddings, for example a
-            :class:`~tdos_d2.modeling.text.TextEncoder`.
+        encode: n texts -> (n, D) embeddings, such as ``modeling.text.TextEncoder.array``. A text
+            without meaning has length 0 and does not count.
         template: text in which ``{}`` stands for the word.
         weights: what identifies the weights behind ``encode``
             (``TextEncoder.weights_identity``). With it the words' embeddings are kept in
@@ -44,14 +42,16 @@ def prototypes(
         batch_size: texts per call of ``encode``.
 
     Returns:
-        (M, D) float32 on the CPU, unit length.
+        (M, D) float32, unit length; 0 for a group none of whose words has a meaning.
 
     Raises:
         UserError: the template has no ``{}``.
     """
-    embeddings = embed_words(groups.words, encode, template, weights=weights, batch_size=batch_size)
-    means = [embeddings[start:stop].mean(dim=0) for start, stop in groups.bounds]
-    return F.normalize(torch.stack(means), dim=-1)
+    words = [word for group in groups for word in group]
+    embeddings = embed_words(words, encode, template, weights=weights, batch_size=batch_size)
+    ends = np.cumsum([len(group) for group in groups])
+    parts = np.split(embeddings, ends[:-1])
+    return unit_length(np.stack([part.sum(axis=0) for part in parts]))
 
 
 def embed_words(
@@ -61,7 +61,7 @@ def embed_words(
     *,
     weights: str | None = None,
     batch_size: int = 256,
-) -> Tensor:
+) -> np.ndarray:
     """(n, D) float32 normalised embeddings of ``words``; arguments as in :func:`prototypes`."""
     if "{}" not in template:
         raise UserError(f"the prompt template '{template}' has no {{}} for the word")
@@ -70,38 +70,42 @@ def embed_words(
         return kept
     texts = [template.replace("{}", word) for word in words]
     starts = range(0, len(texts), batch_size)
-    with torch.no_grad():
-        batches = [
-            F.normalize(encode(texts[i : i + batch_size]).float().cpu(), dim=-1)
-            for i in tqdm(starts, desc="encoding OOD words", disable=len(starts) < 2)
-        ]
-    embeddings = torch.cat(batches)
+    batches = [
+        unit_length(np.asarray(encode(texts[i : i + batch_size]), np.float32))
+        for i in tqdm(starts, desc="encoding OOD words", disable=len(starts) < 2)
+    ]
+    embeddings = np.concatenate(batches)
     if path is not None:
         _write(path, embeddings)
     return embeddings
 
 
+def unit_length(vectors: np.ndarray) -> np.ndarray:
+    """(n, D) vectors of length 1, or 0 where they were."""
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
+
+
 def _cache_file(words: Sequence[str], template: str, weights: str) -> Path:
     content = json.dumps([list(words), template, weights], allow_nan=False).encode()
-    return cache_root() / "words" / f"{hashlib.sha256(content).hexdigest()[:32]}.pt"
+    return cache_root() / "words" / f"{hashlib.sha256(content).hexdigest()[:32]}.npy"
 
 
-def _read(path: Path, num_words: int) -> Tensor | None:
+def _read(path: Path, num_words: int) -> np.ndarray | None:
     if not path.is_file():
         return None
     try:
-        embeddings = torch.load(path, weights_only=True)
-    except Exception as error:  # torch raises many kinds for files that are cut or not its own
+        embeddings = np.load(path, allow_pickle=False)
+    except Exception as error:  # NumPy raises many kinds for files that are cut or not its own
         logger.warning("%s cannot be read (%s): encoding again", path, type(error).__name__)
         return None
     return embeddings if len(embeddings) == num_words else None
 
 
-def _write(path: Path, embeddings: Tensor) -> None:
+def _write(path: Path, embeddings: np.ndarray) -> None:
     """Keep embeddings for the next run; other processes may do the same."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
-            torch.save(embeddings, file)
+            np.save(file, embeddings, allow_pickle=False)
     except OSError as error:
         logger.warning("cannot keep the OOD words' embeddings in %s: %s", path.parent, error)

@@ -18,7 +18,7 @@ from tdos_d2.evaluation.operating_point import OperatingPoint, save_operating_po
 from tdos_d2.inference import OODPredictor
 from tdos_d2.modeling.scores import PIXEL_SCORES
 from tdos_d2.modeling.text import TextEncoder
-from tdos_d2.modeling.words import MIN_SPREAD, word_maps
+from tdos_d2.modeling.word_maps import MIN_SPREAD, word_maps
 
 KEYS = {"labels", "sem_seg", "ood_score", "word_scores"}
 SIZES = [(80, 130), (50, 61), (90, 40)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,6 +38,10 @@ class TextEncoder:
         with torch.autocast(device.type, enabled=False):  # what is kept serves calls without it
             embedded = self.tower.token_embedding(tokens.to(device))
             return F.normalize(self.tower(embedded, end.to(device)), dim=-1)
+
+    def array(self, texts: list[str]) -> np.ndarray:
+        """The same in float32 NumPy, as :mod:`tdos_d2.ood_words` takes it."""
+        return self(texts).float().cpu().numpy()
 
     def weights_identity(self) -> str:
         """Hash of architecture and weights: the same wherever the weights were loaded from."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ...ood_words import prototypes
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +102,9 @@ class FixedText(nn.Module):
         if lacking:
             raise UserError(f"MODEL.TEXT.EMBEDDINGS: '{path}' lacks {', '.join(lacking)}")
         known = [row for row in rows if row >= 0]
-        prototypes = _prototypes(groups, file_names, embeddings) if groups else None
+        of_groups = _prototypes(groups, file_names, embeddings) if groups else None
         num_random = len(names) - len(known) + num_negative
-        return cls(embeddings[known], num_random, prototypes, start_at_prototypes)
+        return cls(embeddings[known], num_random, of_groups, start_at_prototypes)
 
 
 def read_embeddings(path: str) -> tuple[list[str], Tensor]:
@@ -130,15 +131,16 @@ def read_embeddings(path: str) -> tuple[list[str], Tensor]:
 def _prototypes(
     groups: Sequence[Sequence[str]], names: Sequence[str], embeddings: Tensor
 ) -> Tensor:
-    """(M, D) normalised means of the normalised vectors of each group's words that have one."""
+    """(M, D) :func:`prototypes` of the words that the file has; 0 where it has none."""
     rows = {name: row for row, name in enumerate(names)}
-    unit = F.normalize(embeddings, dim=1)
-    prototypes = embeddings.new_zeros(len(groups), embeddings.shape[1])
-    for prototype, words in zip(prototypes, groups, strict=True):
-        there = [rows[word.lower()] for word in words if word.lower() in rows]
-        if there:
-            prototype.copy_(F.normalize(unit[there].mean(dim=0), dim=0))
-    lacking = int((prototypes.norm(dim=1) == 0).sum())
+    none = np.zeros(embeddings.shape[1], np.float32)
+
+    def look_up(words: Sequence[str]) -> list[np.ndarray]:
+        found = (rows.get(word.lower()) for word in words)
+        return [none if row is None else embeddings[row].numpy() for row in found]
+
+    of_groups = torch.from_numpy(prototypes(groups, look_up, "{}"))
+    lacking = int((of_groups.norm(dim=1) == 0).sum())
     if lacking:
         logger.info(
             "MODEL.TEXT.EMBEDDINGS has no word of %d of %d groups of OOD words: their negatives "
@@ -146,4 +148,4 @@ def _prototypes(
             lacking,
             len(groups),
         )
-    return prototypes
+    return of_groups

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError
-from ..modeling.text import FixedText, PromptedText, TextEncoder, read_embeddings
-from ..ood_words.prototypes import embed_words
+from ...errors import UserError
+from ...ood_words.prototypes import embed_words
+from .encoder import TextEncoder
+from .fixed import FixedText, read_embeddings
+from .prompts import PromptedText
 
 
 def split_words(words: str | Sequence[str]) -> list[str]:
@@ -75,14 +77,15 @@ class WordEmbeddings:
             return torch.stack([self._kept[key] for key in keys])
 
     def of_list(self, words: Sequence[str]) -> Tensor:
-        """The same for a long list, which is kept on disk (see ``prompts.prototypes``)."""
+        """The same for a long list, which is kept on disk (see ``ood_words.prototypes``)."""
         if self._encode is None:
             return self(words)
         with self._lock:
             self._forget_old()
             if self._list[0] != list(words):
                 identity = self._encode.weights_identity()
-                self._list = list(words), embed_words(words, self._encode, "{}", weights=identity)
+                vectors = embed_words(words, self._encode.array, "{}", weights=identity)
+                self._list = list(words), torch.from_numpy(vectors)
             return self._list[1]
 
     def _forget_old(self) -> None:
