@@ -231,7 +231,7 @@ def _add_input(cfg: CN) -> None:
 
     paste = cfg.INPUT.OOD_PASTE = CN()
     # Where pasted training outliers come from: "shapes" (drawn, needs no data), "coco" (cut out of
-    # COCO images), "auto" ("coco" where its list is there, else "shapes"; the log says which),
+    # COCO images), "auto" ("coco" where its list is there, else "shapes", with a warning),
     # "mix" (both, see MIX) or "none".
     paste.SOURCE = "shapes"
     # With SOURCE "mix": [["source", weight], ...], such as [["coco", 0.5], ["shapes", 0.5]].

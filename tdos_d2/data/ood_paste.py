@@ -253,7 +253,12 @@ def build_ood_paste(cfg: CfgNode) -> OODPaste | None:
         )
     if node.SOURCE == "none":
         return None
-    name = _present_source(cfg) if node.SOURCE == "auto" else node.SOURCE
+    name = node.SOURCE
+    if name == "auto":
+        warning, name = fallback_warning(cfg), "coco"
+        if warning:
+            logging.getLogger(__name__).warning(warning)
+            name = "shapes"
     mix = node.MIX if name == "mix" else [[name, 1.0]]
     if not mix:
         raise UserError("INPUT.OOD_PASTE.MIX is empty, but INPUT.OOD_PASTE.SOURCE is mix")
@@ -296,11 +301,16 @@ def _coco_list(cfg: CfgNode) -> Path:
     return Path(cfg.INPUT.OOD_PASTE.COCO_LIST or data_root() / "coco_outliers.json").expanduser()
 
 
-def _present_source(cfg: CfgNode) -> str:
+def fallback_warning(cfg: CfgNode) -> str:
+    """What must be said of a training whose source "auto" finds no COCO objects; else ""."""
     path = _coco_list(cfg)
-    name, there = ("coco", "is there") if path.is_file() else ("shapes", "does not exist")
-    logging.getLogger(__name__).info(f"Outliers are {name}: {path} {there}")
-    return name
+    if cfg.INPUT.OOD_PASTE.SOURCE != "auto" or path.is_file():
+        return ""
+    return (
+        f"INPUT.OOD_PASTE.SOURCE is auto and {path} does not exist: the outliers of this training "
+        "are drawn shapes, neither COCO's objects (datasets/prepare_coco_outliers.py lists them) "
+        "nor the published training data (configs/tdos_*_poc.yaml)"
+    )
 
 
 def _overlap(

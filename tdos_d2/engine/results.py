@@ -16,12 +16,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 
+from ..data.ood_paste import fallback_warning
 from ..errors import UserError
 from ..evaluation.dataset_metrics import check_defined
 from ..evaluation.operating_point import save_operating_point
 from ..evaluation.report.page import write_report
 from ..evaluation.tables import format_rows, results_rows, to_json
 from ..files import atomic_write, fingerprint
+from ..loading.checkpoint import read_checkpoint_info
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +63,12 @@ def write_results(
     """
     logger.info("Results:\n" + results_table(results, "table"))
     model, sha256 = _model(cfg, checkpoint), fingerprint(checkpoint)
+    warning = _warning(cfg, checkpoint)
     tables = results_table(results, "markdown"), results_table(results, "latex")
     texts = {
         "results.json": to_json(results),
         "results.checkpoint.json": to_json({"checkpoint": str(checkpoint), "sha256": sha256}),
-        "results.md": f"# Results\n\n{model}\n\n{tables[0]}\n\n{_MARKDOWN_NOTE}",
+        "results.md": f"# Results\n\n{model}\n\n{warning}{tables[0]}\n\n{_MARKDOWN_NOTE}",
         "results.tex": f"% {model}\n% needs \\usepackage{{booktabs}}\n{tables[1]}",
     }
     for name, text in texts.items():
@@ -103,6 +106,16 @@ def report_results(
         unlabelled,
     )
     logger.info(f"Report: {path}")
+
+
+def _warning(cfg: CfgNode, checkpoint: str | os.PathLike) -> str:
+    """What has to be known of the training of ``checkpoint``, or of this one; a paragraph or ""."""
+    if os.path.isfile(checkpoint):
+        warning = read_checkpoint_info(checkpoint).get("outlier_warning", "")
+    else:  # of a training that goes on, or of weights of which nothing is known
+        known = str(checkpoint) not in ("(none)", cfg.MODEL.WEIGHTS)
+        warning = fallback_warning(cfg) if known else ""
+    return f"**Warning: {warning}.**\n\n" if warning else ""
 
 
 def _model(cfg: CfgNode, checkpoint: str | os.PathLike) -> str:

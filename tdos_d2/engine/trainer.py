@@ -31,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config import set_key
 from ..data import build_test_loader, build_train_loader
+from ..data.ood_paste import fallback_warning
 from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..evaluation.picture_evaluator import PictureEvaluator
@@ -73,8 +74,11 @@ class Trainer(DefaultTrainer):
             logger.info("SOLVER.AMP.ENABLED is ignored: mixed precision needs a GPU")
         self._trainer = (AMPTrainer if amp else SimpleTrainer)(model, self._batches, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        run_info, warning = {"seed": cfg.SEED}, fallback_warning(cfg)
+        if warning:
+            run_info["outlier_warning"] = warning
         self.checkpointer = TDOSCheckpointer(
-            model, cfg.OUTPUT_DIR, run_info={"seed": cfg.SEED}, trainer=weakref.proxy(self)
+            model, cfg.OUTPUT_DIR, run_info=run_info, trainer=weakref.proxy(self)
         )
         self.register_hooks(self.build_hooks())
 

@@ -311,14 +311,16 @@ def test_config(cfg, coco, monkeypatch):
     assert build_ood_paste(cfg) is None
 
 
-def test_auto_takes_coco_where_it_is(cfg, coco, caplog):
+def test_auto_takes_coco_where_it_is_and_else_warns(cfg, coco, caplog):
     node = cfg.INPUT.OOD_PASTE
     node.SOURCE = "auto"
-    for path, source, reason in ((coco, "Coco", "there"), (coco / "no", "Shape", "not exist")):
+    for path, source in ((coco, "Coco"), (coco / "no", "Shape")):
         node.COCO_LIST = str(path)
-        with caplog.at_level(logging.INFO):
+        assert caplog.messages == []
+        with caplog.at_level(logging.WARNING):
             assert type(build_ood_paste(cfg).sources[0]).__name__ == f"{source}Source"
-        assert any(f"{path} " in line and reason in line for line in caplog.messages)
+    (line,) = caplog.messages
+    assert f"SOURCE is auto and {coco / 'no'} does not exist" in line and "drawn shapes" in line
 
 
 @pytest.mark.parametrize(
@@ -327,7 +329,7 @@ def test_auto_takes_coco_where_it_is(cfg, coco, caplog):
         (["SOURCE", "cats"], "SOURCE must be one of shapes, coco, auto, mix, none"),
         (["SOURCE", "mix"], "MIX is empty"),
         (["SOURCE", "mix", "MIX", [["cats", 1]]], r"MIX: \['cats', 1\] is not"),
-        (["SOURCE", "mix", "MIX", [["shapes", 0]]], "weights must be above 0"),
+        (["SOURCE", "mix", "MIX", [["shapes", 0]]], "MIX must be above 0"),
         (["SOURCE", "coco", "COCO_LIST", "gone.json"], "COCO_LIST: gone.json does not exist"),
         (["COCO_CATEGORIES", ["cat"]], "COCO_CATEGORIES: 'cat' is not.*chair, dog"),
     ],

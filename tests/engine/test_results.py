@@ -1,0 +1,40 @@
+"""What is said of results: that there are none, and what the model was trained on."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from tdos_d2.engine import Trainer, verify
+from tdos_d2.engine.results import write_results
+from tdos_d2.errors import UserError
+
+
+@pytest.mark.parametrize("row", [{"ood": {"AP": math.nan}}, {"sem_seg": {"mIoU": math.nan}}])
+def test_results_without_metrics_are_an_error(small_cfg, small_dataset, row):
+    small_cfg.DATASETS.TEST = (small_dataset,)
+    with pytest.raises(UserError, match=f"'{small_dataset}' has no metrics"):
+        verify(small_cfg, row)
+    small_cfg.DATASETS.TEST = ("a", "b")
+    with pytest.raises(UserError, match="'b' has no metrics"):
+        verify(small_cfg, {"a": {"ood": {"AP": 1.0}}, "b": row})
+
+
+def test_results_say_what_auto_fell_back_to(small_cfg, tmp_path):
+    node, small_cfg.OUTPUT_DIR = small_cfg.INPUT.OOD_PASTE, str(tmp_path)
+    node.SOURCE, node.COCO_LIST = "auto", str(tmp_path / "gone.json")
+    trainer = Trainer(small_cfg)
+    trainer.checkpointer.save("model_final")
+
+    def written(checkpoint: Path | str) -> str:
+        write_results(small_cfg, {"a": {"ood": {"AP": 1.0}}}, checkpoint)
+        return (tmp_path / "results.md").read_text()
+
+    warning = f"**Warning: INPUT.OOD_PASTE.SOURCE is auto and {tmp_path}/gone.json does not exist"
+    assert warning in written("of iteration 3, which were not saved")
+    assert warning not in written("(none)")  # of weights from elsewhere nothing is known
+    node.SOURCE = "shapes"  # such as where only the checkpoint is
+    assert warning in written(tmp_path / "model_final.pth")
+    assert warning not in written("of iteration 3, which were not saved")
