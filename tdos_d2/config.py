@@ -52,6 +52,9 @@ def set_key(cfg: CN, key: str, value: Any) -> None:
 
 
 def _add_model(cfg: CN) -> None:
+    # Let GPUs that can (A100 and later) round the factors of float32 products to 10 bits: faster
+    # where mixed precision is off, and scores differ in the third digit or so.
+    cfg.MODEL.TF32 = False
     _add_clip(cfg)
     _add_text(cfg)
     _add_tdos(cfg)
@@ -69,6 +72,9 @@ def _add_clip(cfg: CN) -> None:
     # A file (OpenAI TorchScript .pt, state dict, safetensors, open_clip checkpoint), an open_clip
     # tag such as "openai", or "" for random weights.
     cfg.MODEL.CLIP.WEIGHTS = "pretrained/CLIP-ViT-B-16.pt"
+    # "gelu", "quick_gelu" (OpenAI's models), or "auto" = the latter where NAME, an archive of
+    # OpenAI's or the tag asks for it; the log says which. A checkpoint keeps the one it has.
+    cfg.MODEL.CLIP.ACTIVATION = "auto"
     # Keep the image encoder as it is (the published recipe). Random weights are always trained.
     cfg.MODEL.CLIP.FREEZE_IMAGE = True
     # Keep the BatchNorm layers of a CLIP ResNet that is loaded and fine-tuned as they are: their

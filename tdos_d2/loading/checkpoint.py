@@ -134,10 +134,12 @@ class TDOSCheckpointer(DetectionCheckpointer):
         if self._whole and self.not_loaded:
             others = len(self.not_loaded) - 1
             raise UserError(f"{self._whole} no fitting {self.not_loaded[0]} and {others} more")
-        own = getattr(self.model, "checkpoint_info", dict)().get("class_names", [])
-        names = info.get("class_names", own)
-        if list(names) != list(own):
+        own = getattr(self.model, "checkpoint_info", dict)()
+        names, clip = info.get("class_names"), info.get("clip_name")
+        if names is not None and list(names) != list(own.get("class_names", [])):
             logger.warning(f"{path} was trained with the classes {', '.join(names)}")
+        if clip and clip != own.get("clip_name", clip):
+            logger.warning(f"{path} was trained with CLIP {clip}, this is {own['clip_name']}")
         if incompatible.unexpected_keys:
             parts = Counter(map(_part, incompatible.unexpected_keys))
             counts = ", ".join(f"{part} ({count})" for part, count in parts.items())

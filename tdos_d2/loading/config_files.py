@@ -16,6 +16,7 @@ from detectron2.data import MetadataCatalog
 from ..config import get_config_file, set_key
 from ..data import register_from_file
 from ..errors import UserError
+from ..modeling.clip import QUICK_GELU_SUFFIX
 from .checkpoint import read_checkpoint_info
 from .config_values import check_values, default_config
 
@@ -99,7 +100,7 @@ def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> l
     """Take from the checkpoint what must agree with it; ``cfg`` changes in place.
 
     - Resuming takes the seed, so that the run stays the same run, and its class names must be those
-      of the config.
+      of the config. CLIP's activation, too, is that of the checkpoint, as in evaluation.
     - Evaluation takes the class names, the OOD word (unless the config has one of its own) and,
       where ``MODEL.CLIP.WEIGHTS`` is no file that is there, the architecture: the checkpoint has
       all weights.
@@ -121,6 +122,9 @@ def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> l
     info = read_checkpoint_info(path) if path else {}
     if resumed:
         notes += _take(cfg, "SEED", info.get("seed"), path)
+    if info.get("clip_name") and (resumed or eval_only):
+        quick = info["clip_name"].endswith(QUICK_GELU_SUFFIX)
+        notes += _take(cfg, "MODEL.CLIP.ACTIVATION", "quick_gelu" if quick else "gelu", path)
     names = list(info.get("class_names", []))
     if eval_only:
         notes += _take_model(cfg, info, path)

@@ -36,7 +36,8 @@ def build_text(cfg, names: Sequence[str]) -> nn.Module:
         return FixedText.from_file(
             cfg.MODEL.TEXT.EMBEDDINGS, names, node.NUM_NEGATIVE, groups, from_group
         )
-    clip, _ = build_clip(cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.WEIGHTS)
+    encoder = cfg.MODEL.CLIP
+    clip, _ = build_clip(encoder.NAME, encoder.WEIGHTS, encoder.ACTIVATION)
     return PromptedText(
         TextTower(clip),
         names,
@@ -48,6 +49,14 @@ def build_text(cfg, names: Sequence[str]) -> nn.Module:
         if from_group
         else None,
     )
+
+
+def use_tf32(on: bool) -> None:
+    """``MODEL.TF32`` for all of the process; the log says what a GPU that has TF32 does."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0):
+        products = "from factors rounded to TF32" if on else "in full"
+        logger.info("MODEL.TF32 is %s: float32 products are computed %s", on, products)
 
 
 def build_augmentation(cfg, num_known: int) -> SemanticAugmentation | None:

@@ -194,6 +194,8 @@ def test_class_names_are_filled_in(small_cfg, tmp_path):
     assert small_cfg.MODEL.TDOS.OOD_NAME == "thing"
     assert (small_cfg.MODEL.CLIP.NAME, small_cfg.MODEL.CLIP.WEIGHTS) == ("tiny-quickgelu", "")
     assert any("thing" in note for note in notes)
+    assert small_cfg.MODEL.CLIP.ACTIVATION == "quick_gelu" and finetuned.MODEL.CLIP.WEIGHTS == ""
+    assert finetuned.MODEL.CLIP.ACTIVATION == "auto"  # not a checkpoint that goes on
 
     small_cfg.MODEL.TDOS.OOD_NAME = "animal"
     check(small_cfg, Namespace(**{**ARGS, "eval_only": True}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 
 import open_clip
 import pytest
@@ -11,6 +12,7 @@ import torch
 from clip_models import SMALL_VIT, images, random_clip, write
 from torch import nn
 
+import tdos_d2.modeling.clip.build as build_module
 from tdos_d2.errors import UserError
 from tdos_d2.modeling.clip import TextTower, ViTTower, build_clip, tokenize
 
@@ -118,7 +120,7 @@ def test_rows_and_columns_are_not_swapped():
     [
         ("archive", True),
         ("openai_state", True),
-        ("openai_mixed", True),
+        ("openai_mixed", False),  # as of any model in fp16
         ("state", False),
         ("training", False),
         ("safetensors", False),
@@ -146,6 +148,33 @@ def test_openai_weights_get_quick_gelu_as_open_clip_decides(tmp_path):
     torch.testing.assert_close(ours.eval().encode_image(x), reference.encode_image(x))
     plain, _ = build_clip("test-small", write(clip, "state", tmp_path))
     assert (plain.eval().encode_image(x) - reference.encode_image(x)).abs().max() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kind", "name", "activation", "quick", "level", "why"),
+    [
+        ("archive", "test-small", "auto", True, "INFO", "archive.pt asks for it"),
+        ("archive", "test-small", "gelu", False, "INFO", "MODEL.CLIP.ACTIVATION says so"),
+        ("state", "test-small", "auto", False, "INFO", "nothing in .*state.pt asks"),
+        ("state", "test-small", "quick_gelu", True, "INFO", "MODEL.CLIP.ACTIVATION says so"),
+        ("openai_mixed", "test-small", "auto", False, "WARNING", "mixed precision: set MODEL.CLIP"),
+        ("openai_mixed", "test-small", "quick_gelu", True, "INFO", "ACTIVATION says so"),
+        ("openai_mixed", "test-small-quickgelu", "auto", True, "INFO", "test-small-quickgelu asks"),
+        ("state", "test-small-quickgelu", "gelu", False, "INFO", "ACTIVATION says so"),
+    ],
+)
+def test_activation(kind, name, activation, quick, level, why, tmp_path, monkeypatch):
+    """What the file really says, what the user says, and a line in the log about it."""
+    lines = []
+    monkeypatch.setattr(build_module.logger, "log", lambda *line: lines.append(line))
+    path = write(random_clip("test-small"), kind, tmp_path)
+    clip, architecture = build_clip(name, path, activation)
+    assert architecture == ("test-small-quickgelu" if quick else "test-small")
+    reference = random_clip(architecture).encode_image(images(32, 32))
+    torch.testing.assert_close(clip.eval().encode_image(images(32, 32)), reference)
+    ((logged, text, *values),) = lines
+    assert logging.getLevelName(logged) == level and re.search(why, text % tuple(values))
 
 
 @pytest.mark.parametrize(

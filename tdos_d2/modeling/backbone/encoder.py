@@ -44,15 +44,16 @@ class CLIPImageEncoder(Backbone):
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec | None = None) -> dict:
         check_encoder(cfg)
-        clip, architecture = build_clip(cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.WEIGHTS)
-        if not cfg.MODEL.CLIP.WEIGHTS:
+        node = cfg.MODEL.CLIP
+        clip, architecture = build_clip(node.NAME, node.WEIGHTS, node.ACTIVATION)
+        if not node.WEIGHTS:
             logger.info(
                 "MODEL.CLIP.WEIGHTS is empty: CLIP starts from random weights; the image encoder "
                 "is trained, and the text side carries no meaning of words"
             )
         return {
             "visual": clip.visual,
-            "frozen": cfg.MODEL.CLIP.FREEZE_IMAGE and bool(cfg.MODEL.CLIP.WEIGHTS),
+            "frozen": node.FREEZE_IMAGE and bool(node.WEIGHTS),
             "architecture": architecture,
         }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from .build import (
+    ACTIVATIONS,
+    QUICK_GELU_SUFFIX,
     build_clip,
     check_weights_file,
     image_encoder_kind,
@@ -13,7 +15,9 @@ from .tokens import END, START, token_batch, tokenize
 from .towers import ImageTokens, ResNetTower, TextTower, ViTTower
 
 __all__ = [
+    "ACTIVATIONS",
     "END",
+    "QUICK_GELU_SUFFIX",
     "START",
     "ImageTokens",
     "ResNetTower",

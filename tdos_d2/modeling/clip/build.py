@@ -18,6 +18,7 @@ from ..weight_files import find_state, read_file, unreadable
 logger = logging.getLogger(__name__)
 
 QUICK_GELU_SUFFIX = "-quickgelu"
+ACTIVATIONS = ("auto", "gelu", "quick_gelu")
 
 # CLIPs that train on a CPU in minutes. Their text transformer is CLIP's, only narrower; the
 # tokenizer is the real one.
@@ -45,28 +46,41 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
 _OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
 
 
-def build_clip(name: str, weights: str) -> tuple[nn.Module, str]:
-    """Build an open_clip ``CLIP`` model in float32.
+def build_clip(name: str, weights: str, activation: str = "auto") -> tuple[nn.Module, str]:
+    """Build an open_clip ``CLIP`` model in float32. The log says which activation it got, and why.
 
     Args:
         name: an open_clip model name such as ``"ViT-B-16"``, or ``"tiny"`` (ViT) or ``"tiny-rn"``
             (ResNet); the suffix ``-quickgelu`` asks for OpenAI's activation.
         weights: a file (OpenAI TorchScript archive, state dict, safetensors, open_clip checkpoint),
             an open_clip tag such as ``"openai"``, or ``""`` for random weights.
+        activation: of ``ACTIVATIONS``; "auto" = QuickGELU if the name or the weights ask for it.
 
     Returns:
-        The model and its name, with ``-quickgelu`` where the weights asked for that activation:
-        built from this name without weights, a model has the same architecture.
+        The model and its name, with ``-quickgelu`` where it has that activation: built from this
+        name without weights, a model has the same architecture.
 
     Raises:
         UserError: unknown name, missing or unreadable file, weights of another architecture.
     """
-    state, quick_gelu = _find_weights(name, weights)
+    state, asked = _find_weights(name, weights)
     base = name.removesuffix(QUICK_GELU_SUFFIX)
-    quick_gelu = quick_gelu or name != base
+    quick_gelu = activation == "quick_gelu" or (activation == "auto" and (asked or name != base))
     model = _build_architecture(base, quick_gelu)
     if state is not None:
         _load(model, state, name, weights)
+        kind, level = "QuickGELU" if quick_gelu else "GELU", logging.INFO
+        why = "MODEL.CLIP.ACTIVATION says so"
+        if activation == "auto" and quick_gelu:
+            why = f"{weights if asked else name} asks for it"
+        elif activation == "auto":
+            why = f"nothing in {weights} asks for QuickGELU"
+            # OpenAI's own models look like that, but so does any that was trained in fp16.
+            if {torch.float16, torch.float32} <= {value.dtype for value in state.values()}:
+                level = logging.WARNING
+                why += ', but it is in mixed precision: set MODEL.CLIP.ACTIVATION to "quick_gelu" '
+                why += f"or MODEL.CLIP.NAME to {base}{QUICK_GELU_SUFFIX} if OpenAI trained it"
+        logger.log(level, "CLIP %s has %s: %s", base, kind, why)
     return model.float(), base + QUICK_GELU_SUFFIX if quick_gelu else base
 
 
@@ -138,7 +152,7 @@ def _build_architecture(base: str, quick_gelu: bool) -> nn.Module:
 
 
 def _find_weights(name: str, weights: str) -> tuple[dict[str, Tensor] | None, bool]:
-    """The state dict (None for random weights) and whether it needs QuickGELU."""
+    """The state dict (None for random weights) and whether it asks for QuickGELU."""
     if not weights:
         return None, False
     # On the meta device tensors have no values: there is nothing to read.
@@ -192,9 +206,7 @@ def _read_file(path: str, mtime_ns: int) -> tuple[dict[str, Tensor], bool]:
         state = _read_any_format(path)
     except (UserError, RuntimeError) as error:  # torch.jit's is the latter
         raise UserError(f"MODEL.CLIP.WEIGHTS: {unreadable(path, error)}") from error
-    # OpenAI's own models keep matrices in half and norms in single precision.
-    mixed = {torch.float16, torch.float32} <= {value.dtype for value in state.values()}
-    quick_gelu = mixed or any(key in state for key in _OPENAI_KEYS)
+    quick_gelu = any(key in state for key in _OPENAI_KEYS)
     return {k: v for k, v in state.items() if k not in _OPENAI_KEYS}, quick_gelu
 
 
