@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .data import class_names
 from .modeling.backbone import TAPS, FPNNeck, ScaleNeck, build_neck
-from .modeling.build import build_augmentation, build_regularization, build_text
+from .modeling.build import build_augmentation, build_regularization, build_text, use_tf32
 from .modeling.clip import release_weights
 from .modeling.criterion import IGNORE, TDOSCriterion
 from .modeling.merge import check_merge_rules, merge_ood_queries
@@ -130,6 +130,7 @@ class TDOS(nn.Module):
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
         node, pixel, query = cfg.MODEL.TDOS, cfg.MODEL.PIXEL_DECODER, cfg.MODEL.TRANSFORMER_DECODER
+        use_tf32(cfg.MODEL.TF32)
         names = class_names(cfg)
         backbone = build_backbone(cfg)
         all_names = [*names, node.OOD_NAME]
@@ -252,11 +253,12 @@ class TDOS(nn.Module):
             (B, D) mean of the dense visual embedding's unit vectors over each region.
         """
         features = self.backbone(self._normalise(images))
-        unit = F.normalize(self._dense(features).float(), dim=-1)
-        grid = features["dense"].shape[-2:]
-        share = F.adaptive_avg_pool2d(regions[:, None].to(self.device, torch.float32), grid)
-        share = share.flatten(1) / share.sum(dim=(1, 2, 3))[:, None]
-        return (share[:, None] @ unit)[:, 0]
+        dense, grid = self._dense(features), features["dense"].shape[-2:]
+        with self._full_precision():
+            unit = F.normalize(dense.float(), dim=-1)
+            share = F.adaptive_avg_pool2d(regions[:, None].to(self.device, torch.float32), grid)
+            share = share.flatten(1) / share.sum(dim=(1, 2, 3))[:, None]
+            return (share[:, None] @ unit)[:, 0]
 
     def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         images = [self._normalise(x["image"]) for x in batched_inputs]
@@ -268,7 +270,7 @@ class TDOS(nn.Module):
             labels, region = self.semantic_augmentation(labels)
         features = self.backbone(images.tensor, region)
         *outputs, text = self._segment(features)
-        losses = self.criterion(*self._merged(*outputs), labels)
+        losses = self.criterion(*outputs, labels)
         if self.regularization is not None:
             losses |= self.regularization(
                 text, images.tensor, region, features["embedding"]
@@ -298,12 +300,10 @@ class TDOS(nn.Module):
         # Sizes written as multiples of d let torch.export see that every level has whole cells.
         padded = F.pad(windows, (0, (w + d - 1) // d * d - w, 0, (h + d - 1) // d * d - h))
         features = self.backbone(padded)
-        class_logits, mask_logits, score_map = self._merged(*self._segment(features)[:3])
+        class_logits, mask_logits, score_map, _ = self._segment(features)
         size = padded.shape[-2:]
-        with torch.autocast(self.device.type, enabled=False):  # half precision would tie scores
-            maps = self.scores.window_maps(
-                class_logits[-1].float(), mask_logits[-1].float(), score_map.float(), size
-            )
+        with self._full_precision():
+            maps = self.scores.window_maps(class_logits[-1], mask_logits[-1], score_map, size)
         if words is not None:
             dense = self._dense(features).transpose(1, 2)
             dense = dense.unflatten(2, features["dense"].shape[-2:])
@@ -316,32 +316,35 @@ class TDOS(nn.Module):
         return self.image_projection(features["dense"].flatten(2).transpose(1, 2))
 
     def _segment(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the backbone gives -> class logits (O, B, N, K + 2), mask logits (O, B, N, h, w),
-        score map (B, N, h', w') of cosines, and the text embeddings (B, N, D) behind it all.
+        """What the backbone gives -> class logits (O, B, K + 1, K + 2), mask logits
+        (O, B, K + 1, h, w) and score map (B, K + 1, h', w') of the merged queries, all float32, and
+        the text embeddings (B, N, D) behind it all.
         """
         dense = self._dense(features)
         embedding = self.image_projection(features["embedding"])
         visual = torch.cat([embedding[:, None], dense], dim=1)
         text = self.context_decoder(self.text(), visual)
-        score_map = F.normalize(text, dim=-1) @ F.normalize(dense, dim=-1).transpose(1, 2)
+        with self._full_precision():
+            units = F.normalize(text.float(), dim=-1), F.normalize(dense.float(), dim=-1)
+            score_map = units[0] @ units[1].transpose(1, 2)
         score_map = score_map.unflatten(2, features["dense"].shape[-2:])
         levels = self.neck([features[tap] for tap in TAPS], score_map)
         memory, mask_features = self.pixel_decoder(levels, text)
         class_logits, mask_logits = self.transformer_decoder(memory, mask_features, text)
-        return class_logits, mask_logits, score_map, text
+        with self._full_precision():
+            merged = merge_ood_queries(
+                class_logits.float(),
+                mask_logits,
+                score_map,
+                self.num_known,
+                rule=self.merge,
+                class_rule=self.class_merge,
+            )
+        return *merged, text
 
-    def _merged(
-        self, class_logits: Tensor, mask_logits: Tensor, score_map: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same with K + 1 queries, in training and in inference."""
-        return merge_ood_queries(
-            class_logits,
-            mask_logits,
-            score_map,
-            self.num_known,
-            rule=self.merge,
-            class_rule=self.class_merge,
-        )
+    def _full_precision(self) -> torch.autocast:
+        """Autocast makes float32 half again in every product: cosines and scores would tie."""
+        return torch.autocast(self.device.type, enabled=False)
 
     def _freeze_all_but_heads(self) -> None:
         for name, parameter in self.named_parameters():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
 
+import tdos_d2.modeling.build as build_module
 from tdos_d2.errors import UserError
 
 
@@ -222,3 +223,54 @@ def test_what_the_losses_are_made_of(tiny_cfg, monkeypatch):
     with torch.no_grad():
         model.eval()([batch[0]])
     torch.testing.assert_close(seen["images"][0, :, :40], by_hand(batch[0]["image"]))
+
+
+@pytest.mark.parametrize("merge", ["max", "score_weighted"])
+@pytest.mark.parametrize("training", [True, False])
+def test_losses_and_scores_are_in_full_precision_under_autocast(tiny_cfg, training, merge):
+    """bfloat16 has 8 bits: numbers of that precision would be the same in most places."""
+    tiny_cfg.MODEL.TDOS.MERGE = merge
+    model = build_model(tiny_cfg).train(training)
+    seen = []
+    user, name = (model.criterion, "forward") if training else (model.scores, "window_maps")
+    follow = getattr(user, name)
+    setattr(user, name, lambda *outputs: seen.extend(outputs[:3]) or follow(*outputs))
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(training):
+        results = model([sample(96, 128)])
+    for values in seen:
+        assert values.dtype == torch.float32
+    for maps in seen[1:]:
+        ties = maps[0].detach() == maps[0].detach().bfloat16()
+        assert ties.float().mean() < 0.05
+    results = results if training else results[0]
+    assert all(value.dtype == torch.float32 for value in results.values())
+
+
+def test_embeddings_of_regions_are_in_full_precision_under_autocast(model):
+    model.eval()
+    images, regions = torch.randint(0, 256, (1, 3, 64, 96)), torch.ones(1, 64, 96)
+    dense = {}
+    follow = model.image_projection.forward
+    model.image_projection.forward = lambda x: dense.setdefault("x", follow(x))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        given = model.embed(images, regions)
+    expected = F.normalize(dense["x"].float(), dim=-1).mean(1)
+    torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_tf32(tiny_cfg, monkeypatch, on):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    lines = []
+    monkeypatch.setattr(build_module.logger, "info", lambda text, *_: lines.append(text))
+    tiny_cfg.MODEL.TF32 = on
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        build_model(tiny_cfg)
+        assert [switch.allow_tf32 for switch in switches] == [on, on]
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
+    assert len([line for line in lines if "TF32" in line]) == 1

@@ -79,13 +79,14 @@ class LanguageLoss(nn.Module):
 
     def forward(self, text: Tensor) -> Tensor:
         """(B, N, D) text embeddings -> the weighted term."""
-        if self.references is None:
-            with torch.no_grad(), torch.autocast(text.device.type, enabled=False):
-                references, queries = self._make_references()
-            self.references = references.detach().to(text.device, torch.float32)
-            self.queries = queries.to(text.device)
-        text = F.normalize(text[:, self.queries].float(), dim=-1)
-        logits = text @ self.references.T / self.temperature
+        with torch.autocast(text.device.type, enabled=False):
+            if self.references is None:
+                with torch.no_grad():
+                    references, queries = self._make_references()
+                self.references = references.detach().to(text.device, torch.float32)
+                self.queries = queries.to(text.device)
+            text = F.normalize(text[:, self.queries].float(), dim=-1)
+            logits = text @ self.references.T / self.temperature
         targets = torch.arange(len(self.queries), device=text.device).expand(len(text), -1)
         return self.weight * F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 

@@ -63,6 +63,16 @@ def test_language_loss_by_hand():
     assert loss.item() == pytest.approx(2.0 * (first + second) / 2, rel=1e-5)
 
 
+def test_language_loss_is_in_full_precision_under_autocast():
+    """In bfloat16 cosines have steps of 0.004, which the temperature makes 0.06."""
+    generator = torch.Generator().manual_seed(0)
+    references = F.normalize(torch.randn(4, 16, generator=generator), dim=1), torch.arange(4)
+    text = torch.randn(2, 4, 16, generator=generator)
+    expected = LanguageLoss(lambda: references)(text)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(LanguageLoss(lambda: references)(text), expected)
+
+
 def test_temperature_gives_the_term_a_range():
     """Defect 18: without it a perfect match among 70 references of cosine 0.5 costs 3.76."""
     gram = 0.5 * torch.eye(70) + 0.5

@@ -62,7 +62,7 @@ class TextQueryDecoder(nn.Module):
         Returns:
             Class logits (O, B, N, K + 2) and mask logits (O, B, N, H, W). In training
             O = layers + 1, the first output made before the first layer; in evaluation O = 1, the
-            last output.
+            last output. Mask logits are float32 under autocast, too: in half precision pixels tie.
         """
         shapes = [tuple(m.shape[-2:]) for m in memory]
         # A mask is linear in the mask features, so its small version comes from small features.
@@ -85,7 +85,9 @@ class TextQueryDecoder(nn.Module):
             query = layer(query, query_position, value + positions[level], value, blocked)
             states.append(self.norm(query))
         outputs = torch.stack(states if self.training else states[-1:])
-        masks = torch.einsum("obnc,bchw->obnhw", self.mask_head(outputs), mask_features)
+        of_masks = self.mask_head(outputs)
+        with torch.autocast(text.device.type, enabled=False):
+            masks = torch.einsum("obnc,bchw->obnhw", of_masks.float(), mask_features.float())
         return self.class_head(outputs), masks
 
     @torch.no_grad()
