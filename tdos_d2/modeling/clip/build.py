@@ -61,11 +61,12 @@ def build_clip(name: str, weights: str, activation: str = "auto") -> tuple[nn.Mo
         name without weights, a model has the same architecture.
 
     Raises:
-        UserError: unknown name or activation, missing or unreadable file, weights of another architecture.
+        UserError: unknown name or activation, missing or unreadable file, weights of another
+            architecture.
     """
     if activation not in ACTIVATIONS:
         raise UserError(
-            f"MODEL.CLIP.ACTIVATION: '{activation}' is not known; there are {', '.join(ACTIVATIONS)}"
+            f"MODEL.CLIP.ACTIVATION: '{activation}' is not one of {', '.join(ACTIVATIONS)}"
         )
     state, asked = _find_weights(name, weights)
     base = name.removesuffix(QUICK_GELU_SUFFIX)
