@@ -85,7 +85,7 @@ def _add_clip(cfg: CN) -> None:
 def _add_text(cfg: CN) -> None:
     cfg.MODEL.TEXT = CN()
     # A .npz with "names" and "embeddings" (n, D) that takes the place of the text encoder;
-    # "" = encode the class names with CLIP.
+    # "" = encode the class names with CLIP. Vectors are brought to length 10, CLIP's own.
     cfg.MODEL.TEXT.EMBEDDINGS = ""
 
 
@@ -97,7 +97,7 @@ def _add_tdos(cfg: CN) -> None:
     node.OOD_NAME = "ood"
     # Learnable context tokens, shared by all prompts.
     node.CONTEXT_LENGTH = 20
-    # M: learnable negative prompts beside OOD_NAME.
+    # M: learnable negative prompts beside OOD_NAME (0 = none).
     node.NUM_NEGATIVE = 50
     # Learnable tokens of one negative prompt.
     node.NEGATIVE_LENGTH = 20
@@ -193,7 +193,7 @@ def _add_decoders(cfg: CN) -> None:
     neck.NORM = "LN"
 
     context = cfg.MODEL.CONTEXT_DECODER = CN()
-    # Width, depth, heads and dropout of the text-to-image context decoder.
+    # Width, depth (0 = off), heads and dropout of the text-to-image context decoder.
     context.HIDDEN_DIM = 256
     context.NUM_LAYERS = 3
     context.NUM_HEADS = 4

@@ -100,7 +100,8 @@ class TDOSCriterion(nn.Module):
         losses = F.cross_entropy(
             logits.movedim(-1, 1), target.expand(len(logits), -1, -1), reduction="none"
         )
-        return (losses * weights).sum() / weights.sum()
+        # A weight of 0 can leave nothing to take the mean of.
+        return (losses * weights).sum() / weights.sum().clamp(min=1e-6)
 
     def _mask_losses(
         self, logits: Tensor, targets: Tensor, present: Tensor, void: Tensor

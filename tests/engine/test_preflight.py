@@ -72,6 +72,7 @@ def error_of(config_file, monkeypatch, capsys):
         ("MODEL.SEM_AUG.PROB 1.5", "MODEL.SEM_AUG.PROB must be 0 to 1, not 1.5"),
         ("MODEL.SEM_AUG.SIZE (0.5,0.1)", "MODEL.SEM_AUG.SIZE must be (smallest, largest)"),
         ("MODEL.REG.TEMPERATURE 0.0", "MODEL.REG.TEMPERATURE must be greater than 0"),
+        ("MODEL.PIXEL_DECODER.NUM_LAYERS 0", "NUM_LAYERS must be greater than 0"),
         ("MODEL.REG.TEMPLATE origami", "MODEL.REG.TEMPLATE: 'origami' has no {}"),
         ("MODEL.PROMPTS.GROUPS gone.json", "OOD words: no file 'gone.json'"),
         ("MODEL.PROMPTS.INIT words", "MODEL.PROMPTS.INIT: 'words' is none of"),

@@ -8,6 +8,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from detectron2.modeling import build_model
 from references import context_decoder, randomise
 
 from tdos_d2.errors import UserError
@@ -166,7 +167,9 @@ def test_fixed_embeddings(tmp_path):
     np.savez(path, names=np.array(["Car", "road", "tree"]), embeddings=vectors)
     text = FixedText.from_file(str(path), ["road", "car", "ood"], num_negative=2)
     assert text().shape == (5, 8)
-    np.testing.assert_array_equal(text()[:2].detach(), vectors[[1, 0]])
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(text()[:2].detach(), 10 * unit[[1, 0]], rtol=1e-5)
+    np.testing.assert_allclose(text().detach().norm(dim=1), 10, rtol=1e-5)
     text().sum().backward()
     assert text.residual.grad.abs().sum() > 0 and text.negatives.grad.abs().sum() > 0
     with pytest.raises(UserError, match="lacks bus"):
@@ -176,6 +179,27 @@ def test_fixed_embeddings(tmp_path):
     np.savez(path, names=np.array(["road"]), embeddings=np.array([[1.0, np.nan]]))
     with pytest.raises(UserError, match="text.npz.*NaN"):
         FixedText.from_file(str(path), ["road", "ood"], num_negative=2)
+
+
+@pytest.mark.parametrize("length", [1.0, 10.0, 300.0])
+def test_queries_of_fixed_embeddings_differ_at_the_start(tiny_cfg, tmp_path, length):
+    """CLIP's names have cosines of about 0.75: the states of their queries must not be one.
+
+    Vectors of length 1 gave states of cosine 0.99, and length must not matter at all.
+    """
+    rng = np.random.default_rng(0)
+    vectors = np.sqrt(0.75) * rng.normal(size=512) + np.sqrt(0.25) * rng.normal(size=(3, 512))
+    vectors *= length / np.linalg.norm(vectors, axis=1, keepdims=True)
+    names = tiny_cfg.MODEL.TDOS.CLASS_NAMES
+    np.savez(tmp_path / "text.npz", names=np.array(names), embeddings=vectors)
+    tiny_cfg.MODEL.TEXT.EMBEDDINGS = str(tmp_path / "text.npz")
+    tiny_cfg.MODEL.PIXEL_DECODER.HIDDEN_DIM = 256
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg)
+    decoder = model.transformer_decoder
+    states = decoder.norm(decoder.query_content(model.text()[:3]))
+    cosines = torch.cosine_similarity(states[[0, 0, 1]], states[[1, 2, 2]])
+    assert (cosines < 0.9).all() and (cosines > 0).all(), cosines
 
 
 def test_context_decoder_starts_as_a_small_residual():

@@ -18,7 +18,7 @@ class ContextDecoder(nn.Module):
         text_dim: D_t, channels of the text embeddings.
         visual_dim: D_v, channels of the visual context.
         hidden_dim: width inside.
-        num_layers: pre-norm decoder layers.
+        num_layers: pre-norm decoder layers; 0 = text embeddings stay as they are.
         num_heads: attention heads.
         dropout: dropout in training.
         gamma_init: start of gamma.
@@ -36,6 +36,9 @@ class ContextDecoder(nn.Module):
         gamma_init: float = 1e-4,
     ) -> None:
         super().__init__()
+        self.num_layers = num_layers
+        if not num_layers:
+            return
         self.visual_proj = nn.Sequential(
             nn.LayerNorm(visual_dim), nn.Linear(visual_dim, hidden_dim), nn.LayerNorm(hidden_dim)
         )
@@ -60,6 +63,8 @@ class ContextDecoder(nn.Module):
             (B, N, D_t).
         """
         text = text.expand(visual.shape[0], -1, -1)
+        if not self.num_layers:
+            return text
         memory = self.visual_proj(visual)
         x = self.text_proj(text)
         for layer in self.layers:

@@ -16,6 +16,10 @@ from ...ood_words import prototypes
 
 logger = logging.getLogger(__name__)
 
+# About the length of CLIP's own text embeddings before they are normalised. The query decoder's
+# biases are made for it: next to them vectors of length 1 say little, and all queries start alike.
+NORM = 10.0
+
 
 class FixedText(nn.Module):
     """N = K + 1 + M text embeddings: fixed vectors, each with a learnable residual.
@@ -24,7 +28,8 @@ class FixedText(nn.Module):
     lacks (the OOD word, if it is not there, and the M negatives) start in random directions.
 
     Args:
-        vectors: (n, D) fixed embeddings of the first n of the K + 1 names.
+        vectors: (n, D) fixed embeddings of the first n of the K + 1 names, of any length but 0:
+            they, and the learnable vectors at the start, are brought to length ``NORM``.
         num_random: how many learnable vectors follow them.
         prototypes: (M, D) unit vectors of word groups, of length 0 where there is none.
         start_at_prototypes: negatives start there, as far as there are any, not at random.
@@ -41,14 +46,13 @@ class FixedText(nn.Module):
         if prototypes is None:
             prototypes = vectors.new_zeros(0, vectors.shape[1])
         self.register_buffer("prototypes", prototypes.float(), persistent=False)
-        self.register_buffer("vectors", vectors.float())
+        self.register_buffer("vectors", NORM * F.normalize(vectors.float(), dim=1))
         self.residual = nn.Parameter(torch.zeros_like(self.vectors))
         start = F.normalize(torch.randn(num_random, vectors.shape[1]), dim=1)
         if start_at_prototypes:
             there = self._there()
             start[num_random - len(self.prototypes) :][there] = self.prototypes[there]
-        norm = self.vectors.norm(dim=1).mean()
-        self.negatives = nn.Parameter(norm * start)
+        self.negatives = nn.Parameter(NORM * start)
 
     @property
     def embed_dim(self) -> int:

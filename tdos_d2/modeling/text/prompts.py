@@ -52,7 +52,8 @@ class PromptedText(nn.Module):
         self.tower = tower.requires_grad_(False)
         self.context = nn.Parameter(prompt_std * torch.randn(context_length, tower.width))
         self.negatives = nn.Parameter(
-            prompt_std * torch.randn(num_negative, negative_length, tower.width)
+            prompt_std * torch.randn(num_negative, negative_length, tower.width),
+            requires_grad=num_negative > 0,  # without negatives no loss would ever reach it
         )
         if negative_words is not None:
             start = torch.tensor([words_to_tokens(w, negative_length) for w in negative_words])
