@@ -193,26 +193,25 @@ def test_unknown_rules_and_scores(tiny_cfg, key, value):
         build_model(tiny_cfg)
 
 
-def test_what_the_losses_are_made_of(tiny_cfg, monkeypatch):
-    """Normalised images, zero and void where padded, and every output of the query decoder."""
+def test_what_the_losses_are_made_of(tiny_cfg):
+    """Normalised images, zero and void where padded, all outputs of the decoder, and cosines."""
     tiny_cfg.MODEL.PIXEL_MEAN, tiny_cfg.MODEL.PIXEL_STD = [10.0, 20.0, 30.0], [2.0, 4.0, 5.0]
     model = build_model(tiny_cfg)
     seen = {}
-    backbone, criterion = model.backbone.forward, model.criterion.forward
-    monkeypatch.setattr(
-        model.backbone, "forward", lambda x, *more: seen.update(images=x) or backbone(x, *more)
-    )
-    monkeypatch.setattr(
-        model.criterion, "forward", lambda *x: seen.update(given=x) or criterion(*x)
-    )
+    for name in ("backbone", "context_decoder", "criterion"):
+        getattr(model, name).register_forward_hook(
+            lambda _, given, out, name=name: seen.update({name: (given, out)})
+        )
+
     def by_hand(image):
         r, g, b = image.float()
         return torch.stack([(r - 10) / 2, (g - 20) / 4, (b - 30) / 5])
 
     batch = [sample(40, 64), sample(64, 50, seed=1)]
     model(batch)
-    *outputs, _, labels = seen["given"]
-    for image, label, given in zip(seen["images"], labels, batch, strict=True):
+    (images, *_), features = seen["backbone"]
+    *outputs, cosines, labels = seen["criterion"][0]
+    for image, label, given in zip(images, labels, batch, strict=True):
         height, width = given["sem_seg"].shape
         padded = (0, 64 - width, 0, 64 - height)
         torch.testing.assert_close(image, F.pad(by_hand(given["image"]), padded))
@@ -220,9 +219,13 @@ def test_what_the_losses_are_made_of(tiny_cfg, monkeypatch):
         assert (label[height:] == 255).all() and (label[:, width:] == 255).all()
     assert [len(x) for x in outputs] == [3, 3]  # before, and after each of the two layers
     assert not torch.allclose(outputs[1][0], outputs[1][1])
+    text, dense = seen["context_decoder"][1], features["dense"]
+    expected = F.cosine_similarity(text[:, :3, :, None, None], dense[:, None], dim=2)
+    torch.testing.assert_close(cosines[:, :3], expected, atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         model.eval()([batch[0]])
-    torch.testing.assert_close(seen["images"][0, :, :40], by_hand(batch[0]["image"]))
+    images = seen["backbone"][0][0]
+    torch.testing.assert_close(images[0, :, :40], by_hand(batch[0]["image"]))
 
 
 @pytest.mark.parametrize("merge", ["max", "score_weighted"])
@@ -274,3 +277,11 @@ def test_tf32(tiny_cfg, monkeypatch, on):
         for switch, value in zip(switches, before, strict=True):
             switch.allow_tf32 = value
     assert len([line for line in lines if "TF32" in line]) == 1
+
+
+def test_half_precision_ties_no_scores(model):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        output = model.eval()([sample(64, 96)])[0]
+    for maps in output.values():
+        coarse = maps == maps.bfloat16().float()
+        assert maps.dtype == torch.float32 and coarse.float().mean() < 0.1
