@@ -155,6 +155,7 @@ def test_loaded_encoder_is_frozen_and_keeps_its_state(frozen_cfg):
     """Defects 6 and 14: frozen parts keep weights and mode; the neck is trained."""
     model = build_model(frozen_cfg).train()
     assert not model.backbone.tower.training
+    assert not any(p.requires_grad for p in model.backbone.parameters())
     before = {k: v.clone() for k, v in model.backbone.state_dict().items()}
     sum(model([sample(64, 64)]).values()).backward()
     assert all(p.grad is None for p in model.backbone.parameters())
