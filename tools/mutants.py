@@ -239,7 +239,9 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("tdos_d2/data/reading.py", "tests/data/test_reading.py"): {
         "void of OOD sets is known": ('metadata.get("ignore_values", (255,)))] = IGNORE',
             'metadata.get("ignore_values", (255,)))] = 0'),
-        "region mask not applied": ("label[region != 0] = IGNORE", "pass"),
+    },
+    ("tdos_d2/data/reading.py", "tests/data/test_registration_file.py"): {
+        "region mask not applied": ("label[read_region(region_mask, path, label)] = IGNORE", "pass"),
     },
 }  # fmt: skip
 
