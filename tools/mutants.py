@@ -89,12 +89,13 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "padded labels are class 0": ("self.size_divisibility, IGNORE)",
             "self.size_divisibility, 0)"),
         "pixel_std not used": ("- self.pixel_mean) / self.pixel_std", "- self.pixel_mean)"),
-        "losses of the last output only": ("self._merged(*outputs), labels",
-            "self._merged(*(x[-1:] for x in outputs[:2]), outputs[2]), labels"),
-        "text not normalised in the score map": ("F.normalize(text, dim=-1) @", "text @"),
+        "losses of the last output only": ("self.criterion(*outputs, labels)",
+            "self.criterion(*(x[-1:] for x in outputs[:2]), outputs[2], labels)"),
+        "text not normalised in the score map": ("units = F.normalize(text.float(), dim=-1)",
+            "units = text.float()"),
         "scores in half precision": ("enabled=False)", "enabled=True)"),
-        "negatives are known classes": ("            self.num_known,\n            rule",
-            "            self.num_known + 1,\n            rule"),
+        "negatives are known classes": ("self.num_known,\n                rule",
+            "self.num_known + 1,\n                rule"),
     },
     ("tdos_d2/tdos.py", "tests/modeling/test_regularization.py"): {
         "heads_only trains everything": ("if not name.startswith(HEADS):", "if False:"),
@@ -150,7 +151,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("tdos_d2/modeling/text/prompts.py", "tests/modeling/test_text.py"): {
         "end of text not shifted": ("self.name_end + len(self.context)", "self.name_end"),
         "negatives read one token early": ("negatives.shape[1] - 1", "negatives.shape[1] - 2"),
-        "encoder in training mode": ("self.tower.eval()", "pass"),
+        "encoder in training mode": ("part.eval()", "pass"),
     },
     ("tdos_d2/modeling/text/context_decoder.py", "tests/modeling/test_text.py"): {
         "gamma not used": ("self.gamma * self.out_proj(x)", "self.out_proj(x)"),
@@ -160,8 +161,8 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("tdos_d2/modeling/backbone/encoder.py",
      "tests/test_tdos.py tests/modeling/test_clip_resnet.py"): {
-        "frozen encoder in training mode": ("self.tower.eval()", "pass"),
-        "frozen encoder is trained": ("self.requires_grad_(False)", "pass"),
+        "frozen encoder in training mode": ("part.eval()", "pass"),
+        "frozen encoder is trained": ("part.requires_grad_(False)", "pass"),
     },
     ("tdos_d2/modeling/semantic_augmentation.py", "tests/modeling/test_semantic_augmentation.py"): {
         "noise on the keys too": ("(tokens + noise, tokens, tokens)",
@@ -176,8 +177,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("tdos_d2/modeling/regularization.py", "tests/modeling/test_regularization.py"): {
         "language term without temperature": ("@ self.references.T / self.temperature",
             "@ self.references.T"),
-        "reference encoder in training mode": (".requires_grad_(False).eval()",
-            ".requires_grad_(False).train()"),
+        "reference encoder in training mode": ("        reference.eval()", "        pass"),
         "similarity for distance": ("1 - F.cosine_similarity", "F.cosine_similarity"),
     },
     ("tdos_d2/modeling/test_time_augmentation.py",
@@ -185,9 +185,8 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "mirrored maps not turned back": ("maps.flip(-1) if mirrored else maps", "maps"),
     },
     ("tdos_d2/ood_words/prototypes.py", "tests/ood_words/test_prototypes.py"): {
-        "prototypes not normalised": ("F.normalize(torch.stack(means), dim=-1)",
-            "torch.stack(means)"),
-        "words not normalised": ("F.normalize(encode(", "(lambda x, dim: x)(encode("),
+        "prototypes not normalised": ("return unit_length(np.stack(", "return (np.stack("),
+        "words not normalised": ("unit_length(np.asarray(", "(np.asarray("),
     },
     ("tdos_d2/evaluation/pixel_metrics.py", "tests/evaluation/test_pixel_metrics.py"): {
         "FPR above 95 % recall": ("20 * tp >= 19", "20 * tp > 19"),
@@ -241,7 +240,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             'metadata.get("ignore_values", (255,)))] = 0'),
     },
     ("tdos_d2/data/reading.py", "tests/data/test_registration_file.py"): {
-        "region mask not applied": ("label[read_region(region_mask, path, label)] = IGNORE", "pass"),
+        "region mask not applied": ("[read_region(region_mask, path, label)] = IGNORE", "[:0] = 0"),
     },
 }  # fmt: skip
 
@@ -308,6 +307,8 @@ def _run(root: Path, tests: str, log: Path) -> None:
     sys.path.insert(0, str(root))
     sys.dont_write_bytecode = True  # a file that changes twice in a second would be taken for one
     os.environ |= {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tdos_d2"]:
+        del sys.modules[name]  # what a caller had imported is not the copy
     import pytest
 
     status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests.split()])
