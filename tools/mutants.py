@@ -151,7 +151,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("tdos_d2/modeling/text/prompts.py", "tests/modeling/test_text.py"): {
         "end of text not shifted": ("self.name_end + len(self.context)", "self.name_end"),
         "negatives read one token early": ("negatives.shape[1] - 1", "negatives.shape[1] - 2"),
-        "encoder in training mode": ("part.eval()", "pass"),
+        "encoder in training mode": ("self.tower.eval()", "pass"),
     },
     ("tdos_d2/modeling/text/context_decoder.py", "tests/modeling/test_text.py"): {
         "gamma not used": ("self.gamma * self.out_proj(x)", "self.out_proj(x)"),
