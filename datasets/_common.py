@@ -26,7 +26,9 @@ from tqdm.contrib.concurrent import thread_map
 _package = ModuleType("_tdos_d2_alone")
 _package.__path__ = [str(Path(__file__).resolve().parent.parent / "tdos_d2")]
 sys.modules[_package.__name__] = _package
-errors, files = (importlib.import_module(f"_tdos_d2_alone.{name}") for name in ("errors", "files"))
+errors, files, options = (
+    importlib.import_module(f"_tdos_d2_alone.{name}") for name in ("errors", "files", "options")
+)
 PrepareError = errors.UserError  # one line that names the file or folder
 
 _T = TypeVar("_T")
@@ -58,20 +60,18 @@ def run(main: Callable[[], object]) -> None:
 
 def command_line(doc: str, *, copy: bool = False) -> argparse.ArgumentParser:
     """A parser with the options that all scripts have; with ``--copy`` for those that link."""
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=doc)
     parser.add_argument(
         "--root",
-        type=folder_path,
-        default=folder_path(os.getenv("DETECTRON2_DATASETS", "datasets")),
+        type=options.path,
+        default=options.path(os.getenv("DETECTRON2_DATASETS", "datasets")),
         help="folder of all data sets (default: $DETECTRON2_DATASETS, now %(default)s)",
     )
-    parser.add_argument("--source", type=folder_path, help="the download, if it lies elsewhere")
-    parser.add_argument("--output", type=folder_path, help="where to write (default: see above)")
+    parser.add_argument("--source", type=options.path, help="the download, if it lies elsewhere")
+    parser.add_argument("--output", type=options.path, help="where to write (default: see above)")
     parser.add_argument(
         "--jobs",
-        type=int,
+        type=options.whole(1),
         default=min(8, os.cpu_count() or 1),
         help="files made at the same time (default: %(default)s)",
     )
@@ -81,11 +81,6 @@ def command_line(doc: str, *, copy: bool = False) -> argparse.ArgumentParser:
             "--copy", action="store_true", help="copy images, instead of links to the download"
         )
     return parser
-
-
-def folder_path(text: str) -> Path:
-    """Type of options that name a file or folder."""
-    return Path(text).expanduser()
 
 
 def find(root: Path, names: Sequence[str], given: Path | None, what: str, option: str) -> Path:

@@ -32,8 +32,8 @@ from _common import (
     check_output,
     command_line,
     find,
-    folder_path,
     make,
+    options,
     run,
 )
 from tqdm import tqdm
@@ -220,10 +220,10 @@ def _write(content: dict[str, Any], path: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = command_line(__doc__)
     parser.add_argument("--split", default="train2017", help="of COCO (default: %(default)s)")
-    parser.add_argument("--images", type=folder_path, help="the images, if they lie elsewhere")
+    parser.add_argument("--images", type=options.path, help="the images, if they lie elsewhere")
     parser.add_argument(
         "--min-area",
-        type=float,
+        type=options.number(0),
         default=4096,
         help="least area of an object in pixels (default: %(default)s, as 64x64)",
     )

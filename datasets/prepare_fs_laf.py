@@ -26,10 +26,10 @@ from _common import (
     command_line,
     find,
     find_images,
-    folder_path,
     link_or_copy,
     make,
     open_source,
+    options,
     run,
     write_bytes,
 )
@@ -70,7 +70,7 @@ def _jobs(source: Path, release: Path, output: Path, copy: bool) -> list[Job]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line(__doc__, copy=True)
-    parser.add_argument("--images", type=folder_path, help="Lost and Found, if it lies elsewhere")
+    parser.add_argument("--images", type=options.path, help="Lost and Found, if it lies elsewhere")
     return parser
 
 

@@ -30,9 +30,9 @@ from _common import (
     command_line,
     find,
     find_images,
-    folder_path,
     make,
     open_source,
+    options,
     read_array,
     read_rgb,
     run,
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", type=int, choices=(1, 2, 3), default=2, help="version (default: %(default)s)"
     )
-    parser.add_argument("--cityscapes", type=folder_path, help="Cityscapes, if it lies elsewhere")
+    parser.add_argument("--cityscapes", type=options.path, help="Cityscapes, if it lies elsewhere")
     return parser
 
 

@@ -29,9 +29,9 @@ from _common import (
     command_line,
     find,
     find_images,
-    folder_path,
     list_files,
     make,
+    options,
     read_array,
     read_ids,
     read_rgb,
@@ -112,7 +112,7 @@ def _write_label(label: Path, path: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line(__doc__)
-    parser.add_argument("--cityscapes", type=folder_path, help="Cityscapes, if it lies elsewhere")
+    parser.add_argument("--cityscapes", type=options.path, help="Cityscapes, if it lies elsewhere")
     return parser
 
 

@@ -27,7 +27,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tdos_d2.data.verify.report import Report
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+_HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(_HERE), str(_HERE.parent)]
+
+from _common import options  # noqa: E402
 
 _PROBLEMS_SHOWN = 10  # of a set; the JSON file has all
 
@@ -107,13 +110,21 @@ def _print_problems(report: Report) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = options.Parser(description=__doc__)
     parser.add_argument("names", nargs="*", help="data sets (default: the built-in ones there are)")
-    parser.add_argument("--root", help="folder of the data sets (default: $DETECTRON2_DATASETS)")
-    parser.add_argument("--register", metavar="YAML", help="list of sets of your own")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the reports as JSON")
-    parser.add_argument("--jobs", type=int, help="number of threads (default: CPU cores)")
+    parser.add_argument(
+        "--root", type=options.path_text,
+        help="folder of the data sets (default: $DETECTRON2_DATASETS)",
+    )
+    parser.add_argument(
+        "--register", type=options.path_text, metavar="YAML", help="list of sets of your own"
+    )
+    parser.add_argument(
+        "--json", type=options.path, metavar="FILE", help="write the reports as JSON"
+    )
+    parser.add_argument(
+        "--jobs", type=options.whole(1), help="number of threads (default: CPU cores)"
+    )
     return parser
 
 

@@ -114,12 +114,14 @@ def _mean_and_spread(values: Sequence[float]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    from tdos_d2 import options
+
+    parser = options.Parser(description=__doc__)
+    parser.add_argument("configs", nargs="+", type=options.path, help="config files, one row each")
+    parser.add_argument(
+        "--seeds", nargs="+", type=options.seed, default=[1, 2, 3], help="default: 1 2 3"
     )
-    parser.add_argument("configs", nargs="+", type=Path, help="config files, one row each")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="default: 1 2 3")
-    parser.add_argument("--output", type=Path, default=Path("output/ablation"))
+    parser.add_argument("--output", type=options.path, default=Path("output/ablation"))
     parser.add_argument(
         "--metrics", nargs="+", default=list(METRICS), metavar="DATASET/TASK/METRIC",
         help=f"columns (default: {' '.join(METRICS)})",

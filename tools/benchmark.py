@@ -192,24 +192,24 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    from tdos_d2 import options
+
+    parser = options.Parser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="WHAT")
     command = commands.add_parser("evaluation", help="speed of the OOD metrics")
     command.set_defaults(run=evaluation)
-    command.add_argument("--frames", type=int, default=30)
+    command.add_argument("--frames", type=options.whole(1), default=30)
     command.add_argument("--size", type=_size, default=(2048, 1024), metavar="WxH")
     command.add_argument(
         "--reference-frames",
-        type=int,
+        type=options.whole(0),
         default=0,
         metavar="N",
         help="compare pixel metrics on N frames only, where memory is short (default: all)",
     )
     command.add_argument(
         "--component-frames",
-        type=int,
+        type=options.whole(1),
         default=5,
         metavar="N",
         help="compare component metrics on the first N frames (default: 5; time is per frame)",

@@ -16,7 +16,6 @@ warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 # ruff: noqa: E402
-import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +29,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils.env import seed_all_rng
 from tabulate import tabulate
 
+from tdos_d2 import options
 from tdos_d2.config import get_config_file
 from tdos_d2.data import build_test_loader, read_image, read_label
 from tdos_d2.data.reading import read_values
@@ -202,13 +202,17 @@ def _table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--seed", type=int, default=1, help="random seed of the run (default: 1)")
-    parser.add_argument("--output", default="output/demo", help="folder to write to")
+def _parser() -> options.Parser:
+    parser = options.Parser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument(
+        "--seed", type=options.seed, default=1, help="random seed of the run (default: 1)"
+    )
+    parser.add_argument(
+        "--output", type=options.path_text, default="output/demo", help="folder to write to"
+    )
     parser.add_argument(
         "--num-processes",
-        type=int,
+        type=options.whole(1),
         default=1,
         help="training processes; 2 is slower on two idle cores, but much faster on busy ones "
         "(default: 1; a seed gives the same run only with the same number)",

@@ -67,20 +67,23 @@ def read_words(given: str) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    from tdos_d2 import options
+
+    parser = options.Parser(description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
     add("--names", nargs="+", default=[], metavar="NAME", help="names or words")
     add(
-        "--words-file", metavar="FILE",
+        "--words-file", type=options.path_text, metavar="FILE",
         help="one word or phrase per line, a JSON word list, or the name of one that ships "
         "(cityscapes)",
     )  # fmt: skip
     add("--clip-name", default="ViT-B-16", help="default: ViT-B-16")
-    add("--clip-weights", required=True, metavar="FILE", help="file or open_clip tag")
+    add(
+        "--clip-weights", type=options.path_text, required=True, metavar="FILE",
+        help="file or open_clip tag",
+    )
     add("--template", default="a photo of a {}", help="default: 'a photo of a {}'")
-    add("--output", required=True, metavar="FILE", help=".npz to write")
+    add("--output", type=options.path, required=True, metavar="FILE", help=".npz to write")
     return parser
 
 

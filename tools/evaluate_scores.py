@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from tdos_d2 import options
 from tdos_d2.evaluation.component_metrics import (
     ComponentScores,
     component_sizes,
@@ -234,31 +235,37 @@ def _note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> options.Parser:
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--dataset", required=True, help="a registered OOD set")
-    parser.add_argument("--scores", required=True, help="folder of the score maps")
     parser.add_argument(
-        "--register", metavar="FILE.yaml", help="sets of your own, as for DATASETS.REGISTER"
+        "--scores", type=options.path_text, required=True, help="folder of the score maps"
+    )
+    parser.add_argument(
+        "--register", type=options.path_text, metavar="FILE.yaml",
+        help="sets of your own, as for DATASETS.REGISTER",
     )
     parser.add_argument("--format", choices=FORMATS, default="table")
-    parser.add_argument("--per-frame", type=Path, metavar="FILE.csv", help="metrics of each frame")
     parser.add_argument(
-        "--report", type=Path, metavar="DIR", help="write DIR/index.html with curves and frames"
+        "--per-frame", type=options.path, metavar="FILE.csv", help="metrics of each frame"
     )
     parser.add_argument(
-        "--show-dir", type=Path, metavar="DIR", help="write a picture of every frame there"
+        "--report", type=options.path, metavar="DIR",
+        help="write DIR/index.html with curves and frames",
+    )
+    parser.add_argument(
+        "--show-dir", type=options.path, metavar="DIR", help="write a picture of every frame there"
     )
     parser.add_argument(
         "--bootstrap",
-        type=int,
+        type=options.whole(0),
         default=0,
         metavar="N",
         help="95 %% confidence intervals from N drawn sets of frames, such as 1000",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    parser.add_argument(
+        "--seed", type=options.seed, default=0, help="of the bootstrap (default: 0)"
+    )
     parser.add_argument(
         "--strict",
         action="store_true",

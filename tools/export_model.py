@@ -26,7 +26,6 @@ EXAMPLES = """examples:
 """
 
 # ruff: noqa: E402
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +33,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
+from tdos_d2 import options
 from tdos_d2.config import set_key
 from tdos_d2.data.dataset_mapper import size_rule, test_sizes
 from tdos_d2.engine import exit_with_one_line, load_config
@@ -137,14 +137,12 @@ def _noise(side: int, input_type: str) -> list[np.ndarray]:
     return [rng.integers(0, 256, size).astype(input_type) for size in sizes]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> options.Parser:
+    parser = options.Parser(description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="config of the model")
     add(
-        "--output", required=True, action="append", type=Path, metavar="FILE",
+        "--output", required=True, action="append", type=options.path, metavar="FILE",
         help="file to write, .onnx or .pt2; may be repeated",
     )
     add(

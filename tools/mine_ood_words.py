@@ -91,21 +91,25 @@ def _text_encoder(args: argparse.Namespace):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    from tdos_d2 import options
+
+    parser = options.Parser(description=__doc__, epilog=EXAMPLES)
     known = parser.add_mutually_exclusive_group(required=True)
     known.add_argument("--classes", nargs="+", metavar="NAME", help="names of the known classes")
     known.add_argument("--dataset", help="a registered data set with these classes")
-    parser.add_argument("--output", required=True, help="JSON file to write")
-    parser.add_argument("--wordnet", metavar="FOLDER", help="default: NLTK's own corpus")
+    parser.add_argument("--output", type=options.path, required=True, help="JSON file to write")
+    parser.add_argument(
+        "--wordnet", type=options.path, metavar="FOLDER", help="default: NLTK's own corpus"
+    )
     parser.add_argument(
         "--distance",
         choices=("wup", "path", "clip"),
         default="wup",
         help="Wu-Palmer or path length in WordNet, or CLIP's text cosine (default: wup)",
     )
-    parser.add_argument("--groups", type=int, default=50, metavar="M", help="default: 50")
+    parser.add_argument(
+        "--groups", type=options.whole(1), default=50, metavar="M", help="default: 50"
+    )
     parser.add_argument(
         "--sense",
         action="append",
@@ -118,11 +122,13 @@ def _parser() -> argparse.ArgumentParser:
         "--drop", nargs="+", default=[], metavar="SYNSET", help="leave out these and all below"
     )
     parser.add_argument("--clip-name", default="ViT-B-16", help="default: ViT-B-16")
-    parser.add_argument("--clip-weights", default="", help="file or open_clip tag")
+    parser.add_argument(
+        "--clip-weights", type=options.path_text, default="", help="file or open_clip tag"
+    )
     parser.add_argument("--template", default="a photo of a {}", help="default: 'a photo of a {}'")
     parser.add_argument(
         "--quantile",
-        type=float,
+        type=options.number(0, 1),
         default=1.0,
         help="of the cosines to the known classes (default: 1.0, the maximum; NegLabel: 0.95)",
     )

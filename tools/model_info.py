@@ -18,11 +18,11 @@ EXAMPLES = """examples:
 """
 
 # ruff: noqa: E402
-import argparse
 from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from tdos_d2 import options
 from tdos_d2.engine import exit_with_one_line, load_config
 from tdos_d2.engine.model_info import Part, count_multiply_adds, describe_prompts, load_model
 
@@ -60,10 +60,8 @@ def _table(parts: Sequence[Part], total: int) -> str:
                     colalign=("left", "right", "right", "right", "left"))  # fmt: skip
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> options.Parser:
+    parser = options.Parser(description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="config of the model")
     add(
@@ -71,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         help="random weights stand in for files that are not there",
     )  # fmt: skip
     add(
-        "--window", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
+        "--window", type=options.whole(1), nargs=2, metavar=("HEIGHT", "WIDTH"),
         help="default: TEST.WINDOW.SIZE, or the training crop where that is 0",
     )  # fmt: skip
     add("opts", nargs="*", metavar="KEY VALUE", help="changes to the config")

@@ -18,7 +18,6 @@ warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 # ruff: noqa: E402
-import argparse
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,10 +27,10 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
+from tdos_d2 import options
 from tdos_d2.config import set_key
 from tdos_d2.data import build_train_loader, check_classes, check_dataset, class_names
 from tdos_d2.engine import exit_with_one_line, load_config
-from tdos_d2.errors import UserError
 from tdos_d2.files import check_output
 from tdos_d2.visualization.drawing import palette, sample_sheet
 
@@ -45,8 +44,6 @@ def run() -> None:
     args = _parser().parse_args()
     check_output(args.output, "--output", folder=True)
     cfg = load_config(args.config_file, args.opts)
-    if args.num < 1 or args.first < 0:
-        raise UserError("--num starts at 1, --first at 0")
     check_classes(cfg)
     for name in cfg.DATASETS.TRAIN:
         check_dataset(name, training=True)
@@ -88,16 +85,16 @@ def _sample(cfg: CfgNode, record: Mapping[str, Any], names: Sequence[str]) -> Sa
     return title, image, record["sem_seg"].numpy().astype(np.uint8)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> options.Parser:
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the run")
     parser.add_argument(
-        "--num", type=int, default=PER_SHEET, help=f"number of samples (default: {PER_SHEET})"
+        "--num", type=options.whole(1), default=PER_SHEET,
+        help=f"number of samples (default: {PER_SHEET})",
     )
     parser.add_argument(
-        "--first", type=int, default=0, help="position in the data order to start at (default: 0)"
+        "--first", type=options.whole(0), default=0,
+        help="position in the data order to start at (default: 0)",
     )
     parser.add_argument(
         "--output", default="output/data", help="folder for the pictures (default: output/data)"

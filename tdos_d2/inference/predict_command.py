@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import re
 import sys
@@ -14,6 +13,7 @@ from typing import IO, Any
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
+from .. import options
 from ..data import read_image
 from ..data.reading import read_values
 from ..errors import UserError
@@ -196,13 +196,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     words = split_words(args.words) if args.words is not None else None
     if args.combine_words and not words:
         raise UserError("--combine-words needs --words")
-    for value in (args.threshold, *(args.score_range or ())):
-        if value is not None and not math.isfinite(value):
-            raise UserError(f"--threshold and --score-range are finite numbers, not {value}")
     if args.score_range and not args.score_range[0] < args.score_range[1]:
         raise UserError("--score-range: the lower end first")
-    if (args.min_area is not None and args.min_area < 1) or args.nearest_words < 0:
-        raise UserError("--min-area starts at 1, --nearest-words at 0")
     ego_mask = None if args.ego_mask is None else read_values(args.ego_mask, "ego mask") != 0
     cfg = load_config(args.config_file, args.opts)
     if not cfg.MODEL.WEIGHTS:
@@ -231,7 +226,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         args.raw,
     )
     try:
-        task(args.input, sys.stdin)
+        task(args.input, options.lines(sys.stdin))
     except KeyboardInterrupt:
         print(f"interrupted: {task.done} inputs are complete in {args.output}", file=sys.stderr)
         sys.exit(_INTERRUPTED)
@@ -240,32 +235,35 @@ def run(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> options.Parser:
     """The command line of tools/predict.py."""
-    made = argparse.ArgumentParser(
+    made = options.Parser(
         description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawTextHelpFormatter
     )
     add = made.add_argument
     add("--config-file", required=True, metavar="FILE",
         help="config that the model was trained with")
-    add("--input", required=True, nargs="+", metavar="PATH",
+    add("--input", type=options.path_text, required=True, nargs="+", metavar="PATH",
         help="images, videos, folders of them, or - for a path per line of standard input")
-    add("--output", required=True, metavar="DIR", help="folder for the results")
-    add("--threshold", type=float, metavar="T",
+    add(
+        "--output", type=options.path_text, required=True, metavar="DIR",
+        help="folder for the results",
+    )
+    add("--threshold", type=options.number(), metavar="T",
         help="pixels with a score of T or more are OOD (default: the threshold that an evaluation\n"
         "saved beside the checkpoint; without one, no objects are looked for)")
-    add("--min-area", type=int, metavar="N",
+    add("--min-area", type=options.whole(1), metavar="N",
         help="smallest object in pixels (default: 100 in a frame of 1280x720, scaled by area)")
     add("--words", metavar="LIST", help='concepts to look for, such as "deer, lost cargo, sofa"')
     add("--combine-words", action="store_true",
         help="objects and pictures are of max(OOD score, chances of the words)")
-    add("--nearest-words", type=int, default=3, metavar="N",
+    add("--nearest-words", type=options.whole(0), default=3, metavar="N",
         help="nearest OOD words named per object (default: 3)")
-    add("--ego-mask", metavar="FILE",
+    add("--ego-mask", type=options.path_text, metavar="FILE",
         help="picture with one channel, as large as the frames: no objects where it is not 0")
     add("--raw", choices=["png", "npy", "none"],
         help="raw scores: 16-bit PNG, NumPy's format or none (default: png, of videos none)")
-    add("--score-range", type=float, nargs=2, metavar=("LOW", "HIGH"),
+    add("--score-range", type=options.number(), nargs=2, metavar=("LOW", "HIGH"),
         help="scores of the darkest and the brightest colour (default: by the kind of score)")
     add("--full-precision", action="store_true", help="no half precision on a GPU")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",

@@ -91,6 +91,8 @@ def _own_corpus() -> WordNetCorpusReader:
             'WordNet: NLTK has no corpus "wordnet"; run nltk.download("wordnet"), or give a folder '
             "with WordNet 3.0's dictionary files (Debian's wordnet-base: /usr/share/wordnet)"
         ) from error
+    except Exception as error:  # an archive that is cut or something else
+        raise UserError(f"WordNet: NLTK's corpus \"wordnet\" cannot be read: {error}") from error
     return wordnet
 
 

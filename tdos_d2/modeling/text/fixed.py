@@ -122,11 +122,17 @@ def read_embeddings(path: str) -> tuple[list[str], Tensor]:
     try:
         with np.load(path, allow_pickle=False) as data:
             names = [str(name).lower() for name in data["names"]]
+            if data["embeddings"].dtype.kind not in "fiu":
+                raise ValueError(f"'embeddings' are {data['embeddings'].dtype}, not numbers")
             embeddings = data["embeddings"].astype(np.float32)
+            if embeddings.ndim != 2 or 0 in embeddings.shape or data["names"].ndim != 1:
+                raise ValueError("'names' must be (n,), 'embeddings' (n, D)")
+            if len(names) != len(embeddings):
+                raise ValueError(f"{len(names)} names, but {len(embeddings)} embeddings")
             if not np.isfinite(embeddings).all():
                 raise ValueError("some values are NaN or infinite")
             return names, torch.as_tensor(embeddings)
-    except (KeyError, ValueError, OSError) as error:
+    except Exception as error:  # NumPy and zipfile raise nearly every kind there is
         raise UserError(
             f"MODEL.TEXT.EMBEDDINGS: '{path}' is no .npz with 'names' and 'embeddings': {error}"
         ) from error

@@ -1,0 +1,88 @@
+"""What the options of all tools have in common: paths with ``~``, numbers in a range, one line."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes -1e-3 for a number and says in one line what is wrong (status 2)."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**options)
+        # argparse's own takes -1e-3 for an option up to Python 3.13.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message without the usage, which is often longer than a screen."""
+        self.exit(2, f"error: {message} (--help tells of all options)\n")
+
+
+def path(text: str) -> Path:
+    """Type of options that name a file or folder."""
+    return Path(os.path.expanduser(text))
+
+
+def path_text(text: str) -> str:
+    """As :func:`path`, for what may be something else than a path."""
+    return os.path.expanduser(text)
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Type of options that are whole numbers of at least ``least``."""
+    return _number(int, "a whole number", least, most)
+
+
+def number(least: float | None = None, most: float | None = None) -> Callable[[str], float]:
+    """Type of options that are finite numbers."""
+    return _number(float, "a number", least, most)
+
+
+def lines(stream: Iterable[str]) -> Iterator[str]:
+    """The lines of standard input.
+
+    Raises:
+        UserError: one is not UTF-8.
+    """
+    try:
+        for line in stream:
+            line.encode()  # in the C locale wrong bytes get as far as this
+            yield line
+    except UnicodeError as error:
+        raise UserError("a name on standard input is not UTF-8") from error
+
+
+def _number(
+    kind: Callable[[str], Any], what: str, least: float | None, most: float | None
+) -> Callable[[str], Any]:
+    pairs = (("from", least), ("to", most))
+    limits = [f"{word} {limit}" for word, limit in pairs if limit is not None]
+
+
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+            fits = math.isfinite(value)
+        except (ValueError, OverflowError):
+            fits = False
+        if fits and least is not None:
+            fits = value >= least
+        if fits and most is not None:
+            fits = value <= most
+        if not fits:
+            raise argparse.ArgumentTypeError(f"{' '.join([what, *limits])} is needed, not '{text}'")
+        return value
+
+    return convert
+
+
+seed = whole(0, 2**32 - 1)
