@@ -20,7 +20,8 @@ from tdos_d2.ood_words.wordnet import open_wordnet
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [
     *(p for p in (ROOT / "tools").glob("*.py") if p.stem not in ("install_detectron2",
-                                                                 "make_config_docs", "predict")),
+                                                                 "make_config_docs", "mutants",
+                                                                 "predict")),
     *(ROOT / "datasets").glob("[!_]*.py"),
 ]  # fmt: skip
 
