@@ -56,6 +56,7 @@ def _add_model(cfg: CN) -> None:
     # where mixed precision is off, and scores differ in the third digit or so.
     cfg.MODEL.TF32 = False
     _add_clip(cfg)
+    _add_timm(cfg)
     _add_text(cfg)
     _add_tdos(cfg)
     _add_augmentation(cfg)
@@ -80,6 +81,21 @@ def _add_clip(cfg: CN) -> None:
     # Keep the BatchNorm layers of a CLIP ResNet that is loaded and fine-tuned as they are: their
     # statistics and weights. Those of random weights are always trained.
     cfg.MODEL.BACKBONE.FREEZE_NORM = True
+
+
+def _add_timm(cfg: CN) -> None:
+    node = cfg.MODEL.TIMM = CN()
+    # For MODEL.BACKBONE.NAME TimmBackbone: the image encoder, any timm model that gives feature
+    # maps. The text side stays as it is (MODEL.CLIP or MODEL.TEXT).
+    node.NAME = "tf_efficientnet_lite2"
+    # A file, "timm" (timm's own download), "package" (weights that a package of the extra "lite"
+    # brings) or "" for random weights. They bring PIXEL_MEAN and PIXEL_STD with them.
+    node.WEIGHTS = "package"
+    # Four indices into the encoder's levels, finest first; empty = strides 4, 8, 16 and 32, or of
+    # a ViT blocks at 4, 6, 8 and 12 twelfths of its depth.
+    node.LEVELS = []
+    # Keep the image encoder as it is. Random weights are always trained.
+    node.FREEZE = True
 
 
 def _add_text(cfg: CN) -> None:

