@@ -1,0 +1,120 @@
+"""A threshold from normal frames alone, with a promise about false alarms.
+
+Split-conformal calibration (Vovk et al., Algorithmic Learning in a Random World, 2005; Angelopoulos
+and Bates, arXiv 2107.07511): if a new normal frame is exchangeable with the n calibration frames,
+it raises an alarm with probability at most a, for any model and any finite n.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A threshold and what it promises.
+
+    Attributes:
+        threshold: ``score >= threshold`` is predicted OOD; in the score's own units.
+        false_alarm_rate: a, share of normal frames with an alarm at most.
+        frames: n, calibration frames.
+        min_area: smallest object in pixels that is an alarm.
+    """
+
+    threshold: float
+    false_alarm_rate: float
+    frames: int
+    min_area: int
+
+    def promise(self) -> str:
+        """What the threshold promises, in a sentence."""
+        return (
+            f"a new normal frame from the source of the {self.frames} calibration frames has an "
+            f"object of {self.min_area} pixels or more with probability at most "
+            f"{self.false_alarm_rate:g}"
+        )
+
+
+def alarm_level(score: np.ndarray, min_area: int, valid: np.ndarray | None = None) -> float:
+    """The highest threshold at which a frame still has an object of ``min_area`` pixels.
+
+    Objects are 8-connected regions with ``float32(score) >= threshold``, as in prediction. They
+    grow as the threshold falls, so the level is found by bisection over the frame's scores.
+
+    Args:
+        score: (H, W), finite.
+        min_area: pixels, at least 1.
+        valid: (H, W) bool, where objects may be; None = everywhere.
+
+    Returns:
+        The level; -inf where even the whole frame has no such object.
+
+    Raises:
+        ValueError: a score that is not finite, ``min_area`` below 1.
+    """
+    if min_area < 1:
+        raise ValueError(f"min_area must be at least 1, got {min_area}")
+    score = np.asarray(score, np.float32)
+    if not np.isfinite(score).all():
+        raise ValueError("scores are not finite")
+    inside = np.ones(score.shape, bool) if valid is None else valid
+    levels = np.unique(score[inside])
+    low, high = -1, len(levels)  # an object at levels[low], none at levels[high]
+    while high - low > 1:
+        middle = (low + high) // 2
+        # levels[0] is the lowest score: nothing below it adds a pixel
+        if _has_object((score >= levels[middle]) & inside, min_area):
+            low = middle
+        else:
+            high = middle
+    return float(levels[low]) if low >= 0 else -math.inf
+
+
+def calibrate(levels: Sequence[float], false_alarm_rate: float, min_area: int) -> Calibration:
+    """The lowest threshold with the promised rate: just above the ceil((n + 1)(1 - a))-th level.
+
+    Args:
+        levels: ``alarm_level`` of each of n normal frames.
+        false_alarm_rate: a, in (0, 1).
+        min_area: that the levels are for.
+
+    Raises:
+        UserError: a rate outside (0, 1), or fewer frames than it needs.
+    """
+    if not 0 < false_alarm_rate < 1:
+        raise UserError(f"the false alarm rate must lie between 0 and 1, got {false_alarm_rate:g}")
+    n, needed = len(levels), frames_needed(false_alarm_rate)
+    if n < needed:
+        raise UserError(
+            f"a false alarm rate of {false_alarm_rate:g} needs {needed} normal frames or more, "
+            f"there are {n}"
+        )
+    rank = _rank(n, false_alarm_rate)
+    quantile = np.float32(np.sort(np.asarray(levels, np.float64))[rank - 1])
+    threshold = np.nextafter(quantile, np.float32(np.inf))
+    return Calibration(float(threshold), false_alarm_rate, n, min_area)
+
+
+def frames_needed(false_alarm_rate: float) -> int:
+    """The smallest n with ceil((n + 1)(1 - a)) <= n."""
+    n = max(math.ceil(1 / false_alarm_rate) - 2, 1)
+    while _rank(n, false_alarm_rate) > n:
+        n += 1
+    return n
+
+
+def _rank(n: int, rate: float) -> int:
+    # Rounded, since 100 * (1 - 0.01) is a little more than 99 in floating point.
+    return math.ceil(round((n + 1) * (1 - rate), 9))
+
+
+def _has_object(above: np.ndarray, min_area: int) -> bool:
+    stats = cv2.connectedComponentsWithStats(above.astype(np.uint8), connectivity=8)[2]
+    return bool((stats[1:, cv2.CC_STAT_AREA] >= min_area).any())
