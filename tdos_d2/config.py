@@ -57,6 +57,7 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.TF32 = False
     _add_clip(cfg)
     _add_timm(cfg)
+    _add_memory(cfg)
     _add_text(cfg)
     _add_tdos(cfg)
     _add_augmentation(cfg)
@@ -96,6 +97,16 @@ def _add_timm(cfg: CN) -> None:
     node.LEVELS = []
     # Keep the image encoder as it is. Random weights are always trained.
     node.FREEZE = True
+
+
+def _add_memory(cfg: CN) -> None:
+    node = cfg.MODEL.MEMORY = CN()
+    # For MODEL.META_ARCHITECTURE NormalityMemory: the maps of the encoder that are remembered; the
+    # grid of the first one is that of the score.
+    node.LEVELS = ["tap3", "tap4"]
+    # Vectors in the memory at most, and how many of the nearest count.
+    node.SIZE = 20000
+    node.NEIGHBOURS = 3
 
 
 def _add_text(cfg: CN) -> None:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UserError
+
 # Similarities held at a time in the search: 64 MiB in float32.
 _BLOCK = 2**24
 
@@ -35,6 +37,7 @@ class FeatureMemory(nn.Module):
         self.channels, self.neighbours = tuple(channels), neighbours
         self.register_buffer("mean", torch.zeros(sum(channels)))
         self.register_buffer("vectors", torch.zeros(size, sum(channels)))
+        self.register_buffer("count", torch.tensor(0))
 
     def embed(self, levels: Sequence[Tensor]) -> Tensor:
         """(B, C_i, h_i, w_i) maps, the grid that counts first -> (B, sum C_i, h_0, w_0) unit."""
@@ -49,11 +52,17 @@ class FeatureMemory(nn.Module):
         return torch.cat(parts, dim=1) / len(parts) ** 0.5
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """(B, C_i, h_i, w_i) maps -> (B, h_0, w_0): 1 - mean cosine to the k nearest, in [0, 2]."""
+        """(B, C_i, h_i, w_i) maps -> (B, h_0, w_0): 1 - mean cosine to the k nearest, in [0, 2].
+
+        Raises:
+            UserError: the memory is empty.
+        """
+        if not self.count:
+            raise UserError("the memory is empty: fill it with tools/fit_memory.py")
         embedded = self.embed(levels)
         queries = embedded.permute(0, 2, 3, 1).flatten(0, 2)
-        vectors = self.vectors.to(queries.dtype)
-        step = max(_BLOCK // max(len(vectors), 1), 1)
+        vectors = self.vectors[: int(self.count)].to(queries.dtype)
+        step = max(_BLOCK // len(vectors), 1)
         k = min(self.neighbours, len(vectors))
         near = [(q @ vectors.T).topk(k, dim=1).values.mean(1) for q in queries.split(step)]
         return (1 - torch.cat(near)).view(len(embedded), *embedded.shape[-2:])
