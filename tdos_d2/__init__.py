@@ -1,7 +1,8 @@
 """tdos_d2: text-driven out-of-distribution segmentation for driving scenes, on Detectron2.
 
-Importing it registers data sets, backbones and the meta-architecture ``TDOS``. Where Detectron2 is
-not installed, ``tdos_d2.evaluation`` still works; everything else says what is missing.
+Importing it registers datasets, backbones and the meta-architectures ``TDOS`` and
+``NormalityMemory``. Where Detectron2 is not installed, ``tdos_d2.evaluation`` still works; everything
+else says what is missing.
 """
 
 from __future__ import annotations
@@ -29,5 +30,5 @@ else:
     with warnings.catch_warnings():
         # Detectron2 compiles with torch.jit when it is imported; nothing anybody can change here.
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-        from . import data, modeling, tdos  # noqa: F401
+        from . import data, modeling, normality_memory, tdos  # noqa: F401
         from .config import add_tdos_config, get_config_file

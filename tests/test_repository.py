@@ -31,7 +31,7 @@ LAYERS = """
     labels config files errors options cache coco
     ood_words data visualization
     modeling
-    tdos
+    tdos normality_memory
     loading
     evaluation
     engine

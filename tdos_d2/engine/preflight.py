@@ -30,6 +30,7 @@ from ..loading.config_files import (
     resolve_from_checkpoint,
     resume_file,
     use_cpu_without_gpu,
+    use_pixel_statistics,
 )
 from ..loading.config_values import check_values, get_key
 from ..loading.dry_build import check_build
@@ -55,7 +56,7 @@ def check(cfg: CfgNode, args: Namespace) -> list[str]:
     """
     check_values(cfg)
     _check_output(cfg)
-    notes = use_cpu_without_gpu(cfg)
+    notes = [*use_cpu_without_gpu(cfg), *use_pixel_statistics(cfg)]
     _check_processes(cfg, args)
     notes += _check_datasets(cfg, args)
     check_weights(cfg)

@@ -6,7 +6,12 @@ from detectron2.config import CfgNode
 
 from ..errors import UserError
 from .checkpoint import check_address
-from .config_files import local_weights, resolve_from_checkpoint, use_cpu_without_gpu
+from .config_files import (
+    local_weights,
+    resolve_from_checkpoint,
+    use_cpu_without_gpu,
+    use_pixel_statistics,
+)
 from .config_values import check_values
 from .dry_build import check_build
 
@@ -25,7 +30,7 @@ def check_model(cfg: CfgNode) -> list[str]:
     if cfg.MODEL.META_ARCHITECTURE != "TDOS":
         raise UserError(f"MODEL.META_ARCHITECTURE: TDOS, not {cfg.MODEL.META_ARCHITECTURE}")
     check_values(cfg)
-    notes = use_cpu_without_gpu(cfg)
+    notes = [*use_cpu_without_gpu(cfg), *use_pixel_statistics(cfg)]
     check_weights(cfg)
     notes += resolve_from_checkpoint(cfg, resume=False, eval_only=True)
     check_build(cfg)

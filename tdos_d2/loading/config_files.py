@@ -16,6 +16,7 @@ from detectron2.data import MetadataCatalog
 from ..config import get_config_file, set_key
 from ..data import register_from_file
 from ..errors import UserError
+from ..modeling.backbone import pixel_statistics
 from ..modeling.clip import QUICK_GELU_SUFFIX
 from .checkpoint import read_checkpoint_info
 from .config_values import check_values, default_config
@@ -79,6 +80,35 @@ def use_cpu_without_gpu(cfg: CfgNode) -> list[str]:
     if (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"MODEL.DEVICE: '{name}', but there are {torch.cuda.device_count()} GPUs")
     return []
+
+
+def use_pixel_statistics(cfg: CfgNode) -> list[str]:
+    """Set mean and standard deviation of the pixels to those of ``MODEL.TIMM.WEIGHTS``.
+
+    CLIP's values, which the configs of CLIP pass on, give way. Returns notes.
+
+    Raises:
+        UserError: other values that contradict the weights; the message says the right ones.
+    """
+    if cfg.MODEL.BACKBONE.NAME != "TimmBackbone":
+        return []
+    notes = []
+    statistics = pixel_statistics(cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.WEIGHTS)
+    of_clip = ([122.7709, 116.7460, 104.0937], [68.5005, 66.6322, 70.3232])
+    for key, right, clip in zip(("PIXEL_MEAN", "PIXEL_STD"), statistics, of_clip, strict=True):
+        if cfg.INPUT.FORMAT == "BGR":
+            right = right[::-1]
+        given = list(cfg.MODEL[key])
+        if max(abs(a - b) for a, b in zip(given, right, strict=True)) < 0.5:
+            continue
+        if given != clip:
+            raise UserError(
+                f"MODEL.{key} {given} is not that of MODEL.TIMM.WEIGHTS, which is {right} "
+                f"(for INPUT.FORMAT {cfg.INPUT.FORMAT})"
+            )
+        set_key(cfg, f"MODEL.{key}", right)
+        notes.append(f"MODEL.{key} is {right}, as in MODEL.TIMM.WEIGHTS")
+    return notes
 
 
 def resume_file(cfg: CfgNode) -> Path | None:

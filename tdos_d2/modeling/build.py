@@ -104,13 +104,14 @@ def build_regularization(
             references, weight=node.LANGUAGE_WEIGHT, temperature=node.TEMPERATURE
         )
     if (node.VISION_MSE_WEIGHT or node.VISION_COSINE_WEIGHT) and not backbone.frozen:
-        if cfg.MODEL.CLIP.WEIGHTS and not cfg.MODEL.TDOS.HEADS_ONLY:
+        pretrained = getattr(backbone, "pretrained", bool(cfg.MODEL.CLIP.WEIGHTS))
+        if pretrained and not cfg.MODEL.TDOS.HEADS_ONLY:
             vision = VisionLoss(
                 backbone,
                 mse_weight=node.VISION_MSE_WEIGHT,
                 cosine_weight=node.VISION_COSINE_WEIGHT,
             )
-        elif not cfg.MODEL.CLIP.WEIGHTS:
+        elif not pretrained:
             logger.info(
                 "no vision regularizer: an image encoder that starts from random weights has "
                 "nothing to hold on to"

@@ -7,6 +7,7 @@ from .clip_vit import CLIPVisionTransformer
 from .encoder import TAPS, CLIPImageEncoder, check_encoder
 from .neck import NECKS, FPNNeck, ScaleNeck, build_neck
 from .timm_encoder import TimmBackbone
+from .timm_weights import pixel_statistics
 
 __all__ = [
     "NECKS",
@@ -19,4 +20,5 @@ __all__ = [
     "TimmBackbone",
     "build_neck",
     "check_encoder",
+    "pixel_statistics",
 ]

@@ -39,6 +39,7 @@ class TimmBackbone(Backbone):
         network: nn.Module,
         levels: Sequence[int] = (),
         frozen: bool = True,
+        frozen_norm: bool = False,
         pretrained: bool = True,
         augmentation: StyleMixing | QueryNoise | None = None,
     ) -> None:
@@ -48,6 +49,7 @@ class TimmBackbone(Backbone):
                 removed from it.
             levels: four indices into its ``feature_info``, finest first; empty = see above.
             frozen: keep weights, statistics and mode as they are and compute no gradients.
+            frozen_norm: keep the BatchNorm layers of a trained network as they are.
             pretrained: whether the weights are worth holding on to (see ``VisionLoss``).
             augmentation: style mixing for the first map of a pyramid, query noise for a ViT.
 
@@ -63,12 +65,12 @@ class TimmBackbone(Backbone):
         self.is_pyramid = len(set(self.strides)) > 1
         network.prune_intermediate_layers(self.levels, prune_norm=self.is_pyramid, prune_head=True)
         self.network = network
-        self.frozen, self.pretrained = frozen, pretrained
+        self.frozen, self.frozen_norm, self.pretrained = frozen, frozen_norm, pretrained
         self._region: Tensor | None = None
         if augmentation is not None:
             self._attach(augmentation, taps[0]["module"])
-        if frozen:
-            self.requires_grad_(False)
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
         self.train(self.training)
 
     @classmethod
@@ -87,16 +89,23 @@ class TimmBackbone(Backbone):
             "network": network,
             "levels": node.LEVELS,
             "frozen": node.FREEZE and bool(node.WEIGHTS),
+            "frozen_norm": cfg.MODEL.BACKBONE.FREEZE_NORM and bool(node.WEIGHTS),
             "pretrained": bool(node.WEIGHTS),
             "augmentation": augmentation,
         }
 
     def train(self, mode: bool = True) -> TimmBackbone:
-        """Set the mode of everything but a frozen network, which stays in eval mode."""
+        """Set the mode of everything but what is frozen, which stays in eval mode."""
         super().train(mode)
-        if self.frozen:
-            self.network.eval()
+        for part in self._frozen_parts():
+            part.eval()
         return self
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        if self.frozen:
+            return [self.network]
+        norms = (nn.modules.batchnorm._BatchNorm,) if self.frozen_norm else ()
+        return [part for part in self.network.modules() if isinstance(part, norms)]
 
     def forward(self, images: Tensor, region: Tensor | None = None) -> dict[str, Tensor]:
         """Encode normalised images.

@@ -66,6 +66,8 @@ def build_network(name: str, weights: str) -> nn.Module:
 
     if not timm.is_model(name.partition(".")[0]):
         raise UserError(f"MODEL.TIMM.NAME: timm has no model '{name}' (see timm.list_models())")
+    if torch.empty(0).is_meta:
+        weights = ""  # tensors without values: there is nothing to load
     overlay: dict[str, Any] = {}
     if weights == "package":
         overlay["state_dict"] = _package_state(name)

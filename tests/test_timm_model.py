@@ -1,0 +1,139 @@
+"""TDOS and the memory of normality on encoders of timm, from config to scores."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from tdos_d2.errors import UserError
+from tdos_d2.loading.config_files import use_pixel_statistics
+
+ENCODERS = ["tf_efficientnet_lite0", "vit_tiny_patch16_224"]
+
+
+def sample(height: int, width: int) -> dict:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "image": torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator),
+        "sem_seg": torch.randint(0, 4, (height, width), generator=generator),
+    }
+
+
+@pytest.fixture(params=ENCODERS)
+def timm_cfg(tiny_cfg, request):
+    tiny_cfg.MODEL.BACKBONE.NAME = "TimmBackbone"
+    tiny_cfg.MODEL.TIMM.NAME, tiny_cfg.MODEL.TIMM.WEIGHTS = request.param, ""
+    tiny_cfg.MODEL.NECK.CHANNELS = 32
+    tiny_cfg.MODEL.SEM_AUG.ENABLED, tiny_cfg.MODEL.SEM_AUG.PROB = True, 1.0
+    return tiny_cfg
+
+
+def test_it_trains_and_predicts_at_any_size(timm_cfg):
+    torch.manual_seed(0)
+    model = build_model(timm_cfg)
+    sum(model([sample(64, 80), sample(50, 64)]).values()).backward()
+    lacking = [k for k, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not lacking
+    with torch.no_grad():
+        (output,) = model.eval()([{**sample(70, 90), "height": 35, "width": 45}])
+    assert output["sem_seg"].shape == (3, 35, 45) and output["ood_score"].isfinite().all()
+
+
+def test_it_is_built_without_weights_on_the_meta_device(timm_cfg):
+    timm_cfg.MODEL.TIMM.WEIGHTS = "nowhere.pth"
+    timm_cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        assert next(build_model(timm_cfg).parameters()).is_meta
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+def test_mean_and_deviation_come_from_the_weights(tiny_cfg, order):
+    tiny_cfg.INPUT.FORMAT = order
+    tiny_cfg.MODEL.PIXEL_MEAN = [122.7709, 116.7460, 104.0937]
+    tiny_cfg.MODEL.PIXEL_STD = [68.5005, 66.6322, 70.3232]
+    assert use_pixel_statistics(tiny_cfg) == []  # CLIP's encoder
+    tiny_cfg.MODEL.BACKBONE.NAME, tiny_cfg.MODEL.TIMM.NAME = "TimmBackbone", "resnet18"
+    tiny_cfg.MODEL.TIMM.WEIGHTS = "timm"
+    assert len(use_pixel_statistics(tiny_cfg)) == 2
+    mean = [123.675, 116.28, 103.53][:: 1 if order == "RGB" else -1]
+    assert list(tiny_cfg.MODEL.PIXEL_MEAN) == pytest.approx(mean)
+    tiny_cfg.MODEL.TIMM.NAME, tiny_cfg.MODEL.TIMM.WEIGHTS = "tf_efficientnet_lite2", "package"
+    with pytest.raises(UserError, match=r"PIXEL_MEAN.*127\.0, 127\.0, 127\.0"):
+        use_pixel_statistics(tiny_cfg)
+
+
+@pytest.fixture
+def memory_cfg(tiny_cfg):
+    tiny_cfg.MODEL.META_ARCHITECTURE = "NormalityMemory"
+    tiny_cfg.MODEL.BACKBONE.NAME = "TimmBackbone"
+    tiny_cfg.MODEL.TIMM.NAME, tiny_cfg.MODEL.TIMM.WEIGHTS = "tf_efficientnet_lite0", ""
+    tiny_cfg.MODEL.MEMORY.SIZE = 50
+    tiny_cfg.TEST.WINDOW.SIZE = 0
+    return tiny_cfg
+
+
+def normal_frames() -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    return [torch.randint(100, 140, (3, 64, 96), dtype=torch.uint8) for _ in range(4)]
+
+
+def test_memory_knows_what_it_was_fitted_with(memory_cfg):
+    torch.manual_seed(0)
+    memory_cfg.MODEL.MEMORY.SIZE, memory_cfg.MODEL.MEMORY.NEIGHBOURS = 1000, 1
+    model = build_model(memory_cfg)
+    frames = normal_frames()
+    assert model.fit(frames) == 4 * (64 // 16) * (96 // 16)
+    (output,) = model([{"image": frames[0], "height": 32, "width": 48}])
+    assert output["ood_score"].shape == (32, 48) and output["ood_score"].abs().max() < 1e-5
+    odd = frames[0].clone()
+    odd[:, 16:48, 32:64] = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    (output,) = model([{"image": odd}])
+    inside = output["ood_score"][24:40, 40:56].mean()
+    assert inside > output["ood_score"][:, :8].mean() > 1e-3  # deep features see far
+
+
+def test_score_is_the_mean_cosine_to_the_nearest(memory_cfg):
+    torch.manual_seed(0)
+    model = build_model(memory_cfg)
+    count = model.fit(normal_frames(), seed=3)
+    assert count == 50
+    image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
+    features = model.backbone((image.float() - model.pixel_mean)[None] / model.pixel_std)
+    means = model.memory.mean.split([112, 320])
+    at = features["tap3"][0] - means[0][:, None, None]
+    coarse = features["tap4"][0] - means[1][:, None, None]
+    coarse = coarse / coarse.norm(dim=0)
+    coarse = torch.nn.functional.interpolate(coarse[None], size=at.shape[1:], mode="bilinear")[0]
+    at, coarse = at / at.norm(dim=0), coarse / coarse.norm(dim=0)
+    bank = model.memory.vectors[:50]
+    scores = model.memory([features["tap3"], features["tap4"]])
+    for y, x in ((0, 0), (2, 3), (3, 5)):
+        vector = torch.cat([at[:, y, x], coarse[:, y, x]]) / 2**0.5
+        nearest = sorted((float(vector @ row) for row in bank), reverse=True)[:3]
+        assert float(scores[0, y, x]) == pytest.approx(1 - sum(nearest) / 3, abs=1e-5)
+
+
+def test_fitting_is_repeatable_and_loads_again(memory_cfg):
+    torch.manual_seed(0)
+    model = build_model(memory_cfg)
+    with pytest.raises(UserError, match="memory is empty"):
+        model([{"image": normal_frames()[0]}])
+    with pytest.raises(UserError, match="no normal frame"):
+        model.fit([])
+    model.fit(normal_frames(), seed=1)
+    first = model.memory.vectors.clone()
+    model.fit(normal_frames(), seed=1)
+    assert torch.equal(model.memory.vectors, first)
+    model.fit(normal_frames(), seed=2)
+    assert not torch.equal(model.memory.vectors, first)
+    other = build_model(memory_cfg)
+    other.load_state_dict(model.state_dict())
+    inputs = [{"image": normal_frames()[1]}]
+    assert torch.equal(other(inputs)[0]["ood_score"], model(inputs)[0]["ood_score"])
+
+
+def test_levels_that_the_encoder_does_not_have(memory_cfg):
+    memory_cfg.MODEL.MEMORY.LEVELS = ["tap9"]
+    with pytest.raises(UserError, match="MODEL.MEMORY.LEVELS.*tap1"):
+        build_model(memory_cfg)
