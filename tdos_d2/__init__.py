@@ -1,8 +1,8 @@
 """tdos_d2: text-driven out-of-distribution segmentation for driving scenes, on Detectron2.
 
 Importing it registers datasets, backbones and the meta-architectures ``TDOS`` and
-``NormalityMemory``. Where Detectron2 is not installed, ``tdos_d2.evaluation`` still works; everything
-else says what is missing.
+``NormalityMemory``. Where Detectron2 is not installed, ``tdos_d2.evaluation`` still works, and
+everything else says what is missing.
 """
 
 from __future__ import annotations
