@@ -22,7 +22,7 @@ demo: $(STAMP)
 	@$(PY) tools/demo.py
 
 test: lint
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 lint: $(STAMP)
 	@$(PY) -m ruff check

@@ -73,6 +73,6 @@ setup(
         "export": EXPORT,  # tools/export_model.py
         "lite": LITE,
         "hdf5": ["h5py"],  # SegmentMeIfYouCan's files
-        "test": [*EXPORT, *LITE, "h5py", "pytest", "ruff", "scikit-learn"],
+        "test": [*EXPORT, *LITE, "h5py", "pytest", "pytest-xdist", "ruff", "scikit-learn"],
     },
 )

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
+with contextlib.suppress(ImportError):
+    # Before anything imports distutils: otherwise setuptools, which torch's C++ extensions import
+    # when Detectron2 describes the environment, refuses to be imported at all.
+    import setuptools  # noqa: F401
+
 import pytest
 import torch
 

@@ -160,16 +160,31 @@ def test_code_has_one_tag(block):
 
 
 def test_the_translation_has_the_code_and_the_numbers_of_the_original():
-    def essence(page: str) -> tuple[list[object], list[str]]:
-        blocks = [block for block in CODE if block.page == page]
-        tables = [line for line in (ROOT / page).read_text().splitlines() if line.startswith("|")]
-        code = [
-            shell_lines(b.text) if b.language == "bash" else ast.dump(ast.parse(b.text))
-            for b in blocks
-        ]
-        return [b.tag for b in blocks] + code, re.findall(r"\d+(?:\.\d+)?", "".join(tables))
+    def essence(block: Block) -> tuple[str, object]:
+        shell = block.language == "bash"
+        return block.tag, shell_lines(block.text) if shell else ast.dump(ast.parse(block.text))
 
-    assert essence("README.ko.md") == essence("README.md")
+    def numbers(page: str) -> list[tuple[str, list[str]]]:
+        lines = [line for line in (ROOT / page).read_text().splitlines() if line.startswith("|")]
+        found = [(line, re.findall(r"\d+(?:\.\d+)?", line)) for line in lines]
+        return [(line, of_line) for line, of_line in found if of_line]
+
+    pages = "README.md", "README.ko.md"
+    blocks = [[block for block in CODE if block.page == page] for page in pages]
+    for original, translated in zip(*blocks, strict=False):
+        assert essence(original) == essence(translated), (
+            f"edit {translated}: its code or tag is not that of {original}:\n{original.text}"
+        )
+    counts = [len(of_page) for of_page in blocks]
+    assert counts[0] == counts[1], f"edit README.ko.md: {counts[1]} code blocks, not {counts[0]}"
+    rows = [numbers(page) for page in pages]
+    for (line, given), (translated_line, found) in zip(*rows, strict=False):
+        assert given == found, (
+            f"edit README.ko.md: the numbers of '{translated_line}' are not those of '{line}'"
+        )
+    assert len(rows[0]) == len(rows[1]), (
+        f"edit README.ko.md: {len(rows[1])} rows of tables with numbers, not {len(rows[0])}"
+    )
 
 
 @pytest.mark.parametrize("block", SHELL, ids=by_place)

@@ -173,6 +173,7 @@ def test_shipped_config_names_sets_that_are_registered():
 def test_wrong_settings_are_told_before_the_start(words, says, tmp_path):
     from detectron2.engine import default_argument_parser
 
-    cfg = load_config(str(ROOT / "configs" / "demo.yaml"), ["OUTPUT_DIR", str(tmp_path), *words])
+    words = ["OUTPUT_DIR", str(tmp_path), *words]
     with pytest.raises(UserError, match=says):
+        cfg = load_config(str(ROOT / "configs" / "demo.yaml"), words)
         check(cfg, default_argument_parser().parse_args(["--eval-only"]))
