@@ -59,7 +59,7 @@ setup(
     package_data={
         "tdos_d2.configs": ["**/*.yaml"],
         "tdos_d2.evaluation.report": ["*.html"],
-        "tdos_d2.ood_words": ["*.json", "WORDNET_LICENSE"],
+        "tdos_d2.ood_words": ["*.json", "*.yaml", "WORDNET_LICENSE"],
     },
     entry_points={
         "console_scripts": [

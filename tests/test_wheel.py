@@ -19,6 +19,7 @@ SOURCES = ["setup.py", "pyproject.toml", "README.md", "LICENSE", "tdos_d2", "con
 USE = """
 import tdos_d2
 from tdos_d2.engine import load_config
+import tdos_d2.ood_words.mining  # reads its rules
 from tdos_d2.ood_words import load_groups
 print(tdos_d2.__file__)
 print(tdos_d2.get_config_file("tdos_vitb.yaml"))

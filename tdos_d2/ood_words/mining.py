@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
 from tqdm import tqdm
 
 from ..errors import UserError
-from .rules import CLASSES, KEEP, LATER_SENSES, RUDE_USAGE, SEEN, UNSEEN, UNWANTED
 
 if TYPE_CHECKING:
     from nltk.corpus.reader.wordnet import Lemma, Synset, WordNetCorpusReader
+
+_RULES = yaml.safe_load(Path(__file__).with_name("rules.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,16 @@ def class_senses(
     Args:
         reader: WordNet.
         name: a class name, in upper or lower case.
-        override: synset names; empty = those of :data:`~tdos_d2.ood_words.rules.CLASSES`, or else
-            the first sense of the noun.
+        override: synset names; empty = those of ``rules.yaml``, or else the first sense of
+            the noun.
 
     Raises:
         UserError: WordNet has no such synset or noun.
     """
     if override:
         return [_synset(reader, sense) for sense in override]
-    if name.lower() in CLASSES:
-        return _present(reader, CLASSES[name.lower()].senses) or _first_sense(reader, name)
-    return _first_sense(reader, name)
+    rule = _RULES["classes"].get(name.lower(), {"senses": ()})
+    return _present(reader, rule["senses"]) or _first_sense(reader, name)
 
 
 def mine(
@@ -67,13 +69,14 @@ def mine(
     Raises:
         UserError: ``drop`` names a synset that WordNet does not have.
     """
-    seen = _subtrees(_present(reader, SEEN))
+    seen = _subtrees(_present(reader, _RULES["seen"]))
     left_out = _left_out(reader, known, [_synset(reader, name) for name in drop])
-    counted_later = _subtrees(_present(reader, KEEP)) | set(_present(reader, LATER_SENSES))
-    rude = set(_present(reader, RUDE_USAGE))
+    counted_later = _subtrees(_present(reader, _RULES["keep"]))
+    counted_later |= set(_present(reader, _RULES["later_senses"]))
+    rude = set(_present(reader, _RULES["rude_usage"]))
     senses = [s for sense in known.values() for s in sense]
     taken = {_text(lemma) for sense in senses for lemma in sense.lemmas()}
-    banned = {*UNWANTED, *(part for name in known for part in name.lower().split())}
+    banned = {*_RULES["unwanted"], *(part for name in known for part in name.lower().split())}
     is_token = cache(lambda word: len(tokenize(word)) == 1)
     found: dict[str, Candidate] = {}
     for sense in tqdm(sorted(seen - left_out, key=lambda s: s.offset()), desc="reading WordNet"):
@@ -120,33 +123,32 @@ def _left_out(
         for sense in senses
         for s in sense.closure(lambda s: s.hypernyms() + s.instance_hypernyms())
     }
-    near = [name for c in known if c.lower() in CLASSES for name in CLASSES[c.lower()].near]
-    belonging = _subtrees(_parts(own | above)) | _subtrees(_present(reader, (*near, *UNSEEN)))
-    keep = _subtrees(_present(reader, KEEP))
-    belonging |= set(_present(reader, SEEN))  # "animal" and "food" say too little
+    rules = [_RULES["classes"][c.lower()] for c in known if c.lower() in _RULES["classes"]]
+    near = [name for rule in rules for kind in rule["near"] for name in _RULES["near"][kind]]
+    belonging = _subtrees(_parts(own | above))
+    belonging |= _subtrees(_present(reader, (*near, *_RULES["unseen"])))
+    keep = _subtrees(_present(reader, _RULES["keep"]))
+    belonging |= set(_present(reader, _RULES["seen"]))  # "animal" and "food" say too little
     return own | above | (belonging - keep) | _subtrees(drop)
 
 
 def _parts(senses: Iterable[Synset]) -> set[Synset]:
     """What the things named by ``senses`` are made of, and what that is made of."""
-    found: set[Synset] = set()
-    left = [part for sense in senses for part in sense.part_meronyms()]
-    while left:
-        part = left.pop()
-        if part not in found:
-            found.add(part)
-            left += part.part_meronyms()
-    return found
+    return _closure((p for s in senses for p in s.part_meronyms()), lambda s: s.part_meronyms())
 
 
 def _subtrees(roots: Iterable[Synset]) -> set[Synset]:
+    return _closure(roots, lambda sense: sense.hyponyms())
+
+
+def _closure(roots: Iterable[Synset], following: Callable[[Synset], list[Synset]]) -> set[Synset]:
     found: set[Synset] = set()
     left = list(roots)
     while left:
         sense = left.pop()
         if sense not in found:
             found.add(sense)
-            left += sense.hyponyms()
+            left += following(sense)
     return found
 
 
