@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,8 @@ from detectron2.data.catalog import Metadata
 from detectron2.utils.file_io import PathManager
 from tqdm.contrib.concurrent import thread_map
 
-from ..cache import cache_root
+from ..cache import cache_root, keep_array, read_array
 from ..errors import UserError
-from ..files import atomic_write
 from .reading import read_label, value_table
 
 
@@ -61,10 +58,10 @@ def class_statistics(
     order = np.argsort(digests)
     key = value_table(metadata).tobytes() + b"".join(digests[order].tolist())
     file = Path(cache) / f"{hashlib.sha256(key).hexdigest()[:32]}.npz"
-    kept = _load(file, len(paths))
+    kept = read_array(file, len(paths))
     if kept is None:
         kept = _count([paths[i] for i in order], metadata, jobs)
-        _save(file, kept)
+        keep_array(file, kept, "class statistics are")
     counts = np.empty_like(kept)
     counts[order] = kept
     return counts[:, :num_classes]
@@ -99,25 +96,3 @@ def _digests(paths: Sequence[str], metadata: Metadata, jobs: int) -> list[bytes]
 
     title = f"Checking labels of {metadata.name}"
     return thread_map(digest, paths, max_workers=jobs, desc=title, unit="file")
-
-
-def _load(file: Path, rows: int) -> np.ndarray | None:
-    """Counts kept in a file; None if there are none that can be used."""
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            counts = archive["counts"]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-        return None
-    return counts if counts.shape == (rows, 256) else None
-
-
-def _save(file: Path, counts: np.ndarray) -> None:
-    """Keep counts, whole or not at all; without a folder that can be written, say so."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(file) as opened:
-            np.savez_compressed(opened, counts=counts)
-    except OSError as error:
-        logging.getLogger(__name__).warning(
-            "Class statistics are not kept: cannot write to %s (%s)", file.parent, error.strerror
-        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,11 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from ..cache import cache_root
+from ..cache import cache_root, keep_array, read_array
 from ..errors import UserError
-from ..files import atomic_write
-
-logger = logging.getLogger(__name__)
 
 Encode = Callable[[list[str]], ArrayLike]
 
@@ -66,7 +62,7 @@ def embed_words(
     if "{}" not in template:
         raise UserError(f"the prompt template '{template}' has no {{}} for the word")
     path = None if weights is None else _cache_file(words, template, weights)
-    if path is not None and (kept := _read(path, len(words))) is not None:
+    if path is not None and (kept := read_array(path, len(words))) is not None:
         return kept
     texts = [template.replace("{}", word) for word in words]
     starts = range(0, len(texts), batch_size)
@@ -76,7 +72,7 @@ def embed_words(
     ]
     embeddings = np.concatenate(batches)
     if path is not None:
-        _write(path, embeddings)
+        keep_array(path, embeddings, "embeddings of OOD words are")
     return embeddings
 
 
@@ -87,25 +83,4 @@ def unit_length(vectors: np.ndarray) -> np.ndarray:
 
 def _cache_file(words: Sequence[str], template: str, weights: str) -> Path:
     content = json.dumps([list(words), template, weights], allow_nan=False).encode()
-    return cache_root() / "words" / f"{hashlib.sha256(content).hexdigest()[:32]}.npy"
-
-
-def _read(path: Path, num_words: int) -> np.ndarray | None:
-    if not path.is_file():
-        return None
-    try:
-        embeddings = np.load(path, allow_pickle=False)
-    except Exception as error:  # NumPy raises many kinds for files that are cut or not its own
-        logger.warning("%s cannot be read (%s): encoding again", path, type(error).__name__)
-        return None
-    return embeddings if len(embeddings) == num_words else None
-
-
-def _write(path: Path, embeddings: np.ndarray) -> None:
-    """Keep embeddings for the next run; other processes may do the same."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            np.save(file, embeddings, allow_pickle=False)
-    except OSError as error:
-        logger.warning("cannot keep the OOD words' embeddings in %s: %s", path.parent, error)
+    return cache_root() / "words" / f"{hashlib.sha256(content).hexdigest()[:32]}.npz"

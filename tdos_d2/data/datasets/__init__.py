@@ -2,16 +2,14 @@
 
 from ..demo_scenes.dataset import register_demo
 from .camvid import register_camvid
-from .cityscapes import register_poc
+from .cityscapes import register_train_sets
 from .folder import MissingDatasetError, data_root
 from .ood import register_ood, register_ood_dataset
 from .registration_file import register_from_file
-from .synthetic import register_synthetic
 
 __all__ = ["MissingDatasetError", "data_root", "register_from_file", "register_ood_dataset"]
 
 register_camvid()
 register_ood()
-register_poc()
-register_synthetic()
+register_train_sets()
 register_demo()

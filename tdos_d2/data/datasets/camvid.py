@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..reading import IGNORE
-from .folder import BuiltinFolder, ImageFolder, register_folder
+from .folder import BuiltinFolder, ImageFolder, register_classes, register_folder
 from .ood import ood_metadata
 
 # name and colour of the train ids 0..10
@@ -26,15 +25,8 @@ _VOID, _OOD = 11, 12
 def register_camvid() -> None:
     """Register camvid_train, camvid_val, camvid_test and camvid_ood."""
     for split in ("train", "val", "test"):
-        register_folder(
-            f"camvid_{split}",
-            BuiltinFolder(("CamVid",), (ImageFolder(split, f"{split}annot"),)),
-            evaluator_type="sem_seg",
-            stuff_classes=list(CAMVID_CLASSES),
-            stuff_colors=list(CAMVID_CLASSES.values()),
-            ignore_label=IGNORE,
-            ignore_values=(_VOID,),
-        )
+        folder = BuiltinFolder(("CamVid",), (ImageFolder(split, f"{split}annot"),))
+        register_classes(f"camvid_{split}", folder, CAMVID_CLASSES, ignore_values=(_VOID,))
     name = "camvid_ood"
     metadata = ood_metadata(
         name,

@@ -10,7 +10,7 @@ from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 
 from ...errors import UserError
 from ..reading import IGNORE
-from .folder import BuiltinFolder, ImageFolder, MissingDatasetError, register_folder
+from .folder import BuiltinFolder, ImageFolder, MissingDatasetError, register_classes
 
 _IMAGE_END = "leftImg8bit.png"
 _LABEL_END = "gtFine_labelTrainIds.png"
@@ -29,20 +29,21 @@ _TRAIN = 16
 _POC_TRAIN = 85
 
 
-def register_poc() -> None:
-    """Register poc_cityscapes_coco_train: Cityscapes with inpainted COCO objects, labelled OOD."""
-    folder = BuiltinFolder(
-        ("POC_CS_COCO_RECONSTRUCTED", "NEW_POC_CS_COCO_RECONSTRUCTED"),
-        (ImageFolder("leftImg8bit/train", "gtFine/train"),),
-        "datasets/prepare_poc.py",
-    )
-    register_folder(
+def register_train_sets() -> None:
+    """Register gta_train and synthia_train, rendered scenes to be mixed into training, and
+    poc_cityscapes_coco_train: Cityscapes with inpainted COCO objects, labelled OOD."""
+    # Folders that datasets/prepare_gta.py and prepare_synthia.py write.
+    for name, place in (("gta_train", "gta_trainids"), ("synthia_train", "synthia_trainids")):
+        folder = BuiltinFolder((place,), (ImageFolder("images", "labels", image_glob="*"),))
+        register_classes(name, folder, CITYSCAPES_CLASSES)
+    register_classes(
         "poc_cityscapes_coco_train",
-        folder,
-        evaluator_type="sem_seg",
-        stuff_classes=list(CITYSCAPES_CLASSES),
-        stuff_colors=list(CITYSCAPES_CLASSES.values()),
-        ignore_label=IGNORE,
+        BuiltinFolder(
+            ("POC_CS_COCO_RECONSTRUCTED", "NEW_POC_CS_COCO_RECONSTRUCTED"),
+            (ImageFolder("leftImg8bit/train", "gtFine/train"),),
+            "datasets/prepare_poc.py",
+        ),
+        CITYSCAPES_CLASSES,
         ood_values=tuple(range(len(CITYSCAPES_CLASSES), IGNORE)),
         class_values={_POC_TRAIN: _TRAIN},
     )

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 
 from ...errors import UserError
 from ...files import find_files
-from ..reading import image_size
+from ..reading import IGNORE, image_size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
@@ -213,6 +213,24 @@ def register_folder(name: str, folder: ImageFolder | BuiltinFolder, **metadata: 
     layout = folder.layouts[0] if isinstance(folder, BuiltinFolder) else folder
     metadata = {"has_labels": layout.labels is not None, "folder": folder, **metadata}
     register(name, functools.partial(folder.read, name), **metadata)
+
+
+def register_classes(
+    name: str,
+    folder: BuiltinFolder,
+    classes: Mapping[str, Sequence[int]],
+    **metadata: Any,
+) -> None:
+    """Register a set whose labels are train ids; ``classes`` are their names and colours."""
+    register_folder(
+        name,
+        folder,
+        evaluator_type="sem_seg",
+        stuff_classes=list(classes),
+        stuff_colors=list(classes.values()),
+        ignore_label=IGNORE,
+        **metadata,
+    )
 
 
 def register(name: str, read: Callable[[], list[dict[str, Any]]], **metadata: Any) -> None:

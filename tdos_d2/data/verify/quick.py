@@ -44,6 +44,12 @@ def get_dicts(name: str) -> list[dict[str, Any]]:
     return dicts
 
 
+def list_frames(name: str) -> list[dict[str, Any]]:
+    """File names of a registered set: Detectron2's loader of Cityscapes takes seconds."""
+    metadata = MetadataCatalog.get(name)
+    return cityscapes_frames(metadata) if is_cityscapes(metadata) else get_dicts(name)
+
+
 def check_registered(name: str) -> None:
     """Raise UserError, with names that look alike, if no data set has this name."""
     if name in DatasetCatalog:
@@ -124,8 +130,7 @@ def check_dataset(name: str, training: bool) -> int:
     """
     check_registered(name)
     metadata = MetadataCatalog.get(name)
-    # Detectron2's loader of Cityscapes takes seconds.
-    dicts = cityscapes_frames(metadata) if is_cityscapes(metadata) else get_dicts(name)
+    dicts = list_frames(name)
     labelled = [record for record in dicts if "sem_seg_file_name" in record]
     if training and len(labelled) < len(dicts):
         raise UserError(f"dataset '{name}' has images without sem_seg_file_name: not for training")

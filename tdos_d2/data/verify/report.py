@@ -16,7 +16,6 @@ from detectron2.data.catalog import Metadata
 from tqdm.contrib.concurrent import thread_map
 
 from ...errors import UserError
-from ..datasets.cityscapes import cityscapes_frames, is_cityscapes
 from ..datasets.folder import MissingDatasetError
 from ..reading import (
     IGNORE,
@@ -26,7 +25,7 @@ from ..reading import (
     read_values,
     value_table,
 )
-from .quick import check_registered, get_dicts
+from .quick import check_registered, list_frames
 
 
 class Expected(NamedTuple):
@@ -159,7 +158,7 @@ def _records(name: str, metadata: Metadata, report: Report) -> list[dict[str, An
     """The frames of the set; labels that belong to none go into the report."""
     folder = metadata.get("folder")
     if folder is None:
-        return cityscapes_frames(metadata) if is_cityscapes(metadata) else get_dicts(name)
+        return list_frames(name)
     folder = folder.locate(name)
     records = folder.frames(name)
     report.problems += [f"label without image: {path}" for path in folder.stray_labels()]
