@@ -74,3 +74,14 @@ def pad(
     new_label = np.full(new_size, IGNORE, np.uint8)
     new_label[:height, :width] = label
     return new_image, new_label
+
+
+def overlap(
+    frame: Sequence[int], box: Sequence[int], top: int, left: int
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """The parts of a frame and of a box of these sizes (H, W) that cover each other."""
+    low = np.clip((top, left), 0, frame)
+    high = np.clip((top + box[0], left + box[1]), low, frame)
+    outer = slice(low[0], high[0]), slice(low[1], high[1])
+    inner = slice(low[0] - top, high[0] - top), slice(low[1] - left, high[1] - left)
+    return outer, inner

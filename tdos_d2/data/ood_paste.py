@@ -12,6 +12,7 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from ..errors import UserError
+from .augmentation import overlap
 from .coco_objects import CocoSource
 from .datasets import data_root
 from .reading import IGNORE
@@ -184,7 +185,7 @@ class OODPaste:
     @staticmethod
     def _covers_known(label: np.ndarray, mask: np.ndarray, top: int, left: int) -> bool:
         """Whether enough of an object would lie on pixels that are not ignored."""
-        outer, inner = _overlap(label.shape, mask.shape, top, left)
+        outer, inner = overlap(label.shape, mask.shape, top, left)
         covered = label[outer][mask[inner] > 0.5]
         return len(covered) > 0 and np.mean(covered != IGNORE) >= _MIN_KNOWN
 
@@ -206,7 +207,7 @@ class OODPaste:
         y = top + rows.max()
         reach = np.ceil([1.2 * along, 1.2 * across]).astype(int)
         first = np.floor([y, x]).astype(int) - reach
-        outer, _ = _overlap(label.shape, 2 * reach + 2, *first)
+        outer, _ = overlap(label.shape, 2 * reach + 2, *first)
         ys, xs = np.ogrid[outer]
         distance = np.sqrt(((xs - x) / across) ** 2 + ((ys - y) / along) ** 2)
         # Full within 0.8 of the ellipse, nothing beyond 1.2.
@@ -231,7 +232,7 @@ class OODPaste:
         top: int,
         left: int,
     ) -> None:
-        outer, inner = _overlap(label.shape, mask.shape, top, left)
+        outer, inner = overlap(label.shape, mask.shape, top, left)
         hard = (mask[inner] > 0.5).astype(np.float32)
         # A 3x3 blur of the hard mask: the seam reaches one pixel to either side of the outline.
         alpha = cv2.sepFilter2D(hard, -1, _BLUR, _BLUR, borderType=cv2.BORDER_REPLICATE)[..., None]
@@ -311,17 +312,6 @@ def fallback_warning(cfg: CfgNode) -> str:
         "are drawn shapes, neither COCO's objects (datasets/prepare_coco_outliers.py lists them) "
         "nor the published training data (configs/tdos_*_poc.yaml)"
     )
-
-
-def _overlap(
-    frame: Sequence[int], box: Sequence[int], top: int, left: int
-) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The parts of a frame and of a box of these sizes (H, W) that cover each other."""
-    low = np.clip((top, left), 0, frame)
-    high = np.clip((top + box[0], left + box[1]), low, frame)
-    outer = slice(low[0], high[0]), slice(low[1], high[1])
-    inner = slice(low[0] - top, high[0] - top), slice(low[1] - left, high[1] - left)
-    return outer, inner
 
 
 def _perspective(foot: float) -> float:

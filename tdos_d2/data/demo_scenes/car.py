@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from .sprites import CIRCLE, Colour, hsv, known_colour
 from .street import CAR, Canvas
@@ -17,7 +18,7 @@ class Car:
     Sizes are in metres; ``belt`` is the height at which the windows begin.
     """
 
-    def __init__(self, rng: np.random.Generator, x: float, z: float) -> None:
+    def __init__(self, rng: Generator, x: float, z: float) -> None:
         self.x, self.z = x, z
         self.half, self.length = rng.uniform(0.82, 0.95), rng.uniform(3.6, 4.7)
         self.belt, self.roof = rng.uniform(0.85, 1.0), rng.uniform(1.4, 1.9)
@@ -80,11 +81,7 @@ class Car:
         return np.array([(x0, y0, self.z), (x1, y0, self.z), (x1, y1, self.z), (x0, y1, self.z)])
 
     def _solid(
-        self,
-        canvas: Canvas,
-        y: tuple[float, float],
-        inset: float,
-        z: tuple[float, float],
+        self, canvas: Canvas, y: tuple[float, float], inset: float, z: tuple[float, float],
         slope: float,
     ) -> np.ndarray:
         """Outline (n, 2) in pixels of a box whose top is narrower and shorter than its bottom."""

@@ -34,7 +34,9 @@ from tqdm import tqdm
 
 from ...cache import cache_root
 from ...errors import UserError
+from ..datasets.cityscapes import CITYSCAPES_CLASSES
 from ..datasets.folder import register
+from ..datasets.ood import ood_metadata
 from ..reading import IGNORE
 from . import street
 from .scenes import render_scene
@@ -42,19 +44,6 @@ from .scenes import render_scene
 SIZE = (96, 192)  # H, W
 # Fewer are drawn faster than another process starts.
 _SCENES_PER_WORKER = 50
-# Cityscapes' colours, in the order of street.CLASSES.
-_COLOURS = [
-    (128, 64, 128),
-    (244, 35, 232),
-    (70, 70, 70),
-    (190, 153, 153),
-    (153, 153, 153),
-    (220, 220, 0),
-    (107, 142, 35),
-    (70, 130, 180),
-    (220, 20, 60),
-    (0, 0, 142),
-]
 
 
 @dataclass(frozen=True)
@@ -81,26 +70,17 @@ _SPLITS = {
 
 def register_demo() -> None:
     """Register demo_train, demo_val, demo_ood, demo_ood_hard and demo_ood_dev."""
-    classes = {
-        "stuff_classes": list(street.CLASSES),
-        "stuff_colors": _COLOURS,
-        "ignore_label": IGNORE,
-    }
+    colours = [tuple(CITYSCAPES_CLASSES[name]) for name in street.CLASSES]
+    classes = {"stuff_classes": list(street.CLASSES), "stuff_colors": colours}
     # The protocol's sizes are meant for 1280x720: scaled by area.
     area = SIZE[0] * SIZE[1] / (1280 * 720)
-    ood = {
-        "evaluator_type": "ood",
-        "id_values": tuple(range(street.OOD)),
-        "ood_values": (street.OOD,),
-        "ignore_values": (IGNORE,),
-        "undeclared": "error",
-        "protocol": "anomaly",
-        "min_pred": max(1, round(500 * area)),
-        "min_gt": max(1, round(100 * area)),
-        "test_size": None,
-    }
+    ood = ood_metadata(
+        "demo_ood", id_values=range(street.OOD), ood_values=(street.OOD,),
+        min_pred=max(1, round(500 * area)), min_gt=max(1, round(100 * area)),
+    )
     for split in _SPLITS:
-        special = ood if split.startswith("ood") else {"evaluator_type": "sem_seg"}
+        known = {"evaluator_type": "sem_seg", "ignore_label": IGNORE}
+        special = ood if split.startswith("ood") else known
         register(f"demo_{split}", functools.partial(_load, split), **classes, **special)
 
 

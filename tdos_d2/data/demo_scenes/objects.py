@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from numpy.random import Generator
 
 from .sprites import Colour, Pen, any_colour, box, disc, hsv, limb, smooth
 
@@ -40,18 +41,18 @@ from .sprites import Colour, Pen, any_colour, box, disc, hsv, limb, smooth
 class Kind:
     """How an OOD kind is drawn and placed; see the table above."""
 
-    draw: Callable[[np.random.Generator, float], Pen]
+    draw: Callable[[Generator, float], Pen]
     metres: tuple[float, float]
     most: int
     share: tuple[float, float] = (0.015, 0.06)
 
 
-def animal(rng: np.random.Generator, height: float) -> Pen:
+def animal(rng: Generator, height: float) -> Pen:
     """Cow, horse or dog from the side."""
     return (_cow, _horse, _dog)[rng.integers(3)](rng, height)
 
 
-def _coat(rng: np.random.Generator) -> Colour:
+def _coat(rng: Generator) -> Colour:
     """Fur: black, white, grey, tan, chestnut or dark brown."""
     tones = [(0.08, 0.1, 0.12), (0.1, 0.06, 0.92), (0.1, 0.05, 0.5), (0.09, 0.45, 0.72)]
     tones += [(0.05, 0.65, 0.5), (0.06, 0.55, 0.28)]
@@ -59,7 +60,7 @@ def _coat(rng: np.random.Generator) -> Colour:
     return hsv(hue, saturation, np.clip(value * rng.uniform(0.8, 1.2), 0.05, 1))
 
 
-def _patches(rng: np.random.Generator, pen: Pen, coat: Colour, area: np.ndarray) -> None:
+def _patches(rng: Generator, pen: Pen, coat: Colour, area: np.ndarray) -> None:
     """Irregular patches of another fur within ``area`` = (x0, y0, x1, y1)."""
     other = _coat(rng)
     if np.abs(other - coat).max() < 60:
@@ -74,12 +75,7 @@ def _patches(rng: np.random.Generator, pen: Pen, coat: Colour, area: np.ndarray)
 
 
 def _legs(
-    rng: np.random.Generator,
-    pen: Pen,
-    hips: tuple[float, float],
-    top: float,
-    width: float,
-    coat: Colour,
+    rng: Generator, pen: Pen, hips: tuple[float, float], top: float, width: float, coat: Colour,
     near: bool,
 ) -> None:
     """The pair of legs on the near or the far side, from ``top`` down to the ground."""
@@ -92,7 +88,7 @@ def _legs(
         pen.draw(box(foot[0] - width * 0.5, 0.95, foot[0] + width * 0.7, 1.0), coat * 0.35)
 
 
-def _cow(rng: np.random.Generator, height: float) -> Pen:
+def _cow(rng: Generator, height: float) -> Pen:
     pen, coat = Pen(height, 1.75), _coat(rng)
     _legs(rng, pen, (0.35, 1.05), 0.6, 0.09, coat, near=False)
     pen.draw(limb((0.22, 0.22), (0.12, 0.65), 0.04, 0.05), coat * 0.7)
@@ -110,7 +106,7 @@ def _cow(rng: np.random.Generator, height: float) -> Pen:
     return pen
 
 
-def _horse(rng: np.random.Generator, height: float) -> Pen:
+def _horse(rng: Generator, height: float) -> Pen:
     pen, coat = Pen(height, 1.3), _coat(rng)
     mane = coat * 0.4 if rng.random() < 0.6 else 255 - 0.4 * (255 - coat)
     _legs(rng, pen, (0.28, 0.76), 0.62, 0.06, coat, near=False)
@@ -122,14 +118,13 @@ def _horse(rng: np.random.Generator, height: float) -> Pen:
     _legs(rng, pen, (0.24, 0.83), 0.58, 0.065, coat, near=True)
     pen.draw(smooth([(0.72, 0.36), (0.92, 0.08), (1.05, 0.08), (1.02, 0.3), (0.95, 0.55)]), coat)
     pen.draw(smooth([(0.7, 0.36), (0.88, 0.06), (0.96, 0.04), (0.86, 0.32)]), mane)
-    pen.draw(
-        smooth([(0.92, 0.05), (1.06, 0.06), (1.27, 0.25), (1.2, 0.33), (1.0, 0.22)]), coat * 0.95
-    )
+    head = smooth([(0.92, 0.05), (1.06, 0.06), (1.27, 0.25), (1.2, 0.33), (1.0, 0.22)])
+    pen.draw(head, coat * 0.95)
     pen.draw(limb((0.97, 0.08), (0.98, 0.0), 0.05, 0.01), coat * 0.7)
     return pen
 
 
-def _dog(rng: np.random.Generator, height: float) -> Pen:
+def _dog(rng: Generator, height: float) -> Pen:
     pen, coat = Pen(height, 1.5), _coat(rng)
     _legs(rng, pen, (0.36, 0.92), 0.62, 0.08, coat, near=False)
     curl = rng.uniform(0.0, 0.25)
@@ -147,7 +142,7 @@ def _dog(rng: np.random.Generator, height: float) -> Pen:
     return pen
 
 
-def sofa(rng: np.random.Generator, height: float) -> Pen:
+def sofa(rng: Generator, height: float) -> Pen:
     """Two- or three-seater from the front, sometimes with stripes or loose cushions."""
     aspect = rng.uniform(1.9, 2.5)
     pen, cloth = Pen(height, aspect), any_colour(rng)
@@ -155,10 +150,8 @@ def sofa(rng: np.random.Generator, height: float) -> Pen:
     for x in (0.12, aspect - 0.18):
         pen.draw(box(x, 0.88, x + 0.06, 1.0), hsv(0.07, 0.5, 0.25))
     high = aspect - 0.1
-    pen.draw(
-        smooth([(0.1, 0.12), (0.3, 0), (high - 0.2, 0), (high, 0.12), (high, 0.7), (0.1, 0.7)], 1),
-        cloth * 0.8,
-    )
+    back = [(0.1, 0.12), (0.3, 0), (high - 0.2, 0), (high, 0.12), (high, 0.7), (0.1, 0.7)]
+    pen.draw(smooth(back, 1), cloth * 0.8)
     if rng.random() < 0.4:
         stripe = any_colour(rng)
         for x in np.arange(0.2, aspect - 0.2, rng.uniform(0.14, 0.24)):
@@ -178,7 +171,7 @@ def sofa(rng: np.random.Generator, height: float) -> Pen:
     return pen
 
 
-def barrel(rng: np.random.Generator, height: float) -> Pen:
+def barrel(rng: Generator, height: float) -> Pen:
     """Wooden barrel with hoops or steel drum with ribs; the body is round, lit from one side."""
     pen = Pen(height, 0.74)
     wooden = rng.random() < 0.4
@@ -190,14 +183,8 @@ def barrel(rng: np.random.Generator, height: float) -> Pen:
         paint = hsv(hue, rng.uniform(0.5, 0.9), rng.uniform(0.3, 0.85))
         band = paint * 0.65 if rng.random() < 0.6 else hsv(0, 0, 0.9)
     left, right = 0.06, 0.68
-    side = [
-        (right, 0.1),
-        (right + bulge, 0.5),
-        (right, 0.9),
-        (0.55, 0.97),
-        (0.37, 1.0),
-        (0.19, 0.97),
-    ]
+    side = [(right, 0.1), (right + bulge, 0.5), (right, 0.9)]
+    side += [(0.55, 0.97), (0.37, 1.0), (0.19, 0.97)]
     pen.draw(smooth([(left, 0.1), *side, (left, 0.9), (left - bulge, 0.5)], 1), paint)
     # Cylinder: brightest off the middle, dark towards both edges.
     bright = rng.uniform(0.25, 0.5)
@@ -221,7 +208,7 @@ def _band(y: float, thickness: float) -> np.ndarray:
     return np.concatenate([rim, np.add(rim[::-1], (0, thickness))])
 
 
-def ladder(rng: np.random.Generator, height: float) -> Pen:
+def ladder(rng: Generator, height: float) -> Pen:
     """Stepladder: two rails, rungs, and the thin legs behind."""
     spread = rng.uniform(0.3, 0.45)
     pen = Pen(height, spread + 0.35)
@@ -238,21 +225,20 @@ def ladder(rng: np.random.Generator, height: float) -> Pen:
     return pen
 
 
-def tyre(rng: np.random.Generator, height: float) -> Pen:
+def tyre(rng: Generator, height: float) -> Pen:
     """Tyre without a rim, upright and turned a little; dark, the street shows through it."""
     turn = rng.uniform(0.6, 1.0)
     pen = Pen(height, turn + 0.2)
     rubber = np.full(3, rng.uniform(18, 48))
     pen.draw(disc(turn / 2 + 0.18, 0.5, turn / 2, 0.5), rubber * 0.7)
     pen.draw(disc(turn / 2, 0.5, turn / 2, 0.5), rubber)
-    pen.detail(disc(turn / 2, 0.5, 0.4 * turn, 0.4), rubber * 1.6)
-    pen.detail(disc(turn / 2, 0.5, 0.36 * turn, 0.36), rubber * 1.1)
-    pen.detail(disc(turn / 2, 0.5, 0.26 * turn, 0.26), rubber * 0.5)
+    for radius, tone in ((0.4, 1.6), (0.36, 1.1), (0.26, 0.5)):
+        pen.detail(disc(turn / 2, 0.5, radius * turn, radius), rubber * tone)
     pen.cut(disc(turn / 2 + 0.02, 0.5, 0.22 * turn, 0.24))
     return pen
 
 
-def suitcase(rng: np.random.Generator, height: float) -> Pen:
+def suitcase(rng: Generator, height: float) -> Pen:
     """Trolley case with its handle out."""
     pen, shell = Pen(height, 0.62), any_colour(rng)
     for x in (0.14, 0.44):
@@ -268,7 +254,7 @@ def suitcase(rng: np.random.Generator, height: float) -> Pen:
     return pen
 
 
-def tent(rng: np.random.Generator, height: float) -> Pen:
+def tent(rng: Generator, height: float) -> Pen:
     """Dome or ridge tent with an open entrance."""
     pen, cloth = Pen(height, 1.8), any_colour(rng)
     dome = [(0.0, 1.0), (0.15, 0.45), (0.6, 0.02), (1.2, 0.02), (1.65, 0.45), (1.8, 1.0)]
@@ -280,7 +266,7 @@ def tent(rng: np.random.Generator, height: float) -> Pen:
     return pen
 
 
-def boulder(rng: np.random.Generator, height: float) -> Pen:
+def boulder(rng: Generator, height: float) -> Pen:
     """Rock with flat faces, lighter on top."""
     aspect = rng.uniform(1.0, 1.5)
     pen = Pen(height, aspect)
@@ -296,7 +282,7 @@ def boulder(rng: np.random.Generator, height: float) -> Pen:
     return pen
 
 
-def boat(rng: np.random.Generator, height: float) -> Pen:
+def boat(rng: Generator, height: float) -> Pen:
     """Sailing dinghy on dry land."""
     pen, hull, sail = Pen(height, 1.15), any_colour(rng), any_colour(rng)
     pen.draw(box(0.52, 0.0, 0.56, 0.75), hsv(0.08, 0.5, 0.4))
@@ -307,7 +293,7 @@ def boat(rng: np.random.Generator, height: float) -> Pen:
     return pen
 
 
-def umbrella(rng: np.random.Generator, height: float) -> Pen:
+def umbrella(rng: Generator, height: float) -> Pen:
     """Open parasol whose panels take turns in two colours."""
     pen, colours = Pen(height, 1.3), (any_colour(rng), any_colour(rng))
     pen.draw(box(0.63, 0.1, 0.67, 0.97), hsv(0.08, 0.4, 0.35))
@@ -316,14 +302,8 @@ def umbrella(rng: np.random.Generator, height: float) -> Pen:
     for i in range(6):
         low = 0.5 - 0.06 * np.sin(np.pi * edge[i : i + 2] / 1.3)
         knee = 0.65 + (edge[i : i + 2] - 0.65) * 0.75
-        panel = [
-            (0.65, 0.02),
-            (knee[1], 0.2),
-            (edge[i + 1], low[1]),
-            (edge[i], low[0]),
-            (knee[0], 0.2),
-        ]
-        pen.draw(panel, colours[i % 2])
+        panel = [(0.65, 0.02), (knee[1], 0.2), (edge[i + 1], low[1])]
+        pen.draw([*panel, (edge[i], low[0]), (knee[0], 0.2)], colours[i % 2])
     return pen
 
 

@@ -1,7 +1,7 @@
 """Street scenes drawn by the program: training and test pictures that need no download.
 
-``render_scene`` puts together a street (``demo_street``), known objects (``demo_sprites``) and, on
-demand, objects of no known class (``demo_objects``). Known things have the colours that they mostly
+``render_scene`` puts together a street (``street``), known objects (``sprites``, ``car``) and, on
+demand, objects of no known class (``objects``). Known things have the colours that they mostly
 have; unknown ones may share them, so rarity of colour alone is a weak sign. Scenes are drawn at
 twice their size and reduced.
 """
@@ -13,11 +13,12 @@ from functools import partial
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from . import sprites, street
 from .car import Car
 from .objects import KINDS, Kind
-from .sprites import hsv
+from .sprites import Pen, hsv
 from .street import Canvas, Layout
 
 _SUPERSAMPLING = 2
@@ -34,17 +35,17 @@ _Item = tuple[float, Callable[[], None]]
 
 
 def render_scene(
-    rng: np.random.Generator, size: tuple[int, int] = (96, 192), ood_kind: str | None = None
+    rng: Generator, size: tuple[int, int] = (96, 192), ood_kind: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw one street scene.
 
     Args:
         rng: the only source of randomness.
         size: (H, W) in pixels, both at least 32.
-        ood_kind: a key of ``demo_objects.KINDS`` to put on the street, or None: known objects only.
+        ood_kind: a key of ``objects.KINDS`` to put on the street, or None: known objects only.
 
     Returns:
-        image (H, W, 3) uint8 in RGB and label (H, W) uint8: 0..9 as in ``demo_street.CLASSES``,
+        image (H, W, 3) uint8 in RGB and label (H, W) uint8: 0..9 as in ``street.CLASSES``,
         10 = OOD. With ``ood_kind`` the share of label 10 lies in that kind's ``share``.
 
     Raises:
@@ -61,7 +62,7 @@ def render_scene(
 
 
 def _draw(
-    rng: np.random.Generator, size: tuple[int, int], kind: Kind | None
+    rng: Generator, size: tuple[int, int], kind: Kind | None
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Image, label, and the visible share of the OOD pixels (1 where there are none)."""
     height, width = (_SUPERSAMPLING * side for side in size)
@@ -83,7 +84,7 @@ def _draw(
     return _expose(rng, canvas, size), label, visible if kind is not None else 1.0
 
 
-def _expose(rng: np.random.Generator, canvas: Canvas, size: tuple[int, int]) -> np.ndarray:
+def _expose(rng: Generator, canvas: Canvas, size: tuple[int, int]) -> np.ndarray:
     """What the camera sees: surface noise, light, blur, sensor noise; (H, W, 3) uint8."""
     height, width = canvas.label.shape
     fine = rng.standard_normal((height, width), dtype=np.float32)
@@ -99,7 +100,7 @@ def _expose(rng: np.random.Generator, canvas: Canvas, size: tuple[int, int]) -> 
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def _draw_cast_shadows(rng: np.random.Generator, canvas: Canvas, layout: Layout) -> None:
+def _draw_cast_shadows(rng: Generator, canvas: Canvas, layout: Layout) -> None:
     """On clear days the houses of one side throw their shadow over part of the street."""
     if canvas.light.shadow < 0.6 or rng.random() < 0.4:
         return
@@ -108,51 +109,34 @@ def _draw_cast_shadows(rng: np.random.Generator, canvas: Canvas, layout: Layout)
     for _ in range(int(rng.integers(1, 4))):
         z = rng.uniform(3, 30)
         length = rng.uniform(3, 15)
-        corners = [
-            (x, 0, z),
-            (x + reach, 0, z + 1),
-            (x + reach, 0, z + 1 + length),
-            (x, 0, z + length),
-        ]
+        corners = [(x, 0, z), (x + reach, 0, z + 1)]
+        corners += [(x + reach, 0, z + 1 + length), (x, 0, z + length)]
         canvas.shadow(canvas.camera.project(np.array(corners)), 0.6)
 
 
-def _place(
-    rng: np.random.Generator,
-    canvas: Canvas,
-    pen: sprites.Pen,
-    x: float,
-    z: float,
-    label: int,
-) -> None:
-    """Paint an upright object that stands at (X, Z), with its shadow on the ground."""
-    column, foot = canvas.camera.project(np.array([x, 0.0, z]))
-    if rng.random() < 0.5:
-        pen.mirror()
-    pen.shade(canvas.light.side)
-    width = pen.mask.shape[1]
-    lean = -canvas.light.side * canvas.light.shadow * 0.5 * width
-    spot = sprites.disc(column + lean, foot - 0.02 * width, 0.6 * width, 0.12 * width)
-    # The shadows of a row of trees lie on one another.
-    canvas.shadow(spot, 0.5 if label in (street.VEGETATION, street.POLE) else 1.0)
-    canvas.paste(pen, column, foot, label)
-
-
 def _standing(
-    rng: np.random.Generator,
-    canvas: Canvas,
-    draw: Callable[[float], sprites.Pen],
-    metres: float,
-    x: float,
-    z: float,
-    label: int,
+    rng: Generator, canvas: Canvas, draw: Callable[[Generator, float], Pen], metres: float,
+    x: float, z: float, label: int,
 ) -> _Item:
-    """Item for an upright object of a height in metres."""
-    height = metres * canvas.camera.focal / z
-    return z, lambda: _place(rng, canvas, draw(height), x, z, label)
+    """An upright object, ``metres`` high, that stands at (X, Z), with its shadow on the ground."""
+
+    def paint() -> None:
+        column, foot = canvas.camera.project(np.array([x, 0.0, z]))
+        pen = draw(rng, metres * canvas.camera.focal / z)
+        if rng.random() < 0.5:
+            pen.mirror()
+        pen.shade(canvas.light.side)
+        width = pen.mask.shape[1]
+        lean = -canvas.light.side * canvas.light.shadow * 0.5 * width
+        spot = sprites.disc(column + lean, foot - 0.02 * width, 0.6 * width, 0.12 * width)
+        # The shadows of a row of trees lie on one another.
+        canvas.shadow(spot, 0.5 if label in (street.VEGETATION, street.POLE) else 1.0)
+        canvas.paste(pen, column, foot, label)
+
+    return z, paint
 
 
-def _cars(rng: np.random.Generator, canvas: Canvas, layout: Layout) -> list[_Item]:
+def _cars(rng: Generator, canvas: Canvas, layout: Layout) -> list[_Item]:
     left, right = layout.road
     spots: list[tuple[float, float]] = []
     for x in (left + 1.1, right - 1.1):
@@ -172,12 +156,11 @@ def _cars(rng: np.random.Generator, canvas: Canvas, layout: Layout) -> list[_Ite
             z = rng.uniform(*layout.crossing) if layout.crossing[1] > layout.crossing[0] else 20.0
             x = rng.uniform(2 * layout.edge[0], 2 * layout.edge[1])
             tall = rng.uniform(1.4, 1.7)
-            draw = partial(sprites.car_side, rng)
-            items.append(_standing(rng, canvas, draw, tall, x, z, street.CAR))
+            items.append(_standing(rng, canvas, sprites.car_side, tall, x, z, street.CAR))
     return items
 
 
-def _people(rng: np.random.Generator, canvas: Canvas, layout: Layout) -> list[_Item]:
+def _people(rng: Generator, canvas: Canvas, layout: Layout) -> list[_Item]:
     items = []
     for _ in range(int(rng.integers(2, 7))):
         z = rng.uniform(4, 10)
@@ -186,12 +169,12 @@ def _people(rng: np.random.Generator, canvas: Canvas, layout: Layout) -> list[_I
         else:
             side = int(rng.integers(2))
             x = rng.uniform(*sorted((layout.road[side], layout.edge[side])))
-        draw = partial(sprites.person, rng)
-        items.append(_standing(rng, canvas, draw, rng.uniform(1.25, 1.95), x, z, street.PERSON))
+        tall = rng.uniform(1.25, 1.95)
+        items.append(_standing(rng, canvas, sprites.person, tall, x, z, street.PERSON))
     return items
 
 
-def _trees(rng: np.random.Generator, canvas: Canvas, layout: Layout) -> list[_Item]:
+def _trees(rng: Generator, canvas: Canvas, layout: Layout) -> list[_Item]:
     items = []
     for side in (0, 1):
         if rng.random() < 0.4:
@@ -201,13 +184,12 @@ def _trees(rng: np.random.Generator, canvas: Canvas, layout: Layout) -> list[_It
         tall = rng.uniform(1.5, 8)
         for z in np.arange(rng.uniform(7, 16), 45, rng.uniform(6, 14)):
             if rng.random() < 0.75:
-                draw = partial(sprites.tree, rng)
                 height = tall * rng.uniform(0.8, 1.2)
-                items.append(_standing(rng, canvas, draw, height, x, z, street.VEGETATION))
+                items.append(_standing(rng, canvas, sprites.tree, height, x, z, street.VEGETATION))
     return items
 
 
-def _posts(rng: np.random.Generator, canvas: Canvas, layout: Layout) -> list[_Item]:
+def _posts(rng: Generator, canvas: Canvas, layout: Layout) -> list[_Item]:
     """Lamp posts in a row and traffic signs on their masts."""
     items = []
     for side in (0, 1):
@@ -216,7 +198,7 @@ def _posts(rng: np.random.Generator, canvas: Canvas, layout: Layout) -> list[_It
         step = rng.uniform(9, 20)
         if rng.random() < 0.75:
             for z in np.arange(rng.uniform(6, 12), 22, step):
-                draw = partial(sprites.pole, rng, aspect=thick / tall)
+                draw = partial(sprites.pole, aspect=thick / tall)
                 items.append(_standing(rng, canvas, draw, tall, x, z, street.POLE))
         for _ in range(int(rng.integers(0, 3))):
             z, up = rng.uniform(5, 13), rng.uniform(2.0, 3.2)
@@ -225,7 +207,7 @@ def _posts(rng: np.random.Generator, canvas: Canvas, layout: Layout) -> list[_It
     return items
 
 
-def _draw_sign(rng: np.random.Generator, canvas: Canvas, x: float, z: float, up: float) -> None:
+def _draw_sign(rng: Generator, canvas: Canvas, x: float, z: float, up: float) -> None:
     pixels = canvas.camera.focal / z
     column, foot = canvas.camera.project(np.array([x, 0.0, z]))
     half = 0.11 * pixels
@@ -233,17 +215,15 @@ def _draw_sign(rng: np.random.Generator, canvas: Canvas, x: float, z: float, up:
     canvas.polygon(mast, hsv(0, 0, rng.uniform(0.6, 0.75)), street.POLE)
     for i in range(1 + (rng.random() < 0.25)):
         side = rng.uniform(1.0, 1.4)
-        canvas.paste(
-            sprites.sign(rng, side * pixels), column, foot - (up - i) * pixels, street.SIGN
-        )
+        face = sprites.sign(rng, side * pixels)
+        canvas.paste(face, column, foot - (up - i) * pixels, street.SIGN)
 
 
-def _outliers(rng: np.random.Generator, canvas: Canvas, layout: Layout, kind: Kind) -> list[_Item]:
+def _outliers(rng: Generator, canvas: Canvas, layout: Layout, kind: Kind) -> list[_Item]:
     """OOD objects on the street, at the distance that gives them their share of the image."""
     height, width = canvas.label.shape
-    camera = canvas.camera
+    camera, (low, high) = canvas.camera, kind.share
     number = int(rng.integers(1, kind.most + 1))
-    low, high = kind.share
     area = rng.uniform(1.1 * low, 0.9 * high) * height * width / number
     items: list[_Item] = []
     for _ in range(number):
@@ -257,5 +237,5 @@ def _outliers(rng: np.random.Generator, canvas: Canvas, layout: Layout, kind: Ki
         edges = (bounds - camera.bend * z) * z
         x0, x1 = max(edges[0], layout.edge[0]), min(edges[1], layout.edge[1])
         x = rng.uniform(min(x0, x1), max(x0, x1))
-        items.append(_standing(rng, canvas, partial(kind.draw, rng), metres, x, z, street.OOD))
+        items.append(_standing(rng, canvas, kind.draw, metres, x, z, street.OOD))
     return items

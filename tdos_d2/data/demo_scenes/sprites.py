@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 Colour = np.ndarray
 Points = Sequence[tuple[float, float]] | np.ndarray
@@ -33,10 +34,7 @@ def fill(
     image: np.ndarray, polygons: Sequence[np.ndarray] | np.ndarray, colour: Colour | int
 ) -> None:
     """Fill polygons in fixed-point coordinates; they must not overlap one another."""
-    if isinstance(colour, int):
-        value: tuple[float, ...] = (colour,)
-    else:
-        value = tuple(min(max(float(c), 0.0), 255.0) for c in colour)
+    value = np.clip(np.atleast_1d(colour), 0, 255).tolist()
     cv2.fillPoly(image, polygons, value, cv2.LINE_8, _SUBPIXEL_BITS)
 
 
@@ -45,7 +43,7 @@ def hsv(hue: float, saturation: float, value: float) -> Colour:
     return 255.0 * np.array(colorsys.hsv_to_rgb(hue, saturation, value))
 
 
-def any_colour(rng: np.random.Generator) -> Colour:
+def any_colour(rng: Generator) -> Colour:
     """Paint or cloth: every hue, weak and strong, and often black, grey, white or brown."""
     kind = rng.random()
     if kind < 0.35:
@@ -55,7 +53,7 @@ def any_colour(rng: np.random.Generator) -> Colour:
     return hsv(rng.random(), rng.uniform(0.3, 0.95), rng.uniform(0.25, 0.95))
 
 
-def known_colour(rng: np.random.Generator) -> Colour:
+def known_colour(rng: Generator) -> Colour:
     """What cars, clothes and shop fronts mostly are: white to black, blue, seldom dark red."""
     mood = rng.random()
     if mood < 0.65:
@@ -134,7 +132,7 @@ class Pen:
         self.image, self.mask = self.image[:, ::-1].copy(), self.mask[:, ::-1].copy()
 
 
-def person(rng: np.random.Generator, height: float) -> Pen:
+def person(rng: Generator, height: float) -> Pen:
     """Pedestrian, standing or walking, in clothes of any colour."""
     pen = Pen(height, 0.46)
     middle, stride, build = 0.23, rng.uniform(0.0, 0.1), rng.uniform(0.85, 1.25)
@@ -167,7 +165,7 @@ def person(rng: np.random.Generator, height: float) -> Pen:
     return pen
 
 
-def tree(rng: np.random.Generator, height: float) -> Pen:
+def tree(rng: Generator, height: float) -> Pen:
     """Tree or, where the trunk is short, bush; green, or in the colours of autumn."""
     aspect = rng.uniform(0.55, 0.95)
     pen = Pen(height, aspect)
@@ -189,14 +187,14 @@ def tree(rng: np.random.Generator, height: float) -> Pen:
     return pen
 
 
-def foliage(rng: np.random.Generator) -> Colour:
+def foliage(rng: Generator) -> Colour:
     """Colour of leaves."""
     if rng.random() < 0.03:  # autumn
         return hsv(rng.uniform(0.02, 0.14), rng.uniform(0.4, 0.8), rng.uniform(0.35, 0.7))
     return hsv(rng.uniform(0.2, 0.36), rng.uniform(0.4, 0.75), rng.uniform(0.25, 0.55))
 
 
-def sign(rng: np.random.Generator, height: float) -> Pen:
+def sign(rng: Generator, height: float) -> Pen:
     """Face of a traffic sign: round, triangle, square, octagon, diamond, in any two colours."""
     pen = Pen(height, 1.0)
     corners = int(rng.choice([3, 4, 4, 8, 24, 24]))
@@ -215,7 +213,7 @@ def sign(rng: np.random.Generator, height: float) -> Pen:
     return pen
 
 
-def pole(rng: np.random.Generator, height: float, aspect: float) -> Pen:
+def pole(rng: Generator, height: float, aspect: float) -> Pen:
     """Lamp post, mast or bollard; ``aspect`` is the thickness of the shaft over the height."""
     arm = rng.uniform(0.08, 0.25) if rng.random() < 0.6 else 0.0
     pen = Pen(height, arm + 2 * aspect)
@@ -228,7 +226,7 @@ def pole(rng: np.random.Generator, height: float, aspect: float) -> Pen:
     return pen
 
 
-def car_side(rng: np.random.Generator, height: float) -> Pen:
+def car_side(rng: Generator, height: float) -> Pen:
     """Car seen from the side."""
     pen = Pen(height, 2.8)
     paint, glass = known_colour(rng), hsv(0.58, 0.3, rng.uniform(0.12, 0.5))
@@ -236,9 +234,8 @@ def car_side(rng: np.random.Generator, height: float) -> Pen:
     roof = [(back, 0.42), (back + 0.2, 0.03), (1.65, 0.03), (2.1, 0.42)]
     pen.draw(smooth([*roof, (2.72, 0.5), (2.78, 0.8), (0.03, 0.8), (0.03, 0.45)], 1), paint)
     split = (back + 2.0) / 2
-    pen.detail(
-        [(back + 0.16, 0.4), (back + 0.3, 0.1), (split - 0.04, 0.1), (split - 0.04, 0.4)], glass
-    )
+    rear = [(back + 0.16, 0.4), (back + 0.3, 0.1), (split - 0.04, 0.1), (split - 0.04, 0.4)]
+    pen.detail(rear, glass)
     pen.detail([(split + 0.04, 0.1), (1.6, 0.1), (1.9, 0.4), (split + 0.04, 0.4)], glass)
     pen.detail(box(0.03, 0.7, 2.78, 0.8), paint * 0.55)
     pen.detail(box(2.68, 0.5, 2.78, 0.58), np.array([240.0, 235, 200]))

@@ -6,21 +6,15 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
+from ..augmentation import overlap
 from .sprites import Colour, Pen, box, fill, fixed_point, foliage, hsv, known_colour
 
 CLASSES = (
-    "road",
-    "sidewalk",
-    "building",
-    "fence",
-    "pole",
-    "traffic sign",
-    "vegetation",
-    "sky",
-    "person",
+    "road", "sidewalk", "building", "fence", "pole", "traffic sign", "vegetation", "sky", "person",
     "car",
-)
+)  # fmt: skip
 ROAD, SIDEWALK, BUILDING, FENCE, POLE, SIGN, VEGETATION, SKY, PERSON, CAR = range(len(CLASSES))
 OOD = len(CLASSES)
 
@@ -96,18 +90,10 @@ class Canvas:
     def paste(self, pen: Pen, x: float, foot: float, label: int) -> None:
         """Put an object on the canvas: its middle at column ``x``, its ground at row ``foot``."""
         h, w = pen.mask.shape
-        left, top = round(x - w / 2), round(foot) - h
-        rows = slice(max(top, 0), min(top + h, self.label.shape[0]))
-        cols = slice(max(left, 0), min(left + w, self.label.shape[1]))
-        if rows.start >= rows.stop or cols.start >= cols.stop:
-            return
-        inner = (
-            slice(rows.start - top, rows.stop - top),
-            slice(cols.start - left, cols.stop - left),
-        )
+        outer, inner = overlap(self.label.shape, (h, w), round(foot) - h, round(x - w / 2))
         inside = pen.mask[inner] > 0
-        self.image[rows, cols][inside] = pen.image[inner][inside]
-        self.label[rows, cols][inside] = label
+        self.image[outer][inside] = pen.image[inner][inside]
+        self.label[outer][inside] = label
         if label == OOD:
             self.painted_ood += np.count_nonzero(inside)
 
@@ -127,14 +113,14 @@ class Canvas:
         area[:] = area * (1 - np.float32(depth) * mask[..., None])
 
 
-def random_camera(rng: np.random.Generator, height: int, width: int) -> Camera:
+def random_camera(rng: Generator, height: int, width: int) -> Camera:
     """Vanishing point, field of view (50 to 85 degrees), height and bend of the street vary."""
     focal = width / (2 * np.tan(np.radians(rng.uniform(50, 85)) / 2))
     centre = (width * rng.uniform(0.36, 0.64), height * rng.uniform(0.34, 0.46))
     return Camera(focal, centre, rng.uniform(1.3, 2.0), rng.uniform(-0.002, 0.002))
 
 
-def random_light(rng: np.random.Generator) -> Light:
+def random_light(rng: Generator) -> Light:
     """Clear day, overcast, or dusk."""
     mood, side = rng.random(), rng.uniform(-1, 1)
     tint = 1 + rng.uniform(-0.05, 0.05, 3)
@@ -151,7 +137,7 @@ def random_light(rng: np.random.Generator) -> Light:
     return Light(warm * tint, side, 0.5, top, horizon, rng.uniform(0, 0.6))
 
 
-def random_layout(rng: np.random.Generator) -> Layout:
+def random_layout(rng: Generator) -> Layout:
     """Two to four lanes, the camera in one of them, sidewalks of 2 to 4.5 m."""
     lanes, lane = int(rng.integers(2, 5)), rng.uniform(2.9, 3.6)
     # Right-hand and left-hand traffic.
@@ -164,13 +150,13 @@ def random_layout(rng: np.random.Generator) -> Layout:
     return Layout((left, right), edge, (start, start + length))
 
 
-def grain(rng: np.random.Generator, height: int, width: int, cell: int) -> np.ndarray:
+def grain(rng: Generator, height: int, width: int, cell: int) -> np.ndarray:
     """Smooth noise (height, width) float32 of deviation about 1; grains of ``cell`` pixels."""
     grid = rng.standard_normal((height // cell + 2, width // cell + 2), dtype=np.float32)
     return cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def draw_sky(rng: np.random.Generator, canvas: Canvas) -> None:
+def draw_sky(rng: Generator, canvas: Canvas) -> None:
     """Vertical gradient with clouds, then the far end of the street."""
     height, width = canvas.label.shape
     light, horizon = canvas.light, canvas.camera.centre[1]
@@ -203,7 +189,7 @@ def _strip(x0: float, x1: float, z0: float, z1: float) -> np.ndarray:
     return np.concatenate([left, right[::-1]])
 
 
-def draw_ground(rng: np.random.Generator, canvas: Canvas, layout: Layout) -> None:
+def draw_ground(rng: Generator, canvas: Canvas, layout: Layout) -> None:
     """Grass, sidewalks, road, kerbs and markings."""
     near, far = 0.5, FAR
     height, width = canvas.label.shape
@@ -227,7 +213,7 @@ def draw_ground(rng: np.random.Generator, canvas: Canvas, layout: Layout) -> Non
     _draw_markings(rng, canvas, layout)
 
 
-def _draw_markings(rng: np.random.Generator, canvas: Canvas, layout: Layout) -> None:
+def _draw_markings(rng: Generator, canvas: Canvas, layout: Layout) -> None:
     left, right = layout.road
     paint = hsv(0.14, 0.6 if rng.random() < 0.15 else 0.03, rng.uniform(0.65, 0.95))
     lanes = max(2, round((right - left) / 3.3))
@@ -249,7 +235,7 @@ def _draw_markings(rng: np.random.Generator, canvas: Canvas, layout: Layout) -> 
             canvas.polygon(_strip(x, x + 0.5, z, z + 3), paint)
 
 
-def draw_sides(rng: np.random.Generator, canvas: Canvas, layout: Layout) -> None:
+def draw_sides(rng: Generator, canvas: Canvas, layout: Layout) -> None:
     """Rows of buildings, hedges and gaps on both sides, far ones first; fences before them."""
     for side, edge in ((-1, layout.edge[0]), (1, layout.edge[1])):
         built = rng.uniform(0.45, 1.0)
@@ -276,7 +262,7 @@ def _wall(x: float, y0: float, y1: float, z0: float, z1: float) -> np.ndarray:
 
 
 def _draw_building(
-    rng: np.random.Generator, canvas: Canvas, side: int, x: float, z0: float, z1: float
+    rng: Generator, canvas: Canvas, side: int, x: float, z0: float, z1: float
 ) -> None:
     floors, storey = int(rng.integers(2, 8)), rng.uniform(2.8, 3.6)
     top = floors * storey + rng.uniform(0.4, 1.5)
@@ -311,7 +297,7 @@ def _draw_building(
         canvas.polygon(_wall(x, 2.3, 3.0, z0 + 0.3, z1 - 0.3), known_colour(rng) * lit)
 
 
-def _draw_hedge(rng: np.random.Generator, canvas: Canvas, x: float, z0: float, z1: float) -> None:
+def _draw_hedge(rng: Generator, canvas: Canvas, x: float, z0: float, z1: float) -> None:
     tall, leaf = rng.uniform(1.2, 7), foliage(rng)
     z = np.linspace(z0, z1, 14)
     for share, tone in ((1.0, 1.0), (0.6, 0.75)):
@@ -321,7 +307,7 @@ def _draw_hedge(rng: np.random.Generator, canvas: Canvas, x: float, z0: float, z
         canvas.polygon(np.concatenate([crest, foot]), leaf * tone, VEGETATION)
 
 
-def _draw_fence(rng: np.random.Generator, canvas: Canvas, x: float, z0: float, z1: float) -> None:
+def _draw_fence(rng: Generator, canvas: Canvas, x: float, z0: float, z1: float) -> None:
     """Pale boards before a dark ground; all of it is fence."""
     tall, paint = rng.uniform(1.3, 2.2), hsv(0.08, rng.uniform(0, 0.4), rng.uniform(0.6, 0.95))
     canvas.polygon(_wall(x, 0, tall, z0, z1), paint * 0.35, FENCE)
