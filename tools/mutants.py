@@ -167,7 +167,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("tdos_d2/modeling/semantic_augmentation.py", "tests/modeling/test_semantic_augmentation.py"): {
         "noise on the keys too": ("(tokens + noise, tokens, tokens)",
             "(tokens + noise, tokens + noise, tokens)"),
-        "class token perturbed": ("(0, 0, 1, 0))", "(0, 0, 1, 0), value=1)"),
+        "class token perturbed": ("cells.shape[1], 0))", "cells.shape[1], 0), value=1)"),
         "style of the region itself": ("_statistics(x, 1 - cover)", "_statistics(x, cover)"),
         "alpha not used": ("self.alpha * cover", "cover"),
         "region by its nearest pixel": ("return F.adaptive_avg_pool2d(", "return F.interpolate("),

@@ -47,14 +47,16 @@ class Attention(nn.Module):
         Returns:
             (B, Q, C).
         """
+        # (B, S, C) -> (B, heads, S, C / heads)
         q, k, v = (
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
         )
+        # (B, 1, Q, S), the same for all heads; True = may look, unlike in nn.MultiheadAttention.
         allowed = None if blocked is None else ~blocked[:, None]
-        dropout = self.dropout.p if self.training else 0.0
+        dropout = self.dropout.p if self.training else 0.0  # a function, which knows no mode
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
-        return self.dropout(self.out_proj(x.transpose(1, 2).flatten(2)))
+        return self.dropout(self.out_proj(x.transpose(1, 2).flatten(2)))  # heads side by side
 
 
 class FeedForward(nn.Sequential):

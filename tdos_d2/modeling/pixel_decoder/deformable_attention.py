@@ -28,16 +28,18 @@ def multi_scale_deformable_attention(
     batch, queries, heads, _, points = locations.shape[:5]
     # (B * H, L, 1, P * Q, 2): on a CPU grid_sample is vectorised along the last axis only, and
     # sums are fast along any axis but that.
+    # grid_sample counts from -1 to 1.
     grids = (2 * locations - 1).permute(0, 2, 3, 4, 1, 5).flatten(3, 4).flatten(0, 1)[:, :, None]
+    # L maps (B * H, D, h * w)
     levels = value.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], dim=-1)
-    samples = [
+    samples = [  # L times (B * H, D, P, Q)
         F.grid_sample(
             level.unflatten(-1, shape), grids[:, i], padding_mode="zeros", align_corners=False
         ).view(batch * heads, -1, points, queries)
         for i, (level, shape) in enumerate(zip(levels, shapes, strict=True))
     ]
     weights = weights.permute(0, 2, 3, 4, 1).reshape(batch * heads, 1, -1, queries)
-    output = (torch.cat(samples, dim=2) * weights).sum(2)
+    output = (torch.cat(samples, dim=2) * weights).sum(2)  # sum over L * P: (B * H, D, Q)
     return output.view(batch, -1, queries).transpose(1, 2)
 
 
@@ -67,15 +69,16 @@ class MultiScaleDeformableAttention(nn.Module):
 
     def _init_weights(self) -> None:
         """Heads start out looking in different directions, points at growing distance."""
-        nn.init.zeros_(self.offsets.weight)
+        nn.init.zeros_(self.offsets.weight)  # at the start only the bias moves points
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)
+        # Onto a square: point p is p cells away, along x, y or both.
         directions = directions / directions.abs().amax(-1, keepdim=True)
         steps = torch.arange(1, self.num_points + 1).view(1, 1, -1, 1)
         bias = directions[:, None, None] * steps.expand(-1, self.num_levels, -1, -1)
         with torch.no_grad():
             self.offsets.bias.copy_(bias.flatten())
-        nn.init.zeros_(self.weights.weight)
+        nn.init.zeros_(self.weights.weight)  # softmax of zeros: all samples weigh the same
         nn.init.zeros_(self.weights.bias)
         for layer in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(layer.weight)
@@ -105,7 +108,8 @@ class MultiScaleDeformableAttention(nn.Module):
         # Sampling in float32: half precision is too coarse for positions on a large map.
         with torch.autocast(query.device.type, enabled=False):
             sizes = torch.tensor([(w, h) for h, w in shapes], device=query.device).view(-1, 1, 2)
+            # Offsets are in cells of their level, so that all levels start with the same pattern.
             locations = reference[:, None, None, None] + offsets.float() / sizes
-            weights = weights.float().softmax(-1).unflatten(-1, split[1:])
+            weights = weights.float().softmax(-1).unflatten(-1, split[1:])  # over L * P
             output = multi_scale_deformable_attention(value.float(), shapes, locations, weights)
         return self.output_proj(output.to(query.dtype))

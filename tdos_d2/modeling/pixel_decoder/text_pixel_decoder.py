@@ -49,7 +49,7 @@ class TextPixelDecoder(nn.Module):
         finest, *coarse = in_channels
         self.inputs = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, hidden_dim, 1), nn.GroupNorm(groups, hidden_dim))
-            for c in reversed(coarse)
+            for c in reversed(coarse)  # coarsest first, like the memory
         )
         self.lateral = nn.Sequential(
             nn.Conv2d(finest, hidden_dim, 1, bias=False), nn.GroupNorm(groups, hidden_dim)
@@ -67,6 +67,7 @@ class TextPixelDecoder(nn.Module):
             _PixelLayer(hidden_dim, num_heads, num_points, ffn_dim) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(hidden_dim)
+        # Both as in Mask2Former; this one is Detectron2's c2_xavier_fill.
         for conv in (self.lateral[0], self.output[0], self.mask_features):
             nn.init.kaiming_uniform_(conv.weight, a=1)
         for level in self.inputs:
@@ -85,6 +86,7 @@ class TextPixelDecoder(nn.Module):
         """
         maps = [proj(x) for proj, x in zip(self.inputs, reversed(levels[1:]), strict=True)]
         shapes = [tuple(m.shape[-2:]) for m in maps]
+        # (S, C); the level embedding tells cells of different levels at one place apart.
         positions = torch.cat(
             [
                 sine_positions(*shape, self.hidden_dim, maps[0].device) + embedding
@@ -92,15 +94,16 @@ class TextPixelDecoder(nn.Module):
             ]
         )
         reference = torch.cat([_centres(*shape, maps[0].device) for shape in shapes])
-        x = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
+        x = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)  # (B, S, C)
         text = self.text_proj(text)
-        text_key = text + self.text_position.weight
+        text_key = text + self.text_position.weight  # values stay plain text, as in DETR
         for layer in self.layers:
             x = layer(x, positions, reference, shapes, text_key, text)
-        x = self.norm(x).transpose(1, 2)
+        x = self.norm(x).transpose(1, 2)  # (B, C, S)
         sizes = [h * w for h, w in shapes]
         memory = [m.unflatten(2, s) for m, s in zip(x.split(sizes, dim=2), shapes, strict=True)]
         finest = self.lateral(levels[0])
+        # FPN's top-down step from stride 8; sizes need not be exactly twice as large.
         upsampled = F.interpolate(
             memory[-1], size=finest.shape[-2:], mode="bilinear", align_corners=False
         )

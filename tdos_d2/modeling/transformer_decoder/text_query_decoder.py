@@ -70,21 +70,22 @@ class TextQueryDecoder(nn.Module):
             F.interpolate(mask_features, size=shape, mode="bilinear", align_corners=False)
             for shape in shapes
         ]
-        values = [
+        values = [  # (B, h * w, C) of each level
             m.flatten(2).transpose(1, 2) + embedding
             for m, embedding in zip(memory, self.level_embedding.weight, strict=True)
         ]
         positions = [sine_positions(*shape, values[0].shape[-1], text.device) for shape in shapes]
         query = self.query_content(text)
         query_position = self.query_position.weight
+        # The first masks come from the text alone; they say where the first layer may look.
         states = [self.norm(query)]
         for i, layer in enumerate(self.layers):
-            level = i % self.num_levels
+            level = i % self.num_levels  # in turn (Mask2Former, section 3.2)
             blocked = self._blocked(states[-1], small_features[level])
             value = values[level]
             query = layer(query, query_position, value + positions[level], value, blocked)
             states.append(self.norm(query))
-        outputs = torch.stack(states if self.training else states[-1:])
+        outputs = torch.stack(states if self.training else states[-1:])  # (O, B, N, C)
         of_masks = self.mask_head(outputs)
         with torch.autocast(text.device.type, enabled=False):
             masks = torch.einsum("obnc,bchw->obnhw", of_masks.float(), mask_features.float())
@@ -95,6 +96,7 @@ class TextQueryDecoder(nn.Module):
         """(B, N, h * w): where a query's own mask is background; a row of only such is opened."""
         masks = torch.einsum("bnc,bchw->bnhw", self.mask_head(state), features).flatten(2)
         blocked = masks < 0  # sigmoid < 0.5
+        # The softmax of a row that blocks everything would be NaN.
         return blocked & ~blocked.all(-1, keepdim=True)
 
 
