@@ -134,7 +134,7 @@ class TDOSCheckpointer(DetectionCheckpointer):
         if self._whole and self.not_loaded:
             others = len(self.not_loaded) - 1
             raise UserError(f"{self._whole} no fitting {self.not_loaded[0]} and {others} more")
-        own = getattr(self.model, "checkpoint_info", dict)()
+        own = self._info()
         names, clip = info.get("class_names"), info.get("clip_name")
         if names is not None and list(names) != list(own.get("class_names", [])):
             logger.warning(f"{path} was trained with the classes {', '.join(names)}")
@@ -156,8 +156,7 @@ class TDOSCheckpointer(DetectionCheckpointer):
             logger.warning(f"not loaded from {path}: {len(self.not_loaded) - _MAX_SHOWN} more")
 
     def _info(self) -> dict[str, Any]:
-        describe = getattr(self.model, "checkpoint_info", dict)
-        return {**describe(), **self.run_info}
+        return {**getattr(self.model, "checkpoint_info", dict)(), **self.run_info}
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith((".pkl", ".pyth")):

@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..modeling.backbone import pixel_statistics
 from ..modeling.clip import QUICK_GELU_SUFFIX
 from .checkpoint import read_checkpoint_info
-from .config_values import check_values, default_config
+from .config_values import check_values, default_config, get_key
 
 
 def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
@@ -180,10 +180,7 @@ def local_weights(cfg: CfgNode) -> Path | None:
 
 
 def _take(cfg: CfgNode, key: str, value: Any, path: Path | None) -> list[str]:
-    old = cfg
-    for name in key.split("."):
-        old = old[name]
-    if value is None or value == old:
+    if value is None or value == get_key(cfg, key):
         return []
     set_key(cfg, key, value)
     return [f"{key} is {value!r}, as in {path}"]
@@ -191,7 +188,7 @@ def _take(cfg: CfgNode, key: str, value: Any, path: Path | None) -> list[str]:
 
 def _take_model(cfg: CfgNode, info: dict[str, Any], path: Path | None) -> list[str]:
     notes = []
-    if cfg.MODEL.TDOS.OOD_NAME == load_config().MODEL.TDOS.OOD_NAME:  # not another word by choice
+    if cfg.MODEL.TDOS.OOD_NAME == default_config().MODEL.TDOS.OOD_NAME:  # not chosen
         notes += _take(cfg, "MODEL.TDOS.OOD_NAME", info.get("ood_name"), path)
     if info:  # the file has the prompts as they became: the words behind them need not be there
         set_key(cfg, "MODEL.PROMPTS.GROUPS", "")

@@ -33,79 +33,37 @@ _EXAMPLES = {
     "TEST.EXPECTED_RESULTS": [["", "", 1.0, 1.0]],
 }
 _PATHS = (
-    "OUTPUT_DIR",
-    "DATASETS.REGISTER",
-    "INPUT.OOD_PASTE.COCO_LIST",
-    "MODEL.CLIP.WEIGHTS",
-    "MODEL.PROMPTS.GROUPS",
-    "MODEL.TEXT.EMBEDDINGS",
-    "MODEL.TIMM.WEIGHTS",
-    "MODEL.WEIGHTS",
+    "OUTPUT_DIR", "DATASETS.REGISTER", "INPUT.OOD_PASTE.COCO_LIST", "MODEL.CLIP.WEIGHTS",
+    "MODEL.PROMPTS.GROUPS", "MODEL.TEXT.EMBEDDINGS", "MODEL.TIMM.WEIGHTS", "MODEL.WEIGHTS",
     "TEST.SHOW_DIR",
-)
+)  # fmt: skip
 # Numbers, and those in lists, are 0 or greater unless they are named here.
-_ANY_NUMBER = (
-    "SEED",
-    "MODEL.PIXEL_MEAN",
-    "MODEL.SEM_AUG.BLOCKS",
-    "TEST.EXPECTED_RESULTS",
-)
+_ANY_NUMBER = ("SEED", "MODEL.PIXEL_MEAN", "MODEL.SEM_AUG.BLOCKS", "TEST.EXPECTED_RESULTS")
 _POSITIVE = (
-    "DATASETS.TRAIN_WEIGHTS",
-    "INPUT.CROP.SIZE",
-    "INPUT.MAX_SIZE_TEST",
-    "INPUT.RARE_CLASS.TEMPERATURE",
-    "INPUT.SCALE_RANGE",
-    "INPUT.TEST_SIZES",
-    "MODEL.CONTEXT_DECODER.HIDDEN_DIM",
-    "MODEL.CONTEXT_DECODER.NUM_HEADS",
-    "MODEL.MEMORY.NEIGHBOURS",
-    "MODEL.MEMORY.SIZE",
-    "MODEL.NECK.CHANNELS",
-    "MODEL.PIXEL_DECODER.FFN_DIM",
-    "MODEL.PIXEL_DECODER.HIDDEN_DIM",
-    "MODEL.PIXEL_DECODER.NUM_HEADS",
-    "MODEL.PIXEL_DECODER.NUM_LAYERS",
-    "MODEL.PIXEL_DECODER.NUM_SAMPLING_POINTS",
-    "MODEL.PIXEL_STD",
-    "MODEL.REG.TEMPERATURE",
-    "MODEL.SEM_AUG.NUM",
-    "MODEL.TDOS.NEGATIVE_LENGTH",
-    "MODEL.TDOS.NUM_POINTS",
-    "MODEL.TDOS.SCORE_MAP_TEMPERATURE",
-    "MODEL.TRANSFORMER_DECODER.FFN_DIM",
-    "MODEL.TRANSFORMER_DECODER.NUM_HEADS",
-    "MODEL.TRANSFORMER_DECODER.NUM_LAYERS",
-    "SOLVER.BASE_LR",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
-    "SOLVER.CLIP_GRADIENTS.NORM_TYPE",
-    "SOLVER.IMS_PER_BATCH",
-    "SOLVER.MAX_ITER",
-    "SOLVER.NUM_DECAYS",
-    "TEST.AUG.MAX_SIZE",
-    "TEST.AUG.MIN_SIZES",
-    "TEST.PRECISE_BN.NUM_ITER",
-    "TEST.WINDOW.BATCH",
-    "TEST.WINDOW.STRIDE",
-)
+    "DATASETS.TRAIN_WEIGHTS", "INPUT.CROP.SIZE", "INPUT.MAX_SIZE_TEST",
+    "INPUT.RARE_CLASS.TEMPERATURE", "INPUT.SCALE_RANGE", "INPUT.TEST_SIZES",
+    "MODEL.CONTEXT_DECODER.HIDDEN_DIM", "MODEL.CONTEXT_DECODER.NUM_HEADS",
+    "MODEL.MEMORY.NEIGHBOURS", "MODEL.MEMORY.SIZE", "MODEL.NECK.CHANNELS",
+    "MODEL.PIXEL_DECODER.FFN_DIM", "MODEL.PIXEL_DECODER.HIDDEN_DIM",
+    "MODEL.PIXEL_DECODER.NUM_HEADS", "MODEL.PIXEL_DECODER.NUM_LAYERS",
+    "MODEL.PIXEL_DECODER.NUM_SAMPLING_POINTS", "MODEL.PIXEL_STD", "MODEL.REG.TEMPERATURE",
+    "MODEL.SEM_AUG.NUM", "MODEL.TDOS.NEGATIVE_LENGTH", "MODEL.TDOS.NUM_POINTS",
+    "MODEL.TDOS.SCORE_MAP_TEMPERATURE", "MODEL.TRANSFORMER_DECODER.FFN_DIM",
+    "MODEL.TRANSFORMER_DECODER.NUM_HEADS", "MODEL.TRANSFORMER_DECODER.NUM_LAYERS", "SOLVER.BASE_LR",
+    "SOLVER.CHECKPOINT_PERIOD", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER",
+    "SOLVER.NUM_DECAYS", "TEST.AUG.MAX_SIZE", "TEST.AUG.MIN_SIZES", "TEST.PRECISE_BN.NUM_ITER",
+    "TEST.WINDOW.BATCH", "TEST.WINDOW.STRIDE",
+)  # fmt: skip
 _SHARES = (
-    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
-    "INPUT.OOD_PASTE.PROB",
-    "INPUT.OOD_PASTE.SHADOW",
-    "MODEL.CONTEXT_DECODER.DROPOUT",
-    "MODEL.SEM_AUG.ALPHA",
-    "MODEL.SEM_AUG.PROB",
-    "MODEL.TDOS.IMPORTANCE_SAMPLE_RATIO",
-    "SOLVER.POLY_END",
-)
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", "INPUT.OOD_PASTE.PROB", "INPUT.OOD_PASTE.SHADOW",
+    "MODEL.CONTEXT_DECODER.DROPOUT", "MODEL.SEM_AUG.ALPHA", "MODEL.SEM_AUG.PROB",
+    "MODEL.TDOS.IMPORTANCE_SAMPLE_RATIO", "SOLVER.POLY_END",
+)  # fmt: skip
 _RANGES = (
-    "INPUT.OOD_PASTE.NUM",
-    "INPUT.OOD_PASTE.SIZE",
-    "INPUT.SCALE_RANGE",
-    "MODEL.SEM_AUG.NUM",
+    "INPUT.OOD_PASTE.NUM", "INPUT.OOD_PASTE.SIZE", "INPUT.SCALE_RANGE", "MODEL.SEM_AUG.NUM",
     "MODEL.SEM_AUG.SIZE",
-)
+)  # fmt: skip
 # What Detectron2 reads without looking, or what is left of a choice that it has and we do not.
 _CHOICES = {
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
@@ -129,9 +87,9 @@ def check_values(cfg: CfgNode) -> None:
             if not isinstance(value, CfgNode):
                 raise UserError(f"{key} is a section: it must hold keys, not {value!r}")
             continue
-        example = _EXAMPLES.get(key, default)
         if value is None and default is None:
             continue
+        example = _EXAMPLES.get(key, default)
         if not _fits(value, example):
             raise UserError(f"{key} must be {_describe(example)}, not {value!r}")
         _check_numbers(key, value)
@@ -144,13 +102,16 @@ def check_values(cfg: CfgNode) -> None:
             set_key(cfg, key, os.path.expanduser(value))
 
 
-def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(full name, value) of all keys of a config that are no sections."""
+    return ((key, value) for key, value in _keys(node) if not isinstance(value, Mapping))
+
+
+def _keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in node.items():
+        yield f"{prefix}{name}", value
         if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+            yield from _keys(value, f"{prefix}{name}.")
 
 
 def default_config() -> CfgNode:
@@ -165,16 +126,8 @@ def _defaults() -> dict[str, Any]:
     """Keys that this project reads, sections before what they hold."""
     theirs = {name for name, value in get_cfg().MODEL.items() if isinstance(value, CfgNode)}
     skipped = tuple(f"MODEL.{name}." for name in theirs - {"BACKBONE"})
-    found: dict[str, Any] = {}
-    cfg = default_config()
-    for key, value in leaves(cfg):
-        if not key.startswith(skipped):
-            names = key.split(".")
-            for i in range(1, len(names)):
-                section = ".".join(names[:i])
-                found.setdefault(section, get_key(cfg, section))
-            found[key] = value
-    return found
+    keys = _keys(default_config())
+    return {key: value for key, value in keys if not f"{key}.".startswith(skipped)}
 
 
 def get_key(cfg: CfgNode, key: str) -> Any:
