@@ -95,7 +95,7 @@ class TDOSCriterion(nn.Module):
     def _class_loss(self, logits: Tensor, present: Tensor) -> Tensor:
         """sum_q w[y_q] CE_q / sum_q w[y_q], summed over outputs."""
         classes = torch.arange(self.num_known + 1, device=logits.device)
-        target = torch.where(present, classes, self.num_known + 1)
+        target = torch.where(present, classes, self.num_known + 1)  # (B, K + 1)
         weights = self.class_weights[target]
         losses = F.cross_entropy(
             logits.movedim(-1, 1), target.expand(len(logits), -1, -1), reduction="none"
@@ -110,6 +110,8 @@ class TDOSCriterion(nn.Module):
         outputs = len(logits)
         masks = logits[:, present]  # (O, n, h, w)
         count = torch.tensor(float(masks.shape[1]), device=logits.device)
+        # Gradients are averaged over processes: with the mean number of masks as divisor, they are
+        # those of the joint batch.
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(count)
         count = (count / comm.get_world_size()).clamp(min=1)

@@ -49,7 +49,7 @@ class FeatureMemory(nn.Module):
                 centred = F.interpolate(centred, size=grid, mode="bilinear", align_corners=False)
                 centred = F.normalize(centred, dim=1)
             parts.append(centred)
-        return torch.cat(parts, dim=1) / len(parts) ** 0.5
+        return torch.cat(parts, dim=1) / len(parts) ** 0.5  # the norm of n joined unit vectors
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """(B, C_i, h_i, w_i) maps -> (B, h_0, w_0): 1 - mean cosine to the k nearest, in [0, 2].
@@ -64,5 +64,6 @@ class FeatureMemory(nn.Module):
         vectors = self.vectors[: int(self.count)].to(queries.dtype)
         step = max(_BLOCK // len(vectors), 1)
         k = min(self.neighbours, len(vectors))
+        # In blocks: all cosines at once may not fit into memory.
         near = [(q @ vectors.T).topk(k, dim=1).values.mean(1) for q in queries.split(step)]
         return (1 - torch.cat(near)).view(len(embedded), *embedded.shape[-2:])

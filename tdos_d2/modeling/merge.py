@@ -58,10 +58,12 @@ def merge_ood_queries(
     Returns:
         (O, B, K + 1, K + 2), (O, B, K + 1, H, W), (B, K + 1, h, w).
     """
-    ood_logits = class_logits[..., num_known:, :]
+    ood_logits = class_logits[..., num_known:, :]  # (O, B, M + 1, K + 2)
     log_p = ood_logits.log_softmax(-1)[..., num_known]  # (O, B, M + 1)
+    # The softmax of log p is p / sum p, also where every p is too small for float32.
     weights = log_p.softmax(-1) if rule == "score_weighted" else None
     if class_rule == "strongest":
+        # The index, repeated over classes: gather takes the query's whole vector, (O, B, 1, K + 2).
         strongest = log_p.argmax(-1)[..., None, None].expand(*log_p.shape[:-1], 1, num_known + 2)
         merged = ood_logits.gather(-2, strongest)
     elif weights is None:
@@ -81,7 +83,7 @@ def _merge_maps(maps: Tensor, num_known: int, rule: str, weights: Tensor | None)
     if weights is not None:
         merged = torch.einsum("...q,...qhw->...hw", weights.to(ood.dtype), ood).unsqueeze(-3)
     elif rule == "max":
-        merged = ood.amax(-3, keepdim=True)
+        merged = ood.amax(-3, keepdim=True)  # amax, not max: queries that tie share the gradient
     else:
         merged = ood.mean(-3, keepdim=True)
     return torch.cat([maps[..., :num_known, :, :], merged], dim=-3)

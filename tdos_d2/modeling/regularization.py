@@ -73,20 +73,23 @@ class LanguageLoss(nn.Module):
         super().__init__()
         self._make_references = references
         self.weight, self.temperature = weight, temperature
+        # They follow from the weights: no part of a checkpoint, but moved with the module.
         self.register_buffer("references", None, persistent=False)
         self.register_buffer("queries", None, persistent=False)
         self.register_load_state_dict_post_hook(_forget_references)
 
     def forward(self, text: Tensor) -> Tensor:
         """(B, N, D) text embeddings -> the weighted term."""
+        # float32: the temperature enlarges what half precision rounds away.
         with torch.autocast(text.device.type, enabled=False):
-            if self.references is None:
+            if self.references is None:  # not in __init__: a checkpoint is loaded after it
                 with torch.no_grad():
                     references, queries = self._make_references()
                 self.references = references.detach().to(text.device, torch.float32)
                 self.queries = queries.to(text.device)
             text = F.normalize(text[:, self.queries].float(), dim=-1)
             logits = text @ self.references.T / self.temperature
+        # (B, R): row k of the logits is of the query that reference k belongs to.
         targets = torch.arange(len(self.queries), device=text.device).expand(len(text), -1)
         return self.weight * F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
@@ -115,12 +118,13 @@ class VisionLoss(nn.Module):
         self, encoder: Backbone, *, mse_weight: float = 10.0, cosine_weight: float = 2.0
     ) -> None:
         super().__init__()
+        # train() leaves frozen parts in eval mode, and get_bn_modules finds those in training mode.
         reference = copy.deepcopy(encoder).requires_grad_(False).train()
         trained_norms = get_bn_modules(reference)
         reference.eval()
         for norm in trained_norms:
-            norm.train().track_running_stats = False
-        self._hidden = (reference,)
+            norm.train().track_running_stats = False  # batch statistics, none kept
+        self._hidden = (reference,)  # nn.Module registers modules, not tuples of them
         self.mse_weight, self.cosine_weight = mse_weight, cosine_weight
 
     @property
@@ -128,6 +132,7 @@ class VisionLoss(nn.Module):
         """The encoder as it was loaded."""
         return self._hidden[0]
 
+    # What to(), cuda() and half() call.
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VisionLoss:
         self.reference._apply(fn, recurse)
         return super()._apply(fn, recurse)

@@ -37,7 +37,7 @@ def class_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     Returns:
         (B, K + 1, h, w) in [0, K + 1].
     """
-    probabilities = class_logits.softmax(-1)[..., :-1]
+    probabilities = class_logits.softmax(-1)[..., :-1]  # "no object", the last, claims no pixel
     return torch.einsum("bqc,bqhw->bchw", probabilities, mask_logits.sigmoid())
 
 
@@ -53,7 +53,7 @@ def log_s_ood(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     Returns:
         (B, h, w).
     """
-    log_p = F.log_softmax(class_logits, dim=-1)[..., -2]
+    log_p = F.log_softmax(class_logits, dim=-1)[..., -2]  # (B, K + 1), OOD of K + 2 classes
     return torch.logsumexp(log_p[..., None, None] + F.logsigmoid(mask_logits), dim=1)
 
 
@@ -137,7 +137,7 @@ class AnomalyScores:
     """
 
     def __init__(self, names: Iterable[str], temperature: float = 0.07) -> None:
-        self.names = tuple(dict.fromkeys(names))
+        self.names = tuple(dict.fromkeys(names))  # SCORE may be among EXTRA_SCORES, too
         self.temperature = temperature
         for name in self.names:
             check_score(name, "MODEL.TDOS.SCORE or MODEL.TDOS.EXTRA_SCORES")
@@ -164,6 +164,7 @@ class AnomalyScores:
             else:
                 score = text_only(score_map, self.temperature)
             maps.append(score[:, None])
+        # Masks and score map have different grids; what is averaged has one.
         return torch.cat([resize(x, size) for x in maps], dim=1)
 
     def finish(self, maps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -175,6 +176,7 @@ class AnomalyScores:
             S of the known classes (K, H, W), and all scores (H, W) by name.
         """
         count = len(maps) - len(self._averaged)
+        # The order of window_maps: S, then one map per averaged score.
         s = maps[:count]
         scores = dict(zip(self._averaged, maps[count:], strict=True))
         scores |= {name: PIXEL_SCORES[name](s) for name in self.names if name in PIXEL_SCORES}

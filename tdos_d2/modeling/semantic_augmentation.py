@@ -67,7 +67,7 @@ class SemanticAugmentation(nn.Module):
         chosen = torch.rand(len(labels), 1, 1, device=labels.device) < self.prob
         if self.region == "labelled":
             return labels, (chosen & (labels == self.num_known)).float()
-        picked = chosen & self._ellipses(labels) & (labels < self.num_known)
+        picked = chosen & self._ellipses(labels) & (labels < self.num_known)  # neither void nor OOD
         new_labels = labels.masked_fill(picked, self.num_known)
         if self.region == "both":
             picked = chosen & (new_labels == self.num_known)
@@ -77,13 +77,16 @@ class SemanticAugmentation(nn.Module):
         """(B, H, W) bool: pixels in one of a sample's random ellipses."""
         (batch, height, width), device = labels.shape, labels.device
         fewest, most = self.num_ellipses
+        # Number, diameter, axis ratio, angle and centre (y, x). All samples draw the largest
+        # number and drop what is beyond their own: one tensor, no loop over samples.
         u = torch.rand(6, batch, most, 1, 1, device=device)
         count = fewest + (u[0, :, :1] * (most - fewest + 1)).floor()  # one number per sample
         smallest, largest = self.size
         a = (smallest + (largest - smallest) * u[1]) * min(height, width) / 2
         b = a * (0.5 + 0.5 * u[2])
+        # Half a turn has every direction of an ellipse.
         cosine, sine = torch.cos(math.pi * u[3]), torch.sin(math.pi * u[3])
-        y = torch.arange(height, device=device)[:, None] + 0.5 - u[4] * height
+        y = torch.arange(height, device=device)[:, None] + 0.5 - u[4] * height  # 0.5: pixel centres
         x = torch.arange(width, device=device) + 0.5 - u[5] * width
         along, across = cosine * x + sine * y, cosine * y - sine * x
         inside = (along / a).square() + (across / b).square() <= 1
@@ -131,9 +134,10 @@ class QueryNoise(nn.Module):
         """
         std, mean = torch.std_mean(tokens, dim=-1, keepdim=True, correction=0)
         noise = self.scale * (mean + std * torch.randn_like(tokens))
+        # Both are needed: a cell that the region covers in part is a mixture.
         clean = attend(tokens, tokens, tokens)
         noisy = attend(tokens + noise, tokens, tokens)
-        cells = cover.flatten(2).transpose(1, 2)
+        cells = cover.flatten(2).transpose(1, 2)  # (B, h * w, 1)
         share = F.pad(cells, (0, 0, tokens.shape[1] - cells.shape[1], 0)).to(clean.dtype)
         return clean + share * (noisy - clean)
 
@@ -163,10 +167,11 @@ class StyleMixing(nn.Module):
             (B, C, h, w).
         """
         cover = coverage(region, features.shape[-2:])
-        x = features.float()
+        x = features.float()  # squares, summed over a map, leave the range of half precision
         mean, std = _statistics(x, cover)
         other_mean, other_std = _statistics(x, 1 - cover)
         styled = (x - mean) / std * other_std + other_mean
+        # With nothing or everything covered, one of the two styles does not exist.
         both = (cover > 0).flatten(1).any(1) & (cover < 1).flatten(1).any(1)
         share = self.alpha * cover * both.view(-1, 1, 1, 1)
         return (x + share * (styled - x)).to(features.dtype)
@@ -179,7 +184,8 @@ def coverage(region: Tensor, grid: Sequence[int]) -> Tensor:
 
 def _statistics(x: Tensor, weight: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
     """Weighted mean and standard deviation over positions, (B, C, 1, 1) each."""
+    # The clamp is for an empty region, whose statistics nobody uses; they must be finite.
     weight = weight / weight.sum((-2, -1), keepdim=True).clamp(min=eps)
     mean = (weight * x).sum((-2, -1), keepdim=True)
     variance = (weight * (x - mean).square()).sum((-2, -1), keepdim=True)
-    return mean, (variance + eps).sqrt()
+    return mean, (variance + eps).sqrt()  # the gradient of sqrt(0) is infinite

@@ -21,7 +21,7 @@ def check_window(size: int, stride: int) -> None:
 
 def window_starts(length: int, size: int, stride: int) -> list[int]:
     """Where windows begin along an axis: every ``stride``, the last one shifted inside."""
-    count = max(math.ceil((length - size) / stride), 0) + 1
+    count = max(math.ceil((length - size) / stride), 0) + 1  # at least one, on any axis
     return [max(min(i * stride, length - size), 0) for i in range(count)]
 
 
@@ -55,7 +55,7 @@ def slide(
         for y in window_starts(height, h, stride)
         for x in window_starts(width, w, stride)
     ]
-    total = torch.zeros(())
+    total = torch.zeros(())  # until the first output says how many maps there are
     coverage = image.new_zeros((height, width), dtype=torch.float32)
     for chunk in (corners[i : i + batch] for i in range(0, len(corners), batch)):
         windows = torch.stack([image[:, y : y + h, x : x + w] for y, x in chunk])
@@ -64,4 +64,4 @@ def slide(
                 total = output.new_zeros((len(output), height, width))
             total[:, y : y + h, x : x + w] += output
             coverage[y : y + h, x : x + w] += 1
-    return total.div_(coverage)
+    return total.div_(coverage)  # never 0: a stride up to the window's size leaves no gap

@@ -55,8 +55,9 @@ class SemanticSegmentorWithTTA(nn.Module):
 
     def _average(self, inputs: dict[str, Any]) -> dict[str, Any]:
         height, width = inputs["image"].shape[-2:]
+        # The model brings the maps of every version to this size, where they can be added.
         inputs = {"height": height, "width": width, **inputs}
-        total, number = None, 0
+        total, number = None, 0  # a running sum: one version's maps at a time are in memory
         for image in self._sizes(inputs["image"]):
             for mirrored in (False, True) if self.flip else (False,):
                 version = image.flip(-1) if mirrored else image
@@ -69,6 +70,7 @@ class SemanticSegmentorWithTTA(nn.Module):
         """(3, H, W) uint8 -> the same image in the sizes asked for."""
         if not self.resizes:
             yield image
+        # Detectron2's transforms are for (H, W, C) arrays.
         array = image.permute(1, 2, 0).cpu().numpy()
         for resize in self.resizes:
             resized = resize.get_transform(array).apply_image(array)

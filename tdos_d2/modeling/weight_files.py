@@ -38,6 +38,7 @@ def read_file(path: str | Path, *, mmap: bool = False) -> Any:
         if path.endswith(".pkl"):
             with open(path, "rb") as file:
                 return _ArrayUnpickler(file, encoding="latin1").load()
+        # weights_only: unpickling a whole module runs whatever code its file names.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # safetensors' is of no other kind
         raise unreadable(path, error) from error
@@ -85,6 +86,7 @@ def find_state(content: Any, path: str | Path, own: Collection[str] = ()) -> dic
             f"{path} holds {_describe(content)}, no weights: a state dict is expected, alone or "
             f"as one of {', '.join(_ENTRIES)}"
         )
+    # DataParallel, torch.compile and wrappers of a trainer nest: one prefix after the other.
     own = set(own)
     while own.isdisjoint(found):
         prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in found)), None)

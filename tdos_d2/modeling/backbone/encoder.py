@@ -39,7 +39,7 @@ class CLIPImageEncoder(Backbone):
         self.architecture = architecture
         for part in self._frozen_parts():
             part.requires_grad_(False)
-        self.train(self.training)
+        self.train(self.training)  # new modules are in training mode, frozen parts included
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec | None = None) -> dict:
@@ -81,6 +81,7 @@ class CLIPImageEncoder(Backbone):
             ``tap1`` ... ``tap4`` (B, C, h, w) of the strides in ``output_shape``; ``embedding``
             (B, D); ``dense`` (B, D, h, w) in CLIP's text space.
         """
+        # A frozen encoder has no backward pass: keep no activations for it.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             tokens = self._encode(images, region)
         features = dict(zip(TAPS, tokens.taps, strict=True))

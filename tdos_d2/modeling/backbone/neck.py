@@ -40,6 +40,7 @@ class ScaleNeck(nn.Module):
                 f"these have strides {sorted(strides)}"
             )
         stride = strides.pop()
+        # Doublings from the patches to the finest level; each next level has one less.
         octaves = round(math.log2(stride / FINEST_STRIDE))
         self.levels = nn.ModuleList(
             _rescale(shape.channels, octaves - level, norm) for level, shape in enumerate(in_shapes)
@@ -89,6 +90,7 @@ class FPNNeck(nn.Module):
             )
         *finer, last = in_shapes
         joined = ShapeSpec(channels=last.channels + score_channels, stride=last.stride)
+        # FPN asks its backbone for names: numbers, finest first.
         given = _Given([*finer, joined])
         self.pyramid = FPN(given, list(given.output_shape()), channels, norm=norm)
         self.channels = [channels] * len(in_shapes)
@@ -108,7 +110,7 @@ class FPNNeck(nn.Module):
             (B, ``channels``, h_i, w_i), finest first.
         """
         *finer, last = taps
-        joined = [*finer, torch.cat([last, score_map], dim=1)]
+        joined = [*finer, torch.cat([last, score_map], dim=1)]  # both have the encoder's last grid
         return list(self.pyramid({str(i): tap for i, tap in enumerate(joined)}).values())
 
 
@@ -153,6 +155,6 @@ def _rescale(channels: int, octaves: int, norm: str) -> nn.Module:
     layers: list[nn.Module] = []
     for octave in range(octaves):
         if octave:
-            layers += [get_norm(norm, channels) or nn.Identity(), nn.GELU()]
+            layers += [get_norm(norm, channels) or nn.Identity(), nn.GELU()]  # None for ""
         layers.append(nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2))
     return nn.Sequential(*layers)

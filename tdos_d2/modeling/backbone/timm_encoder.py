@@ -63,10 +63,11 @@ class TimmBackbone(Backbone):
         self.channels = [layer["num_chs"] for layer in taps]
         self.strides = [layer["reduction"] for layer in taps]
         self.is_pyramid = len(set(self.strides)) > 1
+        # Parameters that get no gradient would stop training with several processes.
         network.prune_intermediate_layers(self.levels, prune_norm=self.is_pyramid, prune_head=True)
         self.network = network
         self.frozen, self.frozen_norm, self.pretrained = frozen, frozen_norm, pretrained
-        self._region: Tensor | None = None
+        self._region: Tensor | None = None  # for hooks: timm's forward takes images alone
         if augmentation is not None:
             self._attach(augmentation, taps[0]["module"])
         for part in self._frozen_parts():
@@ -162,6 +163,7 @@ class TimmBackbone(Backbone):
                     )
                     part.attn = noisy
             return
+        # Swin's kind gives (B, h, w, C).
         channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
 
         def mix(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
@@ -200,17 +202,18 @@ class _NoisyAttention(nn.Module):
         return self.noise(tokens, cover, lambda query, key, _: self._attend(query, key, kwargs))
 
     def _attend(self, query: Tensor, tokens: Tensor, kwargs: dict) -> Tensor:
-        if query is tokens:
+        if query is tokens:  # the clean one of QueryNoise's two calls
             return self.attention(tokens, **kwargs)
         joint = getattr(self.attention, "qkv", None)
         taken: list[Tensor] = []
 
         def swap(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
             noisy = F.linear(query, module.weight, module.bias)
-            width = output.shape[-1] // 3
+            width = output.shape[-1] // 3  # queries, keys, values side by side
             taken.append(noisy)
             return torch.cat([noisy[..., :width], output[..., width:]], dim=-1)
 
+        # For this call alone, so that clean calls and exported models know nothing of it.
         handle = joint.register_forward_hook(swap) if joint is not None else None
         try:
             result = self.attention(tokens, **kwargs)
@@ -234,7 +237,7 @@ def _levels(reductions: list[int], levels: list[int]) -> list[int]:
     there = f"MODEL.TIMM.LEVELS: this encoder has levels 0 to {len(reductions) - 1} of strides "
     there += ", ".join(map(str, reductions))
     if not levels and len(set(reductions)) == 1:
-        levels = [round(len(reductions) * k / 12) - 1 for k in (4, 6, 8, 12)]
+        levels = [round(len(reductions) * k / 12) - 1 for k in (4, 6, 8, 12)]  # from 0
     elif not levels:
         levels = [reductions.index(stride) for stride in PYRAMID if stride in reductions]
     ordered = len(levels) == len(TAPS) and sorted(set(levels)) == levels

@@ -201,6 +201,7 @@ def _read_tag(name: str, tag: str) -> tuple[dict[str, Tensor], bool]:
     finally:
         logging.disable(logging.NOTSET)
     state, quick_gelu = _read_file(str(path), Path(path).stat().st_mtime_ns)
+    # open_clip's table says it of a tag, where the file is a plain state dict that does not.
     return state, quick_gelu or bool(pretrained.get("quick_gelu"))
 
 

@@ -28,5 +28,6 @@ def token_batch(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """(n, L) token numbers padded behind the end token, and the (n,) index of that token."""
     sequences = [[START, *tokenize(text), END] for text in texts]
     length = max(len(s) for s in sequences)
+    # CLIP pads with 0; behind the end token it makes no difference, attention being causal.
     tokens = torch.tensor([s + [END] * (length - len(s)) for s in sequences])
     return tokens, torch.tensor([len(s) - 1 for s in sequences])

@@ -64,7 +64,7 @@ class ViTTower(nn.Module):
         x = visual.conv1(images)
         grid = x.shape[-2:]
         x = x.flatten(2).transpose(1, 2)
-        class_token = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
+        class_token = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)  # (B, 1, C)
         x = torch.cat([class_token, x], dim=1) + self._positions(grid).to(x.dtype)
         x = visual.ln_pre(x)
         taps = []
@@ -74,12 +74,14 @@ class ViTTower(nn.Module):
             else:
                 x = block(x)
             if number in self.taps:
-                taps.append(_to_map(x[:, 1:], grid))
+                taps.append(_to_map(x[:, 1:], grid))  # without the class token
+        # CLIP does this with the class token; the same two steps take patch tokens to text space.
         x = visual.ln_post(x) @ visual.proj
         return ImageTokens(taps, x[:, 0], _to_map(x[:, 1:], grid))
 
     def _perturbed(self, block: nn.Module, x: Tensor, cover: Tensor) -> Tensor:
         """What ``block`` gives for tokens (B, 1 + h * w, C) where ``cover`` (B, 1, h, w) is 0."""
+        # open_clip's ResidualAttentionBlock, step by step, with other queries in the attention.
         attended = self.noise(block.ln_1(x), cover, block.attention)
         x = x + block.ls_1(attended)
         return x + block.ls_2(block.mlp(block.ln_2(x)))
@@ -136,15 +138,15 @@ class ResNetTower(nn.Module):
         """(B, C, h, w) -> image embedding (B, D) and dense embeddings (B, D, h, w)."""
         pool, grid = self.visual.attnpool, x.shape[-2:]
         x = x.flatten(2).transpose(1, 2)
-        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)  # the mean token first
         x = x + _resize_positions(pool.positional_embedding, self.grid_size, grid).to(x.dtype)
         query, key, value = (
             projection(tokens).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
             for projection, tokens in ((pool.q_proj, x[:, :1]), (pool.k_proj, x), (pool.v_proj, x))
         )
-        embedding = F.scaled_dot_product_attention(query, key, value)
+        embedding = F.scaled_dot_product_attention(query, key, value)  # (B, heads, 1, C / heads)
         dense = F.scaled_dot_product_attention(value[:, :, 1:], value, value)
-        tokens = torch.cat([embedding, dense], dim=2).transpose(1, 2).flatten(2)
+        tokens = torch.cat([embedding, dense], dim=2).transpose(1, 2).flatten(2)  # heads joined
         tokens = pool.c_proj(tokens)
         return tokens[:, 0], _to_map(tokens[:, 1:], grid)
 
@@ -189,6 +191,7 @@ class TextTower(nn.Module):
         """
         length = tokens.shape[1]
         x = tokens + self.positional_embedding[:length].to(tokens.dtype)
+        # A causal mask's corner is the causal mask of a shorter sequence.
         x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
         x = self.ln_final(x)
         return x[torch.arange(len(x), device=x.device), end] @ self.text_projection
@@ -199,7 +202,7 @@ def _resize_positions(table: Tensor, stored: tuple[int, int], grid: Sequence[int
     # What torch.export makes serves all grids: it cannot have a branch for one.
     if not torch.compiler.is_compiling() and tuple(grid) == stored:
         return table
-    old = table[1:].T.reshape(1, -1, *stored)
+    old = table[1:].T.reshape(1, -1, *stored)  # (1, C, h, w); the class token has no place there
     # float32: bicubic is not there for half precision on every device
     new = F.interpolate(old.float(), size=tuple(grid), mode="bicubic", align_corners=False)
     return torch.cat([table[:1], new.flatten(2)[0].T.to(table.dtype)])

@@ -62,13 +62,14 @@ class ContextDecoder(nn.Module):
         Returns:
             (B, N, D_t).
         """
-        text = text.expand(visual.shape[0], -1, -1)
+        text = text.expand(visual.shape[0], -1, -1)  # (B, N, D_t)
         if not self.num_layers:
             return text
         memory = self.visual_proj(visual)
         x = self.text_proj(text)
         for layer in self.layers:
             x = layer(x, memory)
+        # gamma (D_t,) starts small: at first text is what CLIP's encoder gives.
         return text + self.gamma * self.out_proj(x)
 
 
@@ -84,5 +85,6 @@ class _ContextLayer(nn.Module):
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         y = self.norms[0](x)
         x = x + self.self_attention(y, y, y)
+        # Memory needs no norm here: visual_proj ends with one.
         x = x + self.cross_attention(self.norms[1](x), memory, memory)
         return x + self.dropout(self.feed_forward(self.norms[2](x)))

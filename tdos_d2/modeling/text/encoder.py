@@ -37,7 +37,7 @@ class TextEncoder:
         device = self.tower.positional_embedding.device
         with torch.autocast(device.type, enabled=False):  # what is kept serves calls without it
             embedded = self.tower.token_embedding(tokens.to(device))
-            return F.normalize(self.tower(embedded, end.to(device)), dim=-1)
+            return F.normalize(self.tower(embedded, end.to(device)), dim=-1)  # (n, L, C) -> (n, D)
 
     def array(self, texts: list[str]) -> np.ndarray:
         """The same in float32 NumPy, as :mod:`tdos_d2.ood_words` takes it."""

@@ -46,11 +46,13 @@ class FixedText(nn.Module):
         if prototypes is None:
             prototypes = vectors.new_zeros(0, vectors.shape[1])
         self.register_buffer("prototypes", prototypes.float(), persistent=False)
+        # Part of the checkpoint: trained weights belong to these vectors.
         self.register_buffer("vectors", NORM * F.normalize(vectors.float(), dim=1))
         self.residual = nn.Parameter(torch.zeros_like(self.vectors))
         start = F.normalize(torch.randn(num_random, vectors.shape[1]), dim=1)
         if start_at_prototypes:
             there = self._there()
+            # A word that the file lacks comes before the negatives.
             start[num_random - len(self.prototypes) :][there] = self.prototypes[there]
         self.negatives = nn.Parameter(NORM * start)
 
@@ -72,6 +74,7 @@ class FixedText(nn.Module):
         there = self._there().nonzero()[:, 0]
         first_negative = len(self.vectors) + len(self.negatives) - len(self.prototypes)
         queries = torch.arange(len(self.vectors), device=there.device)
+        # Without residuals: what is learned must not move its own target.
         references = torch.cat([F.normalize(self.vectors, dim=1), self.prototypes[there]])
         return references, torch.cat([queries, first_negative + there])
 

@@ -60,7 +60,7 @@ class PromptedText(nn.Module):
             self.negatives.data.copy_(tower.token_embedding.weight[start])
         tokens, end = token_batch(names)
         longest = context_length + max(
-            tokens.shape[1], 2 + negative_length if num_negative else 0
+            tokens.shape[1], 2 + negative_length if num_negative else 0  # 2: start and end
         )
         if longest > tower.max_length:
             raise UserError(
@@ -72,7 +72,7 @@ class PromptedText(nn.Module):
         self.generation = 0
         self._kept: tuple[list[Tensor], Tensor] | None = None
         for part in self.modules():
-            part.register_load_state_dict_post_hook(self._forget)
+            part.register_load_state_dict_post_hook(self._forget)  # loaded alone, too
         self.train(self.training)
 
     @property
@@ -123,6 +123,7 @@ class PromptedText(nn.Module):
             self.tower.token_embedding(self.name_tokens[:, :1]),
             self.tower.token_embedding(self.name_tokens[:, 1:]),
         )
+        # The context stands before the name and moves its end token (defect 1).
         text = self.tower(names, self.name_end + len(self.context))
         if not len(self.negatives):
             return text
@@ -131,6 +132,7 @@ class PromptedText(nn.Module):
             for token in (START, END)
         )
         negatives = self._sequence(start, torch.cat([self.negatives, end], dim=1))
+        # Negatives have one length, and end with the end token.
         last = torch.full((len(negatives),), negatives.shape[1] - 1, device=negatives.device)
         return torch.cat([text, self.tower(negatives, last)])
 

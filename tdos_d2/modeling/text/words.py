@@ -48,7 +48,7 @@ class WordEmbeddings:
             names, vectors = read_embeddings(path)
             self._kept = dict(zip(names, F.normalize(vectors, dim=1), strict=True))
         else:
-            self._generation = text.generation
+            self._generation = text.generation  # grows when weights may have changed
 
     @property
     def words(self) -> list[str]:
