@@ -1,4 +1,4 @@
-"""What the prepare_*.py scripts share. Imports neither torch nor Detectron2: a data set can be
+"""What the prepare_*.py scripts share. Imports neither torch nor Detectron2: a dataset can be
 prepared where no model runs, and ``--help`` answers at once."""
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def command_line(doc: str, *, copy: bool = False) -> argparse.ArgumentParser:
         "--root",
         type=options.path,
         default=options.path(os.getenv("DETECTRON2_DATASETS", "datasets")),
-        help="folder of all data sets (default: $DETECTRON2_DATASETS, now %(default)s)",
+        help="folder of all datasets (default: $DETECTRON2_DATASETS, now %(default)s)",
     )
     parser.add_argument("--source", type=options.path, help="the download, if it lies elsewhere")
     parser.add_argument("--output", type=options.path, help="where to write (default: see above)")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check data sets on disk: every file is read, and compared with what its publishers say.
+"""Check datasets on disk: every file is read, and compared with what its publishers say.
 
 Prints, for each set, frames found and expected, image sizes, values of the label files with their
 share of all pixels, labels without anomaly, and what is wrong: files that are missing, unmatched or
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
                 raise
             missing.append((name, error))
     if not reports:
-        raise UserError(f"no data set below {data_root()}: --root names the folder that has them")
+        raise UserError(f"no dataset below {data_root()}: --root names the folder that has them")
     print(_table(reports))
     for report in reports:
         _print_problems(report)
@@ -72,7 +72,7 @@ def _table(reports: Sequence[Report]) -> str:
 
     rows = [
         {
-            "data set": report.name,
+            "dataset": report.name,
             "frames": report.frames,
             "expected": "?" if report.expected_frames is None else report.expected_frames,
             "sizes": "\n".join(f"{size} ({n})" for size, n in report.sizes.items()),
@@ -111,10 +111,10 @@ def _print_problems(report: Report) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = options.Parser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="data sets (default: the built-in ones there are)")
+    parser.add_argument("names", nargs="*", help="datasets (default: the built-in ones there are)")
     parser.add_argument(
         "--root", type=options.path_text,
-        help="folder of the data sets (default: $DETECTRON2_DATASETS)",
+        help="folder of the datasets (default: $DETECTRON2_DATASETS)",
     )
     parser.add_argument(
         "--register", type=options.path_text, metavar="YAML", help="list of sets of your own"

@@ -118,7 +118,7 @@ def _add_text(cfg: CN) -> None:
 
 def _add_tdos(cfg: CN) -> None:
     node = cfg.MODEL.TDOS = CN()
-    # Names of the K known classes; empty = those of the first data set in DATASETS.TRAIN.
+    # Names of the K known classes; empty = those of the first dataset in DATASETS.TRAIN.
     node.CLASS_NAMES = []
     # The word that stands for "none of the known classes"; label K.
     node.OOD_NAME = "ood"
@@ -330,7 +330,7 @@ def _add_test(cfg: CN) -> None:
     export.METHOD = "tdos_d2"
     # Write OUTPUT_DIR/report/index.html: curves, histograms, best and worst frames of OOD sets.
     cfg.TEST.REPORT = False
-    # Folder for pictures of all evaluated frames, FOLDER/<data set>/<frame>.jpg; "" = none.
+    # Folder for pictures of all evaluated frames, FOLDER/<dataset>/<frame>.jpg; "" = none.
     cfg.TEST.SHOW_DIR = ""
     # Pictures per test set written to TensorBoard at each evaluation.
     cfg.TEST.NUM_PICTURES = 4

@@ -95,7 +95,7 @@ def by_place(block: Block) -> str:
 
 
 def config_of(command: Command) -> CfgNode:
-    """The config that a command asks for, without the data sets that it may list."""
+    """The config that a command asks for, without the datasets that it may list."""
     args = parse(command)
     cfg = get_cfg()
     add_tdos_config(cfg)

@@ -77,7 +77,7 @@ def markdown_table(
         configs: one row each, named by file name.
         seeds: the runs of a row.
         output: where :func:`run` put them.
-        metrics: columns, "<data set>/<task>/<metric>" of results.json.
+        metrics: columns, "<dataset>/<task>/<metric>" of results.json.
 
     Returns:
         Markdown; "mean ± standard deviation" where there are at least two seeds.

@@ -87,7 +87,7 @@ def colour_histogram_scores(train_name: str, frames: list[Frame]) -> list[np.nda
     """A baseline without a network: how rare a pixel's colour is among training pixels.
 
     Args:
-        train_name: a data set of known classes.
+        train_name: a dataset of known classes.
         frames: what to score.
 
     Returns:
@@ -143,7 +143,7 @@ def _evaluate(
 def _per_kind(
     frames: Mapping[str, list[Frame]], outputs: Mapping[str, Mapping[str, list[np.ndarray]]]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Results per kind of OOD object, as data sets of their own."""
+    """Results per kind of OOD object, as datasets of their own."""
     return {
         f"{name}/{kind}": {"ood": _evaluate(items, outputs[name]["ood_score"], kind.__eq__)}
         for name, items in frames.items()

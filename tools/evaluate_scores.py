@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Evaluate anybody's OOD score maps on a registered data set.
+"""Evaluate anybody's OOD score maps on a registered dataset.
 
     python tools/evaluate_scores.py --dataset road_anomaly --scores my_scores/
     python tools/evaluate_scores.py --dataset smiyc_anomalytrack_val --allow-extra \\
         --scores outputs/anomaly_p/my_method/AnomalyTrack-all --bootstrap 1000 --format markdown
 
 The scores of frame a/b (its image's path below the set's image folder, without extension) are one
-map of the image's size, larger = more anomalous, in SCORES/a/b and .npy, .npz, .h5, .hdf5 (data set
+map of the image's size, larger = more anomalous, in SCORES/a/b and .npy, .npz, .h5, .hdf5 (dataset
 "value") or .png (16 bits; offset + step * value where its text has these two). SCORES/b serves too
 where no two frames share it, and so do b_raw.png and b_raw.npy of tools/predict.py. Every frame
 must be there. Metrics are compared as float32, over all pixels of the set.
@@ -274,7 +274,7 @@ def _parser() -> options.Parser:
     parser.add_argument(
         "--protocol",
         choices=("anomaly", "obstacle"),
-        help="smallest components of this protocol in place of the data set's own",
+        help="smallest components of this protocol in place of the dataset's own",
     )
     parser.add_argument(
         "--allow-extra",

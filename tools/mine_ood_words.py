@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = options.Parser(description=__doc__, epilog=EXAMPLES)
     known = parser.add_mutually_exclusive_group(required=True)
     known.add_argument("--classes", nargs="+", metavar="NAME", help="names of the known classes")
-    known.add_argument("--dataset", help="a registered data set with these classes")
+    known.add_argument("--dataset", help="a registered dataset with these classes")
     parser.add_argument("--output", type=options.path, required=True, help="JSON file to write")
     parser.add_argument(
         "--wordnet", type=options.path, metavar="FOLDER", help="default: NLTK's own corpus"

@@ -1,4 +1,4 @@
-"""Data sets, their files, the mapper and the loaders. Importing it registers the built-in sets."""
+"""Datasets, their files, the mapper and the loaders. Importing it registers the built-in sets."""
 
 from .build import build_test_loader, build_train_loader
 from .dataset_mapper import TDOSDatasetMapper

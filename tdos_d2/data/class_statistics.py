@@ -33,7 +33,7 @@ def class_statistics(
 
     Args:
         dicts: dataset dicts with ``sem_seg_file_name``.
-        metadata: of the data set that they belong to, see :func:`~.reading.read_label`.
+        metadata: of the dataset that they belong to, see :func:`~.reading.read_label`.
         num_classes: labels 0..num_classes-1 are counted. For K known classes, K leaves pixels that
             are labelled OOD out, K + 1 counts them in the last column.
         cache: folder for the counts, made if it is not there, such as :func:`statistics_cache`;

@@ -48,7 +48,7 @@ def read_label(
 ) -> np.ndarray:
     """Read a label map and translate the values of the file.
 
-    Data sets of ``evaluator_type`` "ood" give 0 (known), 1 (OOD) and 255 (void), by ``id_values``,
+    Datasets of ``evaluator_type`` "ood" give 0 (known), 1 (OOD) and 255 (void), by ``id_values``,
     ``ood_values`` and ``ignore_values``; with ``undeclared="ignore"`` all other values are void.
     Others give train ids: 0..K-1 for the K ``stuff_classes``, K for the metadata's ``ood_values``
     (none by default), what ``class_values``, a dict, says for further values, and 255 for 255,
@@ -56,7 +56,7 @@ def read_label(
 
     Args:
         path: an image file with one channel (or a palette, whose indices count).
-        metadata: metadata of the data set that the label belongs to.
+        metadata: metadata of the dataset that the label belongs to.
         region_mask: the ``region_mask_file_name`` of the frame, if it has one: an image file with
             one channel; where it is not 0 the label is 255.
 

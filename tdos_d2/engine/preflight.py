@@ -52,7 +52,7 @@ def check(cfg: CfgNode, args: Namespace) -> list[str]:
         Lines for the log: what was filled in or left out.
 
     Raises:
-        UserError: the first thing that is wrong, naming the key, file or data set.
+        UserError: the first thing that is wrong, naming the key, file or dataset.
     """
     check_values(cfg)
     _check_output(cfg)
@@ -162,7 +162,7 @@ def _check_class_count(cfg: CfgNode, args: Namespace) -> None:
         of_set = len(metadata.get("stuff_classes", ()))
         if num_classes and of_set and of_set != num_classes:
             raise UserError(
-                f"data set {name} has {of_set} classes, the model {num_classes} "
+                f"dataset {name} has {of_set} classes, the model {num_classes} "
                 "(MODEL.TDOS.CLASS_NAMES, or those of its checkpoint)"
             )
 

@@ -34,16 +34,16 @@ _MARKDOWN_NOTE = (
 
 
 def by_dataset(cfg: CfgNode, results: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Undo Detectron2's special case: it leaves out the level of a single data set."""
+    """Undo Detectron2's special case: it leaves out the level of a single dataset."""
     names = cfg.DATASETS.TEST
     return OrderedDict({names[0]: results}) if len(names) == 1 else results
 
 
 def results_table(results: Mapping[str, Mapping[str, Mapping[str, float]]], form: str) -> str:
-    """Tables with one row per data set and task; per-class metrics are left out.
+    """Tables with one row per dataset and task; per-class metrics are left out.
 
     Args:
-        results: ``{data set: {task: {metric: value}}}``.
+        results: ``{dataset: {task: {metric: value}}}``.
         form: see ``format_rows``; not JSON or CSV, which hold one table.
     """
     return "\n\n".join(format_rows(rows, form) for rows in results_rows(results))
@@ -58,7 +58,7 @@ def write_results(
 
     Args:
         cfg: reads ``OUTPUT_DIR``.
-        results: ``{data set: {task: {metric: value}}}``.
+        results: ``{dataset: {task: {metric: value}}}``.
         checkpoint: the file that has the model, or words where there is none.
     """
     logger.info("Results:\n" + results_table(results, "table"))
@@ -86,7 +86,7 @@ def report_results(
 
     Args:
         cfg: config.
-        results: ``{data set: {task: {metric: value}}}``.
+        results: ``{dataset: {task: {metric: value}}}``.
         evaluators: those of ``DATASETS.TEST`` in its order, after ``evaluate``.
         checkpoint: the file that has the model, or words where there is none.
     """
@@ -130,7 +130,7 @@ def verify(cfg: CfgNode, results: Mapping[str, Any]) -> None:
     A set whose labels leave nothing to measure is an error, once all results have been written.
 
     Rows are Detectron2's ``[task, metric, value, tolerance]``; with several test sets the task is
-    written ``<data set>/<task>``.
+    written ``<dataset>/<task>``.
 
     Raises:
         UserError: a row names a task that was not evaluated, or a set has no metrics.

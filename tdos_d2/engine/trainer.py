@@ -1,4 +1,4 @@
-"""Detectron2's trainer with exact resume, CPU processes and results per data set."""
+"""Detectron2's trainer with exact resume, CPU processes and results per dataset."""
 
 from __future__ import annotations
 
@@ -224,8 +224,8 @@ class Trainer(DefaultTrainer):
             checkpoint: the file that has the model (default: ``MODEL.WEIGHTS``).
 
         Returns:
-            On the main process ``{data set: {task: {metric: value}}}``, one level less for a
-            single data set, as in Detectron2. ``OUTPUT_DIR/results.json`` always has all levels.
+            On the main process ``{dataset: {task: {metric: value}}}``, one level less for a
+            single dataset, as in Detectron2. ``OUTPUT_DIR/results.json`` always has all levels.
         """
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process() and results:

@@ -1,7 +1,7 @@
-"""Confidence intervals: what the metrics of a data set would be on other frames of its kind.
+"""Confidence intervals: what the metrics of a dataset would be on other frames of its kind.
 
 Frames are drawn with replacement, as many as there are, and the metrics of the drawn set are those
-of the whole data set again. Of each frame at most ``MAX_BINS`` counts of scores are kept, in bins
+of the whole dataset again. Of each frame at most ``MAX_BINS`` counts of scores are kept, in bins
 between quantiles of the scores of all frames, so the metrics of a drawn set have an error; its
 bound follows from the counts, as in ``pixel_metrics``. Percentiles move no further than the largest
 error of what they are percentiles of: that is the error of the interval.
@@ -56,7 +56,7 @@ def bootstrap(
     """Percentile intervals over drawn sets of frames.
 
     Args:
-        frames: the frames of the data set.
+        frames: the frames of the dataset.
         components: of each frame, at one threshold.
         bins: fine bins, such as the last that ``pixel_metrics`` asked for.
         counts: (2, len(bins)) counts of all frames in them.

@@ -69,7 +69,7 @@ def score_components(
         strict: scores have to be above the threshold, as in the official tool.
 
     Returns:
-        scores of the components; concatenated over parts of a data set they are those of the whole.
+        scores of the components; concatenated over parts of a dataset they are those of the whole.
     """
     return concatenate(_score_frame(frame, threshold, sizes, strict) for frame in frames)
 
@@ -81,7 +81,7 @@ def concatenate(parts: Iterable[ComponentScores]) -> ComponentScores:
 
 
 def component_metrics(scores: ComponentScores) -> dict[str, float]:
-    """Metrics in percent from the components of a data set, the same in whatever order they come.
+    """Metrics in percent from the components of a dataset, the same in whatever order they come.
 
     Returns:
         "sIoU", the mean over true components, and "PPV", the mean over predicted ones, each NaN if

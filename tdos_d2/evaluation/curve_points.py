@@ -1,4 +1,4 @@
-"""What a report draws of a data set: points of its curves, and histograms of its scores."""
+"""What a report draws of a dataset: points of its curves, and histograms of its scores."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def curve_points(bins: KeyBins, counts: np.ndarray) -> CurvePoints | None:
 
     Args:
         bins: division of the scores, such as the last that ``pixel_metrics`` asked for.
-        counts: (2, len(bins)) known and OOD pixels of the whole data set.
+        counts: (2, len(bins)) known and OOD pixels of the whole dataset.
 
     Returns:
         None where no pixel is OOD or none is known.
@@ -104,7 +104,7 @@ class Histogram(NamedTuple):
 def histogram(frames: Iterable[Frame], low: float, high: float) -> Histogram:
     """Count pixels by score between ``low`` and ``high``; void pixels count nowhere.
 
-    Counts of parts of a data set add up to those of the whole.
+    Counts of parts of a dataset add up to those of the whole.
     """
     edges = np.linspace(low, high, _HISTOGRAM_BINS + 1)
     counts = np.zeros((2, _HISTOGRAM_BINS), np.int64)

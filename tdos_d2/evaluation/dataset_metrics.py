@@ -1,4 +1,4 @@
-"""All metrics of a data set from score maps and labels, whoever made them."""
+"""All metrics of a dataset from score maps and labels, whoever made them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def evaluate_scores(
     *,
     strict: bool = False,
 ) -> dict[str, float]:
-    """Evaluate OOD scores over a whole data set; needs neither torch nor Detectron2.
+    """Evaluate OOD scores over a whole dataset; needs neither torch nor Detectron2.
 
     Pixel metrics are within 0.005 points of those of the exact curve (``pixel_metrics``), component
     metrics are exact for the threshold of the best pixel F1 (``component_metrics``).
@@ -82,7 +82,7 @@ def check_defined(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> N
     """Refuse results of labels in which there is nothing to find or to leave out.
 
     Args:
-        results: ``{data set: {task: {metric: value}}}``.
+        results: ``{dataset: {task: {metric: value}}}``.
 
     Raises:
         UserError: AP or mIoU of a task is NaN.

@@ -1,4 +1,4 @@
-"""The evaluator of a data set, by the ``evaluator_type`` in its metadata."""
+"""The evaluator of a dataset, by the ``evaluator_type`` in its metadata."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ class OODEvaluators(DatasetEvaluators):
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_dir: str | None = None
 ) -> DatasetEvaluator:
-    """The evaluator of a data set.
+    """The evaluator of a dataset.
 
     Args:
         cfg: config; ``MODEL.TDOS.EXTRA_SCORES`` are evaluated beside the main OOD score, and
             ``TEST.EXPORT`` asks for score maps, ``TEST.SHOW_DIR`` for pictures of all frames, and
             ``TEST.REPORT`` for what a report says of OOD sets.
-        dataset_name: a registered data set.
+        dataset_name: a registered dataset.
         output_dir: folder for score maps and temporary files; ``OUTPUT_DIR/inference`` by default.
 
     Raises:

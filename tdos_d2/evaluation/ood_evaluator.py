@@ -38,7 +38,7 @@ def main_score(output: Mapping[str, Any]) -> torch.Tensor:
 
 
 class OODEvaluator(DatasetEvaluator):
-    """Evaluates per-pixel OOD scores over a data set of ``evaluator_type`` "ood".
+    """Evaluates per-pixel OOD scores over a dataset of ``evaluator_type`` "ood".
 
     Works with every Detectron2 semantic segmentation model. Metrics are those of
     ``evaluate_scores``; any number of processes gives the same, bit for bit. Scores wait in a
@@ -59,10 +59,10 @@ class OODEvaluator(DatasetEvaluator):
     Attributes, on the main process after ``evaluate``:
         operating_point: threshold and value of the best pixel F1.
         curve: points of the curve, and its metrics; None without OOD or without known pixels.
-        section: what a report says of the data set; None if none was asked for.
+        section: what a report says of the dataset; None if none was asked for.
 
     Raises:
-        UserError: unknown or missing data set, a frame without label file, unknown protocol.
+        UserError: unknown or missing dataset, a frame without label file, unknown protocol.
     """
 
     def __init__(
@@ -115,14 +115,14 @@ class OODEvaluator(DatasetEvaluator):
         """Take the scores of some frames.
 
         Args:
-            inputs: dicts with the ``file_name`` of the data set.
+            inputs: dicts with the ``file_name`` of the dataset.
             outputs: dicts with ``ood_score`` (H, W), larger = more anomalous, or, without it, with
                 ``sem_seg`` (K, H, W), whose negative maximum over K is the score. For another
                 ``score``: dicts with ``ood_scores``. All of the size of the label.
 
         Raises:
             UserError: no such score; a score of another size than the label, or not finite; a label
-                that cannot be read; a frame that is not in the data set.
+                that cannot be read; a frame that is not in the dataset.
         """
         for input_, output in zip(inputs, outputs, strict=True):
             file_name = input_["file_name"]
@@ -181,7 +181,7 @@ class OODEvaluator(DatasetEvaluator):
         return scores[self._score]
 
     def _check_frames(self) -> None:
-        """Each frame of the data set should be there once."""
+        """Each frame of the dataset should be there once."""
         times = Counter(frame for seen in self._share(self._seen) for frame in seen)
         for frame, number in times.items():
             if number > 1:

@@ -20,7 +20,7 @@ class OperatingPoint:
     Attributes:
         score: name of the score.
         threshold: in the score's own units.
-        dataset: the data set whose labels chose it; on that set it flatters.
+        dataset: the dataset whose labels chose it; on that set it flatters.
         f1: pixel F1 there, in percent.
     """
 

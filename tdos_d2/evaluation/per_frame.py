@@ -1,4 +1,4 @@
-"""Each frame for itself: where a method fails. No metric of a data set is a mean of these."""
+"""Each frame for itself: where a method fails. No metric of a dataset is a mean of these."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def frame_metrics(
 
     Args:
         frame: as ``check_frame`` gives it.
-        threshold: operating threshold of the whole data set.
+        threshold: operating threshold of the whole dataset.
         components: of this frame, at that threshold.
         strict: scores have to be above the threshold.
 

@@ -25,7 +25,7 @@ class PictureEvaluator(DatasetEvaluator):
     It has no metrics. Only the main process draws, from its own share of the frames.
 
     Args:
-        dataset_name: a registered data set.
+        dataset_name: a registered dataset.
         num_pictures: frames to draw.
     """
 
@@ -46,7 +46,7 @@ class PictureEvaluator(DatasetEvaluator):
                 self._pictures.append(self._draw(frame["file_name"], output))
 
     def evaluate(self) -> None:
-        """Hand the pictures to the event storage, named ``<data set>/<number>``."""
+        """Hand the pictures to the event storage, named ``<dataset>/<number>``."""
         for i, picture in enumerate(self._pictures):
             get_event_storage().put_image(f"{self._name}/{i}", picture.transpose(2, 0, 1))
 

@@ -1,4 +1,4 @@
-"""Pixel metrics over all labelled pixels of a data set: AP, AUROC, FPR95 and best F1.
+"""Pixel metrics over all labelled pixels of a dataset: AP, AUROC, FPR95 and best F1.
 
 Definitions are those of SegmentMeIfYouCan and scikit-learn, on the exact curve of the whole data
 set (never a mean over images): AP by the step rule, AUROC by the trapezoid rule, FPR95 at the first
@@ -37,7 +37,7 @@ _COARSE_BITS = 16  # a bin of the first pass holds the floats that share their u
 
 @dataclass(frozen=True)
 class PixelMetrics:
-    """Pixel metrics in percent, NaN where the data set has no OOD or no known pixel.
+    """Pixel metrics in percent, NaN where the dataset has no OOD or no known pixel.
 
     Attributes:
         ap, auroc, fpr95, f1: see the module.
@@ -141,7 +141,7 @@ def count_pixels(frames: Iterable[Frame], bins: KeyBins) -> np.ndarray:
         bins: the division of the scores.
 
     Returns:
-        (2, len(bins)) int64 counts of known and of OOD pixels; counts of parts of a data set add up
+        (2, len(bins)) int64 counts of known and of OOD pixels; counts of parts of a dataset add up
         to those of the whole.
     """
     counts = np.zeros((2, len(bins)), dtype=np.int64)
@@ -156,9 +156,9 @@ def pixel_metrics(count: Callable[[KeyBins], np.ndarray], name: str) -> PixelMet
     """Pixel metrics within ``TOLERANCE`` of those of the exact curve.
 
     Args:
-        count: gives the counts of the whole data set in given bins, as ``count_pixels`` does. It is
+        count: gives the counts of the whole dataset in given bins, as ``count_pixels`` does. It is
             called until the bins are fine enough, and has to count the same pixels every time.
-        name: what the data set is called in messages.
+        name: what the dataset is called in messages.
 
     Returns:
         the metrics; all NaN, with a warning in the log, if no pixel is OOD or none is known.
@@ -186,7 +186,7 @@ def pixel_metrics(count: Callable[[KeyBins], np.ndarray], name: str) -> PixelMet
 class Curve(NamedTuple):
     """What counts in bins say of a curve, as fractions, and what they leave open.
 
-    Leading axes (...) are data sets of their own.
+    Leading axes (...) are datasets of their own.
 
     Attributes:
         ap, auroc, fpr95, f1: (...,) the metrics, NaN without an OOD or without a known pixel.

@@ -1,13 +1,13 @@
 """Score maps in files, whoever wrote them: where that of a frame lies, and reading it.
 
-The scores of frame ``a/b`` (``image_id`` of its data set: the path of the image below the set's
+The scores of frame ``a/b`` (``image_id`` of its dataset: the path of the image below the set's
 image folder, without extension) are one (H, W) map of the size of the image, larger = more
 anomalous, in ``FOLDER/a/b`` and one of these endings:
 
 - ``.npy``: the array; also ``_anomaly.npy`` of a Fishyscapes pair, whose ``_segmentation.npy`` is
   left alone;
 - ``.npz``: the only array, or the one called "value";
-- ``.h5``, ``.hdf5``: the data set "value", as in SegmentMeIfYouCan's tool (needs h5py);
+- ``.h5``, ``.hdf5``: the dataset "value", as in SegmentMeIfYouCan's tool (needs h5py);
 - ``.png``: one channel of 16 bits (8 would tie what AP keeps apart); where the text of the file has
   "offset" and "step", the score is offset + step * value.
 
@@ -15,7 +15,7 @@ What tools/predict.py writes serves as it is: ``FOLDER/a/b_raw.png`` or ``_raw.n
 beside it are left alone.
 
 Where no two frames share it, ``FOLDER/b`` serves too, also without Cityscapes' "_leftImg8bit": so
-does the official ``outputs/anomaly_p/<method>/<data set>/<frame>.hdf5``. Files of other kinds are
+does the official ``outputs/anomaly_p/<method>/<dataset>/<frame>.hdf5``. Files of other kinds are
 left alone. Maps are not resized, other than by the official tool: a wrong size is an error.
 """
 
@@ -37,7 +37,7 @@ from ..errors import UserError
 from ..files import find_files
 
 SUFFIXES = (".npy", ".npz", ".h5", ".hdf5", ".png")
-KEY = "value"  # of the data set in a HDF5 file
+KEY = "value"  # of the dataset in a HDF5 file
 CITYSCAPES_END = "_leftImg8bit"
 RAW_END = "_raw"
 # tools/predict.py writes these beside "_raw".
@@ -155,7 +155,7 @@ def _read_npz(path: Path) -> np.ndarray:
 def _read_hdf5(path: Path) -> np.ndarray:
     with import_h5py().File(path, "r") as file:
         if KEY not in file:
-            raise UserError(f"scores {path}: no data set '{KEY}', only {', '.join(file)}")
+            raise UserError(f"scores {path}: no dataset '{KEY}', only {', '.join(file)}")
         return file[KEY][()]
 
 

@@ -15,7 +15,7 @@ from .frames import check_finite
 
 
 class SemSegEvaluator(evaluation.SemSegEvaluator):
-    """Detectron2's semantic segmentation metrics, in percent, over a whole data set.
+    """Detectron2's semantic segmentation metrics, in percent, over a whole dataset.
 
     mIoU is the mean over the classes that occur in the labels. Other than the base class it reads
     labels with ``tdos_d2.data.read_label`` (the base class cannot, under NumPy 2), reports sizes
@@ -43,8 +43,8 @@ class SemSegEvaluator(evaluation.SemSegEvaluator):
         """Count the pixels of some frames. Void pixels count nowhere, OOD pixels neither.
 
         Args:
-            inputs: dicts with the ``file_name`` of the data set.
-            outputs: dicts with ``sem_seg`` (K, H, W), one channel per class of the data set, of the
+            inputs: dicts with the ``file_name`` of the dataset.
+            outputs: dicts with ``sem_seg`` (K, H, W), one channel per class of the dataset, of the
                 size of the label.
 
         Raises:

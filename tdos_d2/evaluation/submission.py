@@ -1,11 +1,11 @@
 """Score maps in the form that benchmarks ask for, each read back and compared.
 
-"smiyc": ``FOLDER/anomaly_p/<method>/<official name of the set>/<frame>.hdf5`` with the data set
+"smiyc": ``FOLDER/anomaly_p/<method>/<official name of the set>/<frame>.hdf5`` with the dataset
 "value", as the tool of SegmentMeIfYouCan reads it (FOLDER is its ``outputs``). Ours is float32; the
 official tool itself writes float16, which ties scores that differ: up to 0.6 points of AP for a
 saturated sigmoid.
 
-"fishyscapes": ``FOLDER/fishyscapes/<data set>/<image>_anomaly.npy`` (H, W) float32 and
+"fishyscapes": ``FOLDER/fishyscapes/<dataset>/<image>_anomaly.npy`` (H, W) float32 and
 ``<image>_segmentation.npy`` (H, W) uint8 class numbers.
 
 No labels are needed. ``score_files`` reads both.
@@ -24,7 +24,7 @@ from .frames import check_finite
 from .score_files import KEY, find_score_files, import_h5py, read_score, short_names
 
 FORMATS = ("smiyc", "fishyscapes")
-# The folders that the official tool keeps frames in: one for all splits of a data set.
+# The folders that the official tool keeps frames in: one for all splits of a dataset.
 _OFFICIAL_NAMES = {
     "smiyc_anomalytrack_val": "AnomalyTrack-all",
     "smiyc_anomalytrack_test": "AnomalyTrack-all",
@@ -36,12 +36,12 @@ _OFFICIAL_NAMES = {
 
 
 class Submission:
-    """The files of one data set in one format.
+    """The files of one dataset in one format.
 
     Args:
         folder: see the module.
         form: one of ``FORMATS``.
-        dataset: name of the data set.
+        dataset: name of the dataset.
         frames: ids of its frames.
         method: name of the method, for "smiyc".
 

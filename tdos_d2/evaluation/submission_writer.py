@@ -22,13 +22,13 @@ class SubmissionWriter(DatasetEvaluator):
     """Writes ``ood_score`` of every frame, see ``submission``. It has no metrics.
 
     Args:
-        dataset_name: a registered data set, with or without labels.
+        dataset_name: a registered dataset, with or without labels.
         folder: where to write.
         form: "smiyc" or "fishyscapes".
         method: name of the method in SMIYC's layout.
 
     Raises:
-        UserError: unknown or missing data set, unknown format; h5py is needed and not there.
+        UserError: unknown or missing dataset, unknown format; h5py is needed and not there.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class SubmissionWriter(DatasetEvaluator):
         """Write the files of some frames.
 
         Args:
-            inputs: dicts with ``file_name``, ``height`` and ``width`` of the data set.
+            inputs: dicts with ``file_name``, ``height`` and ``width`` of the dataset.
             outputs: as in ``OODEvaluator.process``; with ``sem_seg`` for Fishyscapes.
 
         Raises:

@@ -47,14 +47,14 @@ def results_rows(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> li
     """Groups of rows with the same metrics: one table for OOD sets, one for segmentation.
 
     Args:
-        results: ``{data set: {task: {metric: value}}}``. Metrics with "-" in their name, those of
+        results: ``{dataset: {task: {metric: value}}}``. Metrics with "-" in their name, those of
             single classes in Detectron2, are left out.
     """
     groups: dict[tuple[str, ...], list[dict]] = {}
     for name, tasks in results.items():
         for task, metrics in tasks.items():
             shown = {metric: value for metric, value in metrics.items() if "-" not in metric}
-            row = {"data set": name, "task": task, **shown}
+            row = {"dataset": name, "task": task, **shown}
             groups.setdefault(tuple(shown), []).append(row)
     return list(groups.values())
 

@@ -17,7 +17,7 @@ from .dry_build import check_build
 
 
 def check_model(cfg: CfgNode) -> list[str]:
-    """Check what running the TDOS of ``MODEL.WEIGHTS`` needs, without data sets.
+    """Check what running the TDOS of ``MODEL.WEIGHTS`` needs, without datasets.
 
     Fills in ``cfg`` in place, as an evaluation does, what the checkpoint says of its model.
 

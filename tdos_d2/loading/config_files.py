@@ -30,7 +30,7 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
 
     Raises:
         UserError: no such file, not YAML, an unknown key, a value of the wrong type, an odd number
-            of words, a wrong list of data sets; the message names file and key.
+            of words, a wrong list of datasets; the message names file and key.
     """
     cfg = default_config()
     if config_file:

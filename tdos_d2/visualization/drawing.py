@@ -66,7 +66,7 @@ def heat_map(
 
 
 def palette(metadata: Any, num_classes: int) -> np.ndarray:
-    """(K, 3) RGB: the data set's own colours, or some where it has not K of them.
+    """(K, 3) RGB: the dataset's own colours, or some where it has not K of them.
 
     These are safe for the colour-blind for up to 8 classes, else hues of three brightnesses.
     """
@@ -353,9 +353,9 @@ def frame_pictures(
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        label: (H, W) uint8 as :func:`tdos_d2.data.read_label` gives it for this data set.
+        label: (H, W) uint8 as :func:`tdos_d2.data.read_label` gives it for this dataset.
         output: ``sem_seg`` (K, H, W) and, where the model has one, ``ood_score`` (H, W).
-        metadata: of the data set.
+        metadata: of the dataset.
     """
     sem_seg = output["sem_seg"]
     score = output.get("ood_score", -sem_seg.max(axis=0))

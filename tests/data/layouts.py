@@ -1,4 +1,4 @@
-"""Miniature copies of the official layouts of data sets, a few tiny frames each.
+"""Miniature copies of the official layouts of datasets, a few tiny frames each.
 
 Every builder takes the folder that ``$DETECTRON2_DATASETS`` would name and returns that of the set.
 Where a set has OOD labels, the first frame has all its values and the second is void only.

@@ -1,4 +1,4 @@
-"""Drawn street scenes and the data sets made of them."""
+"""Drawn street scenes and the datasets made of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-import tdos_d2.data  # noqa: F401 (registers the data sets)
+import tdos_d2.data  # noqa: F401 (registers the datasets)
 from tdos_d2.data.demo_scenes.objects import KINDS
 from tdos_d2.data.demo_scenes.scenes import render_scene
 from tdos_d2.data.demo_scenes.street import CLASSES, OOD

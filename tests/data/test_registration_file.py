@@ -75,8 +75,8 @@ def test_sets_of_a_file_are_like_those_registered_in_python(folders):
         ([{**SET, "min_pred": "9"}], "min_pred must be an integer, got '9'"),
         ([{**SET, "protocol": "pixels"}], "'my_road': protocol must be one of"),
         ([{**SET, "name": 3}], "name must be a text, got 3"),
-        (["my_road"], "data set 1 is not a mapping"),
-        ({"name": "x"}, "a list of data sets is expected"),
+        (["my_road"], "dataset 1 is not a mapping"),
+        ({"name": "x"}, "a list of datasets is expected"),
         ("[unclosed", "not valid YAML"),
     ],
 )

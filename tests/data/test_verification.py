@@ -260,7 +260,7 @@ def test_script(root, expect, monkeypatch, capsys):
     assert "error: dataset 'fs_laf_val': no folder" in capsys.readouterr().err
     assert verify(monkeypatch, "camvid_vall", "--root", root) == 2
     assert verify(monkeypatch, "--root", root / "CamVid") == 2
-    assert "error: no data set below" in capsys.readouterr().err
+    assert "error: no dataset below" in capsys.readouterr().err
 
 
 def test_script_with_own_sets(root, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""What holds for all scripts that prepare data sets: resuming, dry runs, messages."""
+"""What holds for all scripts that prepare datasets: resuming, dry runs, messages."""
 
 from __future__ import annotations
 

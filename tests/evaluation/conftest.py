@@ -1,4 +1,4 @@
-"""Tiny data sets on disk, registered with Detectron2."""
+"""Tiny datasets on disk, registered with Detectron2."""
 
 from __future__ import annotations
 

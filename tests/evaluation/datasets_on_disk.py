@@ -1,4 +1,4 @@
-"""Data sets of label files only: evaluators read no images."""
+"""Datasets of label files only: evaluators read no images."""
 
 from __future__ import annotations
 

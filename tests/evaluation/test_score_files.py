@@ -92,7 +92,7 @@ def test_npz_with_several_arrays(tmp_path):
 def test_files_that_cannot_be_read(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["scores"] = MAP
-    with pytest.raises(UserError, match=r"x.h5: no data set 'value', only scores"):
+    with pytest.raises(UserError, match=r"x.h5: no dataset 'value', only scores"):
         read_score(tmp_path / "x.h5")
     for suffix in (".npy", ".npz", ".hdf5", ".png"):
         (tmp_path / f"y{suffix}").write_bytes(b"something else")

@@ -16,15 +16,15 @@ from tdos_d2.evaluation.per_frame import frame_metrics
 from tdos_d2.evaluation.tables import FORMATS, format_rows, results_rows, to_json
 
 ROWS = [
-    {"data set": "fs_laf_val", "AP": 12.3456, "PPV": math.nan},
-    {"data set": "camvid_ood", "AP": np.float64(7), "frames": 3},
+    {"dataset": "fs_laf_val", "AP": 12.3456, "PPV": math.nan},
+    {"dataset": "camvid_ood", "AP": np.float64(7), "frames": 3},
 ]
 
 
 def test_markdown():
     lines = format_rows(ROWS, "markdown").splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert cells[0] == ["data set", "AP", "PPV", "frames"]
+    assert cells[0] == ["dataset", "AP", "PPV", "frames"]
     assert cells[2:] == [["fs_laf_val", "12.35", "-", ""], ["camvid_ood", "7.00", "", "3"]]
 
 
@@ -36,10 +36,10 @@ def test_latex_escapes_names():
 
 def test_csv_and_json_have_all_digits():
     read = list(csv.DictReader(format_rows(ROWS, "csv").splitlines()))
-    assert read[0] == {"data set": "fs_laf_val", "AP": "12.3456", "PPV": "nan", "frames": ""}
+    assert read[0] == {"dataset": "fs_laf_val", "AP": "12.3456", "PPV": "nan", "frames": ""}
     assert json.loads(format_rows(ROWS, "json")) == [
-        {"data set": "fs_laf_val", "AP": 12.3456, "PPV": None},
-        {"data set": "camvid_ood", "AP": 7.0, "frames": 3},
+        {"dataset": "fs_laf_val", "AP": 12.3456, "PPV": None},
+        {"dataset": "camvid_ood", "AP": 7.0, "frames": 3},
     ]
 
 
@@ -60,9 +60,9 @@ def test_results_are_grouped_by_their_metrics():
         "hidden": {},
     }
     segmentation, ood = results_rows(results)
-    assert segmentation == [{"data set": "val", "task": "sem_seg", "mIoU": 50.0}]
+    assert segmentation == [{"dataset": "val", "task": "sem_seg", "mIoU": 50.0}]
     assert [row["task"] for row in ood] == ["ood", "ood_rba", "ood"]
-    assert ood[2] == {"data set": "y", "task": "ood", "AP": 5.0, "F1": 6.0}
+    assert ood[2] == {"dataset": "y", "task": "ood", "AP": 5.0, "F1": 6.0}
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -49,7 +49,7 @@ def test_colourise():
     assert picture.tolist() == [[[1, 2, 3], [4, 5, 6], list(VOID_COLOUR)]]
 
 
-def test_palette_takes_the_colours_of_the_data_set_only_if_they_are_enough():
+def test_palette_takes_the_colours_of_the_dataset_only_if_they_are_enough():
     metadata = Metadata(stuff_colors=[(1, 2, 3), (4, 5, 6)])
     assert palette(metadata, 2).tolist() == [[1, 2, 3], [4, 5, 6]]
     made = palette(metadata, 5)

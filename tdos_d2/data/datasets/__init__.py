@@ -1,4 +1,4 @@
-"""Registers the built-in data sets when imported."""
+"""Registers the built-in datasets when imported."""
 
 from ..demo_scenes.dataset import register_demo
 from .camvid import register_camvid

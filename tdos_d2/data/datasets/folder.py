@@ -1,4 +1,4 @@
-"""Data sets that are a folder of images and a folder of label maps."""
+"""Datasets that are a folder of images and a folder of label maps."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".p
 
 
 class MissingDatasetError(UserError):
-    """The folder of a data set is not there."""
+    """The folder of a dataset is not there."""
 
 
 def data_root() -> Path:
-    """Where built-in data sets lie: ``$DETECTRON2_DATASETS``, or ``datasets``."""
+    """Where built-in datasets lie: ``$DETECTRON2_DATASETS``, or ``datasets``."""
     return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
@@ -70,7 +70,7 @@ class ImageFolder:
         """List images and the places of their labels, sorted by path, without opening a file.
 
         Args:
-            name: name of the data set, for messages.
+            name: name of the dataset, for messages.
 
         Returns:
             dicts with file_name, image_id and, as far as the set has them, sem_seg_file_name and
@@ -163,7 +163,7 @@ class ImageFolder:
 
 @dataclass(frozen=True)
 class BuiltinFolder:
-    """Place of a built-in data set below :func:`data_root`.
+    """Place of a built-in dataset below :func:`data_root`.
 
     Attributes:
         names: names that its folder may have.
@@ -234,7 +234,7 @@ def register_classes(
 
 
 def register(name: str, read: Callable[[], list[dict[str, Any]]], **metadata: Any) -> None:
-    """Register a data set with Detectron2; ``read`` is called when the set is asked for.
+    """Register a dataset with Detectron2; ``read`` is called when the set is asked for.
 
     Raises:
         UserError: the name is taken.

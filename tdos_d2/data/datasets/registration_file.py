@@ -60,15 +60,15 @@ def _load(path: Path) -> list[Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, list):
-        raise UserError(f"{path}: a list of data sets is expected")
+        raise UserError(f"{path}: a list of datasets is expected")
     return content
 
 
 def _checked(path: Path, number: int, entry: Any) -> dict[str, Any]:
     """Arguments of ``register_ood_dataset``."""
     if not isinstance(entry, dict):
-        raise UserError(f"{path}: data set {number} is not a mapping of keys")
-    where = f"{path}: data set {entry.get('name', number)!r}"
+        raise UserError(f"{path}: dataset {number} is not a mapping of keys")
+    where = f"{path}: dataset {entry.get('name', number)!r}"
     for key in entry:
         if key not in _KEYS:
             close = difflib.get_close_matches(str(key), _KEYS, n=1)

@@ -1,1 +1,1 @@
-"""The demo's data sets: street scenes that are drawn, not photographed."""
+"""The demo's datasets: street scenes that are drawn, not photographed."""

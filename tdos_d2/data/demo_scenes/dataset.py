@@ -1,4 +1,4 @@
-"""The demo's data sets: drawn street scenes, made on first use and kept in a cache folder.
+"""The demo's datasets: drawn street scenes, made on first use and kept in a cache folder.
 
 ================  ======  =====================================================================
 name              frames  what is in them

@@ -1,1 +1,1 @@
-"""What is wrong with a data set: quick checks before training, and a full report."""
+"""What is wrong with a dataset: quick checks before training, and a full report."""

@@ -1,4 +1,4 @@
-"""Finding out what is wrong with data sets before a run starts."""
+"""Finding out what is wrong with datasets before a run starts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def list_frames(name: str) -> list[dict[str, Any]]:
 
 
 def check_registered(name: str) -> None:
-    """Raise UserError, with names that look alike, if no data set has this name."""
+    """Raise UserError, with names that look alike, if no dataset has this name."""
     if name in DatasetCatalog:
         return
     close = difflib.get_close_matches(name, DatasetCatalog.keys(), n=3)
@@ -112,13 +112,13 @@ def check_train_weights(cfg: CfgNode) -> None:
 
 
 def check_dataset(name: str, training: bool) -> int:
-    """Check that a data set is complete, without reading more than its first frames.
+    """Check that a dataset is complete, without reading more than its first frames.
 
     All label files must exist; the first frames must be readable, have labels with declared values
     only and of the size of their image.
 
     Args:
-        name: a registered data set.
+        name: a registered dataset.
         training: whether each image must have a label.
 
     Returns:

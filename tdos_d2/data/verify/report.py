@@ -1,4 +1,4 @@
-"""What a data set on disk is like, and where it is not what it should be."""
+"""What a dataset on disk is like, and where it is not what it should be."""
 
 from __future__ import annotations
 

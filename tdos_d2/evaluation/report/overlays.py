@@ -16,14 +16,14 @@ from .sections import draw_classes, draw_without_label, frame_id, write_picture
 
 
 class OverlayWriter(DatasetEvaluator):
-    """Writes ``folder/<data set>/<frame>.jpg`` at once. It has no metrics.
+    """Writes ``folder/<dataset>/<frame>.jpg`` at once. It has no metrics.
 
     For sets that need no threshold: of a segmentation set the image under the predicted classes; of
     an OOD set without labels image and score. ``OODEvaluator`` writes those of OOD sets with labels
     when it knows their threshold.
 
     Args:
-        dataset_name: a registered data set, with or without labels.
+        dataset_name: a registered dataset, with or without labels.
         folder: where to write.
         score: what the score is called.
     """
@@ -46,7 +46,7 @@ class OverlayWriter(DatasetEvaluator):
         """Write the files of some frames.
 
         Args:
-            inputs: dicts with the ``file_name`` of the data set.
+            inputs: dicts with the ``file_name`` of the dataset.
             outputs: as in ``OODEvaluator.process`` or ``SemSegEvaluator.process``.
 
         Raises:

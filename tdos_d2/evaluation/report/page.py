@@ -62,7 +62,7 @@ def write_report(
     sections: Sequence[Section],
     unlabelled: Mapping[str, int] | None = None,
 ) -> Path:
-    """Write ``index.html`` and ``<data set>_{pr,roc,histogram}.png``.
+    """Write ``index.html`` and ``<dataset>_{pr,roc,histogram}.png``.
 
     The page needs no other file and no network.
 
@@ -111,7 +111,7 @@ def _versions() -> list[str]:
 
 
 def _part(section: Section, folder: Path) -> _Part:
-    """Draw the figures of a data set and write them into ``folder``."""
+    """Draw the figures of a dataset and write them into ``folder``."""
     anchor = re.sub(r"[^\w.-]", "_", section.dataset)  # as it can be in file names and links
     drawn = []
     for kind, (draw, title) in _FIGURES.items():

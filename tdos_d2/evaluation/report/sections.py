@@ -1,7 +1,7 @@
-"""What a report says of one data set, gathered from its scores; and pictures of all its frames.
+"""What a report says of one dataset, gathered from its scores; and pictures of all its frames.
 
 Scores are read from the disk again, frame by frame, by the process that evaluated them: memory does
-not grow with the data set, but for a row of numbers per frame.
+not grow with the dataset, but for a row of numbers per frame.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SMALLEST_WIDTH = 400
 
 
 class Look(NamedTuple):
-    """How scores are drawn, the same in all frames of a data set.
+    """How scores are drawn, the same in all frames of a dataset.
 
     Attributes:
         score: its name.
@@ -61,7 +61,7 @@ class ShownFrame:
 
 @dataclass
 class Section:
-    """What a report says of one data set.
+    """What a report says of one dataset.
 
     Attributes:
         dataset: its name.
@@ -105,7 +105,7 @@ class Exchange(NamedTuple):
 
 @dataclass
 class Evaluated:
-    """The frames of a data set that this process evaluated.
+    """The frames of a dataset that this process evaluated.
 
     Attributes:
         dataset: its name.
@@ -144,7 +144,7 @@ def make_section(
     curve: CurvePoints | None,
     exchange: Exchange,
 ) -> Section | None:
-    """Gather what a report says of a data set. All processes have to call this.
+    """Gather what a report says of a dataset. All processes have to call this.
 
     Args:
         evaluated: this process's frames.
@@ -193,7 +193,7 @@ def make_section(
 
 
 def write_overlays(evaluated: Evaluated, look: Look, folder: str | Path) -> None:
-    """Write detections and score of every frame to ``folder/<data set>/<frame>.jpg``.
+    """Write detections and score of every frame to ``folder/<dataset>/<frame>.jpg``.
 
     Raises:
         UserError: an image cannot be read, or is not of the size of its label; nothing can be
@@ -247,7 +247,7 @@ def draw_classes(
 def write_picture(
     folder: str | Path, dataset: str, frame: str, pictures: Sequence[np.ndarray]
 ) -> None:
-    """Write pictures side by side to ``folder/<data set>/<frame>.jpg``.
+    """Write pictures side by side to ``folder/<dataset>/<frame>.jpg``.
 
     Raises:
         UserError: nothing can be written there.

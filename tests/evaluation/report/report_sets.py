@@ -1,4 +1,4 @@
-"""A data set of hand-made scores, to report on."""
+"""A dataset of hand-made scores, to report on."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from tdos_d2.evaluation.report.page import write_report
 
 VOID_TAGS = {"meta", "link", "img", "br"}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-ROWS = [{"data set": "tiny", "AP": 81.234, "sIoU": math.nan}]
+ROWS = [{"dataset": "tiny", "AP": 81.234, "sIoU": math.nan}]
 
 
 class Page(HTMLParser):

@@ -1,4 +1,4 @@
-"""What a report says of a data set, and pictures of its frames."""
+"""What a report says of a dataset, and pictures of its frames."""
 
 from __future__ import annotations
 
