@@ -29,6 +29,11 @@ def check_model(cfg: CfgNode) -> list[str]:
     """
     if cfg.MODEL.META_ARCHITECTURE != "TDOS":
         raise UserError(f"MODEL.META_ARCHITECTURE: TDOS, not {cfg.MODEL.META_ARCHITECTURE}")
+    return check_runnable(cfg)
+
+
+def check_runnable(cfg: CfgNode) -> list[str]:
+    """As :func:`check_model`, for any meta-architecture."""
     check_values(cfg)
     notes = [*use_cpu_without_gpu(cfg), *use_pixel_statistics(cfg)]
     check_weights(cfg)

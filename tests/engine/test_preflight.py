@@ -250,4 +250,6 @@ CONFIGS = sorted({*(ROOT / "configs").rglob("*.yaml")} - {ROOT / "configs/benchm
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_shipped_configs(path):
     cfg = load_config(str(path))
-    assert cfg.MODEL.META_ARCHITECTURE == "TDOS" and cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupPolyLR"
+    of_memory = path.name.startswith("memory_")
+    assert ("NormalityMemory" if of_memory else "TDOS") == cfg.MODEL.META_ARCHITECTURE
+    assert cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupPolyLR"

@@ -1,0 +1,97 @@
+#!/usr/bin/env python
+"""Fit the memory of NormalityMemory to frames of normal driving: no labels, no training.
+
+Each frame is read twice. Frames that cannot be read are named and left out (exit status 1).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+EXAMPLES = """examples:
+  fit_memory.py --config-file configs/memory_lite2.yaml --images my_drive/ --output memory.pth
+  fit_memory.py --config-file configs/memory_lite2.yaml --dataset camvid_train --output memory.pth
+"""
+
+# ruff: noqa: E402
+from collections.abc import Iterator
+
+from detectron2.modeling import build_model
+from torch import Tensor
+from tqdm import tqdm
+
+from tdos_d2 import options
+from tdos_d2.data import TDOSDatasetMapper
+from tdos_d2.data.datasets.folder import IMAGE_SUFFIXES
+from tdos_d2.data.verify.quick import get_dicts
+from tdos_d2.engine import TDOSCheckpointer, exit_with_one_line, load_config
+from tdos_d2.errors import UserError
+from tdos_d2.files import check_output, find_files
+from tdos_d2.loading.config_checks import check_runnable
+
+
+class Frames:
+    """Images of files, each time anew from disk; files that cannot be read are in ``broken``."""
+
+    def __init__(self, files: list[str], mapper: TDOSDatasetMapper) -> None:
+        self.files, self.mapper = files, mapper
+        self.broken: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for file in tqdm(self.files, desc="Fitting", unit="frame"):
+            if file in self.broken:
+                continue
+            try:
+                yield self.mapper({"file_name": file})["image"]
+            except UserError as error:
+                self.broken[file] = str(error)
+
+
+def run() -> None:
+    """Fit as the command line says."""
+    args = _parser().parse_args()
+    cfg = load_config(args.config_file, args.opts)
+    if cfg.MODEL.META_ARCHITECTURE != "NormalityMemory":
+        raise UserError(f"{args.config_file} is no config of a NormalityMemory")
+    if args.output.suffix != ".pth":
+        raise UserError(f"--output: {args.output} must end in .pth")
+    check_output(args.output, "--output")
+    for note in check_runnable(cfg):
+        print(note)
+    if args.dataset:
+        files = [record["file_name"] for record in get_dicts(args.dataset)]
+    else:
+        if not args.images.is_dir():
+            raise UserError(f"--images: {args.images} is no folder")
+        names = find_files(args.images, "**/*")
+        files = [str(args.images / n) for n in names if n.lower().endswith(IMAGE_SUFFIXES)]
+    model = build_model(cfg)
+    frames = Frames(files, TDOSDatasetMapper(cfg, is_train=False, dataset_name=args.dataset))
+    count = model.fit(frames, seed=args.seed)
+    TDOSCheckpointer(model, str(args.output.parent)).save(args.output.stem)
+    good = len(files) - len(frames.broken)
+    print(f"{count} vectors of {sum(model.memory.channels)} channels from {good} frames")
+    for reason in frames.broken.values():
+        print(f"left out: {reason}", file=sys.stderr)
+    if frames.broken:
+        sys.exit(1)
+
+
+def _parser() -> options.Parser:
+    parser = options.Parser(description=__doc__, epilog=EXAMPLES)
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="config of a NormalityMemory")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", type=options.path, metavar="DIR", help="folder of frames")
+    source.add_argument("--dataset", metavar="NAME", help="registered dataset; labels are not read")
+    add("--output", type=options.path, required=True, metavar="FILE.pth", help="the checkpoint")
+    add("--seed", type=options.whole(0, 2**32 - 1), default=0, help="of the drawing (default: 0)")
+    add("opts", nargs="*", metavar="KEY VALUE", help="changes to the config, last on the line")
+    return parser
+
+
+if __name__ == "__main__":
+    exit_with_one_line(run)
