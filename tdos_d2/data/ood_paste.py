@@ -139,12 +139,8 @@ class OODPaste:
         return image, label
 
     def _try(
-        self,
-        image: np.ndarray,
-        label: np.ndarray,
-        rng: np.random.Generator,
-        rows: tuple[float, float],
-        noise_level: float,
+        self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator,
+        rows: tuple[float, float], noise_level: float,
     ) -> bool:
         """Paste one object in place; False if it would lie on nothing known."""
         single = len(self.sources) == 1
@@ -190,12 +186,7 @@ class OODPaste:
         return len(covered) > 0 and np.mean(covered != IGNORE) >= _MIN_KNOWN
 
     def _cast_shadow(
-        self,
-        image: np.ndarray,
-        label: np.ndarray,
-        mask: np.ndarray,
-        top: int,
-        left: int,
+        self, image: np.ndarray, label: np.ndarray, mask: np.ndarray, top: int, left: int,
         rng: np.random.Generator,
     ) -> None:
         """Darken an ellipse on the ground at the lower edge of an object that comes there."""
@@ -224,12 +215,7 @@ class OODPaste:
         )
 
     def _blend(
-        self,
-        image: np.ndarray,
-        label: np.ndarray,
-        patch: np.ndarray,
-        mask: np.ndarray,
-        top: int,
+        self, image: np.ndarray, label: np.ndarray, patch: np.ndarray, mask: np.ndarray, top: int,
         left: int,
     ) -> None:
         outer, inner = overlap(label.shape, mask.shape, top, left)
@@ -278,12 +264,7 @@ def build_ood_paste(cfg: CfgNode) -> OODPaste | None:
     ground = [names.index(name) for name in node.STAND_ON]
     try:
         return OODPaste(
-            sources,
-            node.PROB,
-            node.NUM,
-            node.SIZE,
-            ood_label=len(names),
-            stand_on=ground,
+            sources, node.PROB, node.NUM, node.SIZE, ood_label=len(names), stand_on=ground,
             shadow=node.SHADOW,
         )
     except ValueError as error:

@@ -77,12 +77,9 @@ def build_groups(
         parameters["drop"] = list(drop)
     order = _sorted(found, distances)
     return WordGroups(
-        known=tuple(names),
-        words=tuple(found[i].word for i in order),
+        known=tuple(names), words=tuple(found[i].word for i in order),
         distances=tuple(round(float(distances[i]), 4) for i in order),
-        bounds=cut_evenly(len(order), num_groups),
-        source=version(reader),
-        parameters=parameters,
+        bounds=cut_evenly(len(order), num_groups), source=version(reader), parameters=parameters,
         licence=Path(__file__).with_name("WORDNET_LICENSE").read_text(encoding="utf-8"),
     )
 

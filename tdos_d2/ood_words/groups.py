@@ -120,13 +120,8 @@ def _from_json(data: Any) -> WordGroups:
     if not _covers(bounds, len(words)):
         raise ValueError("the groups must follow each other, none empty, and cover all words")
     return WordGroups(
-        tuple(data["known"]),
-        words,
-        distances,
-        bounds,
-        str(data["source"]),
-        dict(data["parameters"]),
-        str(data["licence"]),
+        tuple(data["known"]), words, distances, bounds, str(data["source"]),
+        dict(data["parameters"]), str(data["licence"]),
     )
 
 

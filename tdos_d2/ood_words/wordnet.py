@@ -21,9 +21,7 @@ _NEEDED = ("data.noun", "index.noun")
 # NLTK opens all of these; nouns need nothing of them but that they are there.
 _OPENED = (
     *(f"{kind}.{part}" for kind in ("data", "index") for part in ("adj", "adv", "verb")),
-    *(f"{part}.exc" for part in ("adj", "adv", "noun", "verb")),
-    "cntlist.rev",
-    "index.sense",
+    *(f"{part}.exc" for part in ("adj", "adv", "noun", "verb")), "cntlist.rev", "index.sense",
 )
 # The names of WordNet's lexicographer files, in the order of their numbers (lexnames(5WN)).
 _LEXNAMES = (

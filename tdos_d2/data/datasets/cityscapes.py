@@ -16,10 +16,7 @@ _IMAGE_END = "leftImg8bit.png"
 _LABEL_END = "gtFine_labelTrainIds.png"
 # Files that Detectron2's loader opens or asserts for a frame.
 _NEEDED_ENDS = (
-    "gtFine_polygons.json",
-    "gtFine_labelIds.png",
-    "gtFine_instanceIds.png",
-    _LABEL_END,
+    "gtFine_polygons.json", "gtFine_labelIds.png", "gtFine_instanceIds.png", _LABEL_END,
 )
 
 # Name and colour of the train ids 0..18.

@@ -223,13 +223,8 @@ def register_classes(
 ) -> None:
     """Register a set whose labels are train ids; ``classes`` are their names and colours."""
     register_folder(
-        name,
-        folder,
-        evaluator_type="sem_seg",
-        stuff_classes=list(classes),
-        stuff_colors=list(classes.values()),
-        ignore_label=IGNORE,
-        **metadata,
+        name, folder, evaluator_type="sem_seg", stuff_classes=list(classes),
+        stuff_colors=list(classes.values()), ignore_label=IGNORE, **metadata,
     )
 
 

@@ -39,9 +39,7 @@ _LAF_NO_KNOWN = (
 def _smiyc(track: str, pattern: str, labelled: bool) -> BuiltinFolder:
     """Validation and test frames lie in one folder; labels of the latter are not public."""
     layout = ImageFolder(
-        "images",
-        "labels_masks" if labelled else None,
-        label_suffix="_labels_semantic.png",
+        "images", "labels_masks" if labelled else None, label_suffix="_labels_semantic.png",
         pattern=pattern,
     )
     return BuiltinFolder((f"dataset_{track}",), (layout,))
@@ -53,12 +51,8 @@ def _fishyscapes(folder: str, script: str) -> BuiltinFolder:
 
 def _lost_and_found(pattern: str) -> BuiltinFolder:
     layout = ImageFolder(
-        "leftImg8bit/test",
-        "gtCoarse/test",
-        image_suffix="_leftImg8bit",
-        label_suffix="_gtCoarse_labelIds.png",
-        pattern=pattern,
-        left_out=_LAF_INVALID,
+        "leftImg8bit/test", "gtCoarse/test", image_suffix="_leftImg8bit",
+        label_suffix="_gtCoarse_labelIds.png", pattern=pattern, left_out=_LAF_INVALID,
         total=_LAF_FRAMES,
     )
     return BuiltinFolder(("dataset_LostAndFound", "LostAndFound", "lost_and_found"), (layout,))
@@ -68,10 +62,7 @@ _FS_LAF = _fishyscapes("fs_laf", "prepare_fs_laf.py")
 _FS_STATIC = {v: _fishyscapes(f"fs_static_v{v}", "prepare_fs_static.py") for v in (1, 2, 3)}
 _ROAD_ANOMALY = BuiltinFolder(
     (
-        "RoadAnomaly",
-        "RoadAnomaly_jpg",
-        "dataset_RoadAnomaly",
-        "road_anomaly",
+        "RoadAnomaly", "RoadAnomaly_jpg", "dataset_RoadAnomaly", "road_anomaly",
         "RoadAnomaly/RoadAnomaly_jpg",
     ),
     (
@@ -143,23 +134,13 @@ def register_ood_dataset(
         UserError: the name is taken or an argument is wrong.
     """
     metadata = ood_metadata(
-        name,
-        id_values=id_values,
-        ood_values=ood_values,
-        ignore_values=ignore_values,
-        undeclared=undeclared,
-        protocol=protocol,
-        min_pred=min_pred,
-        min_gt=min_gt,
+        name, id_values=id_values, ood_values=ood_values, ignore_values=ignore_values,
+        undeclared=undeclared, protocol=protocol, min_pred=min_pred, min_gt=min_gt,
         test_size=test_size,
     )
     folder = ImageFolder(
-        image_root,
-        label_root,
-        image_glob=image_glob,
-        image_suffix=image_suffix,
-        label_suffix=label_suffix,
-        region_mask=region_mask,
+        image_root, label_root, image_glob=image_glob, image_suffix=image_suffix,
+        label_suffix=label_suffix, region_mask=region_mask,
     )
     register_folder(name, folder, **metadata)
 
