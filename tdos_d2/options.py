@@ -66,21 +66,16 @@ def _number(
 ) -> Callable[[str], Any]:
     pairs = (("from", least), ("to", most))
     limits = [f"{word} {limit}" for word, limit in pairs if limit is not None]
-
+    low, high = (-math.inf if least is None else least), (math.inf if most is None else most)
 
     def convert(text: str) -> Any:
         try:
             value = kind(text)
-            fits = math.isfinite(value)
+            if math.isfinite(value) and low <= value <= high:
+                return value
         except (ValueError, OverflowError):
-            fits = False
-        if fits and least is not None:
-            fits = value >= least
-        if fits and most is not None:
-            fits = value <= most
-        if not fits:
-            raise argparse.ArgumentTypeError(f"{' '.join([what, *limits])} is needed, not '{text}'")
-        return value
+            pass
+        raise argparse.ArgumentTypeError(f"{' '.join([what, *limits])} is needed, not '{text}'")
 
     return convert
 

@@ -4,7 +4,6 @@ processes, and after a restart."""
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import random
 from collections.abc import Iterator, Sequence
@@ -52,9 +51,7 @@ class PositionalDataset(Dataset):
             stream = np.random.SeedSequence(self._seed, spawn_key=(_ORDER, epoch))
             self._order = np.random.default_rng(stream).permutation(len(self))
             self._epoch = epoch
-        record = copy.deepcopy(self._dicts[int(self._order[index])])
-        record["position"] = position
-        return record
+        return {**self._dicts[int(self._order[index])], "position": position}
 
 
 class MixedDataset(Dataset):

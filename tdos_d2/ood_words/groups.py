@@ -127,5 +127,5 @@ def _from_json(data: Any) -> WordGroups:
 
 def _covers(bounds: Sequence[tuple[int, int]], num_words: int) -> bool:
     edges = [0, *(stop for _, stop in bounds)]
-    follow = all(start == edge for (start, _), edge in zip(bounds, edges, strict=False))
+    follow = [start for start, _ in bounds] == edges[:-1]
     return follow and all(start < stop for start, stop in bounds) and edges[-1] == num_words

@@ -36,31 +36,26 @@ class ImageFolder:
 
     The id of an image is its path below ``images`` without extension and ``image_suffix``; its
     label is ``labels/<id><label_suffix>``. Files that are no images by name, hidden ones and, where
-    labels lie among the images, label files are left out.
+    labels lie among the images, label files are left out. Arguments that are not below are those of
+    :func:`~tdos_d2.data.datasets.ood.register_ood_dataset`.
 
     Attributes:
         images: folder of the images.
         labels: folder of the labels, may be the same; None = the set has no labels.
-        image_glob: pattern of image paths below ``images``.
-        image_suffix: see above; only images with it count.
-        label_suffix: see above.
         pattern: regular expression that the last part of an id must match as a whole.
         left_out: places of frames, in the sorted list of all ``total``, that do not count. What
             ``pattern`` leaves out is taken away afterwards.
-        total: number of frames that ``left_out`` holds for.
-        region_mask: an image file for all frames, or a folder with a file ``<id>.png`` for each:
-            pixels where it is not zero are void.
     """
 
-    images: str | os.PathLike
-    labels: str | os.PathLike | None
+    images: Path | str
+    labels: Path | str | None
     image_glob: str = "**/*"
     image_suffix: str = ""
     label_suffix: str = ".png"
     pattern: str = ".*"
     left_out: tuple[int, ...] = ()
     total: int = 0
-    region_mask: str | os.PathLike | None = None
+    region_mask: Path | None = None
 
     def locate(self, name: str) -> ImageFolder:
         """The folder itself; that of a :class:`BuiltinFolder` must be looked for."""
@@ -81,12 +76,10 @@ class ImageFolder:
                 to other splits.
             UserError: no image, two for one label, or another number than ``total``.
         """
-        image_root = Path(self.images).expanduser()
+        image_root = Path(self.images)
         for folder in (self.images, self.labels):
-            if folder is not None and not Path(folder).expanduser().is_dir():
-                raise MissingDatasetError(
-                    f"dataset '{name}': no folder {Path(folder).expanduser()}"
-                )
+            if folder is not None and not os.path.isdir(folder):
+                raise MissingDatasetError(f"dataset '{name}': no folder {folder}")
         stems: dict[str, str] = {}
         for path, stem in self._images(self.image_glob):
             if stem in stems:
@@ -128,8 +121,7 @@ class ImageFolder:
         if self.labels is None:
             return []
         known = {stem for _, stem in self._images("**/*")}
-        label_root = Path(self.labels).expanduser()
-        end = self.label_suffix
+        label_root, end = Path(self.labels), self.label_suffix
         labels = {p: p[: len(p) - len(end)] for p in find_files(label_root) if p.endswith(end)}
         below = _below(self.images, self.labels)
         if below:  # images lie among the labels
@@ -139,10 +131,9 @@ class ImageFolder:
     def _record(self, name: str, file_name: str, stem: str) -> dict[str, Any]:
         record = {"file_name": file_name, "image_id": stem}
         if self.labels is not None:
-            labels = Path(self.labels).expanduser()
-            record["sem_seg_file_name"] = str(labels / (stem + self.label_suffix))
-        if self.region_mask is not None:
-            mask = Path(self.region_mask).expanduser()
+            record["sem_seg_file_name"] = str(Path(self.labels, stem + self.label_suffix))
+        mask = self.region_mask
+        if mask is not None:
             if not mask.exists():
                 raise MissingDatasetError(f"dataset '{name}': no region mask {mask}")
             record["region_mask_file_name"] = str(mask / f"{stem}.png" if mask.is_dir() else mask)
@@ -150,7 +141,7 @@ class ImageFolder:
 
     def _images(self, pattern: str) -> list[tuple[str, str]]:
         """Paths of the images relative to ``images``, with "/", and their ids, sorted by path."""
-        paths = find_files(Path(self.images).expanduser(), pattern)
+        paths = find_files(self.images, pattern)
         paths = [path for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
         inside = None if self.labels is None else _below(self.labels, self.images)
         if inside is not None:  # labels lie among the images
@@ -253,9 +244,9 @@ def check_labels_exist(name: str, dicts: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def _below(folder: str | os.PathLike, other: str | os.PathLike) -> str | None:
+def _below(folder: Path | str, other: Path | str) -> str | None:
     """Path of ``folder`` below ``other``, as the beginning of paths in it; None = not below."""
-    folder, other = (Path(path).expanduser().resolve() for path in (folder, other))
+    folder, other = (Path(path).resolve() for path in (folder, other))
     if not folder.is_relative_to(other):
         return None
     inside = folder.relative_to(other).as_posix()

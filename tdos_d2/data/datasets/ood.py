@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
@@ -138,6 +139,8 @@ def register_ood_dataset(
         undeclared=undeclared, protocol=protocol, min_pred=min_pred, min_gt=min_gt,
         test_size=test_size,
     )
+    image_root, label_root = Path(image_root).expanduser(), Path(label_root).expanduser()
+    region_mask = None if region_mask is None else Path(region_mask).expanduser()
     folder = ImageFolder(
         image_root, label_root, image_glob=image_glob, image_suffix=image_suffix,
         label_suffix=label_suffix, region_mask=region_mask,

@@ -2,27 +2,9 @@
 
 They share nothing with the drawn training outliers (``tdos_d2.data.shapes``): those are bodies with
 generic textures, these are structured things with legs, staves, cushions or rungs, in the colours
-of their kind. Kinds, natural heights and shares of pixels were fixed before any model was trained
-on the scenes and are not to be tuned:
-
-==============  ============  =====================  ==========================
-split           kind          natural height [m]     objects per scene
-==============  ============  =====================  ==========================
-demo_ood        animal        0.7-1.7 (3 species)    1 or 2
-demo_ood        sofa          0.8-1.05               1
-demo_ood        barrel        0.85-1.15              1 to 3
-demo_ood_hard   ladder        1.7-2.6                1
-demo_ood_hard   tyre          0.65-1.0               1 or 2
-demo_ood_dev    suitcase      0.7-1.0                1 or 2
-demo_ood_dev    tent          1.2-1.7                1
-demo_ood_dev    boulder       0.7-1.3                1 or 2
-demo_ood_dev    boat          1.3-2.2                1
-demo_ood_dev    umbrella      1.0-1.6                1 or 2
-==============  ============  =====================  ==========================
-
-Visible OOD pixels per scene: 1.5 to 6 % of the image (demo_ood_hard, thin things: 0.5 to 4 %).
-At least 85 % of what is painted of them stays visible. The street around them has been made
-easier since, judged by demo_val and demo_ood_dev.
+of their kind. Kinds, natural heights and shares of pixels (``KINDS``) were fixed before any model
+was trained on the scenes and are not to be tuned. At least 85 % of what is painted of them stays
+visible. The street around them has been made easier since, judged by demo_val and demo_ood_dev.
 """
 
 from __future__ import annotations
@@ -39,12 +21,12 @@ from .sprites import Colour, Pen, any_colour, box, disc, hsv, limb, smooth
 
 @dataclass(frozen=True)
 class Kind:
-    """How an OOD kind is drawn and placed; see the table above."""
+    """How an OOD kind is drawn and placed."""
 
     draw: Callable[[Generator, float], Pen]
-    metres: tuple[float, float]
-    most: int
-    share: tuple[float, float] = (0.015, 0.06)
+    metres: tuple[float, float]  # natural height
+    most: int  # objects per scene
+    share: tuple[float, float] = (0.015, 0.06)  # of the scene's pixels that show them
 
 
 def animal(rng: Generator, height: float) -> Pen:
@@ -307,7 +289,7 @@ def umbrella(rng: Generator, height: float) -> Pen:
     return pen
 
 
-_HARD = (0.005, 0.04)
+_HARD = (0.005, 0.04)  # thin things
 KINDS: dict[str, Kind] = {
     "animal": Kind(animal, (0.7, 1.7), 2),
     "sofa": Kind(sofa, (0.8, 1.05), 1),

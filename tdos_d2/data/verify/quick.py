@@ -100,11 +100,8 @@ def check_train_weights(cfg: CfgNode) -> None:
             f"{len(names)} names"
         )
     numbers = [w for w in weights if isinstance(w, (int, float)) and not isinstance(w, bool)]
-    if (
-        len(numbers) < len(weights)
-        or min(numbers) <= 0
-        or (min(numbers) < MIN_SHARE * sum(numbers))
-    ):
+    fits = len(numbers) == len(weights) and min(numbers) > 0
+    if not fits or min(numbers) < MIN_SHARE * sum(numbers):
         raise UserError(
             f"DATASETS.TRAIN_WEIGHTS must be numbers, each above 0 and at least {MIN_SHARE} of "
             f"their sum, got {list(weights)}"

@@ -64,33 +64,20 @@ _ALIASES = {"fs_static_val": "fs_static_v2_val"}
 
 @dataclass
 class Report:
-    """What was found.
-
-    Attributes:
-        name: name of the set.
-        frames: number of images.
-        expected_frames: number there should be; None = not known.
-        sizes: number of images of each size "WxH".
-        values: pixels of each value in the label files, before translation and outside of the
-            region mask.
-        roles: what each of these values means: "known", "OOD", "void" or "undeclared".
-        masked: pixels under the region mask.
-        has_labels: False for a hidden test split.
-        without_anomaly: labels without an OOD pixel; None for sets that have no OOD labels. Some
-            official sets have such frames.
-        problems: what is not as it should be, one line each.
-    """
+    """What was found in the set ``name``."""
 
     name: str
     frames: int = 0
-    expected_frames: int | None = None
-    sizes: dict[str, int] = field(default_factory=dict)
+    expected_frames: int | None = None  # None = not known
+    sizes: dict[str, int] = field(default_factory=dict)  # number of images of each "WxH"
+    # Pixels of each value in the label files, before translation and outside of the region mask.
     values: dict[int, int] = field(default_factory=dict)
-    roles: dict[int, str] = field(default_factory=dict)
-    masked: int = 0
-    has_labels: bool = True
+    roles: dict[int, str] = field(default_factory=dict)  # known, OOD, void or undeclared
+    masked: int = 0  # pixels under the region mask
+    has_labels: bool = True  # False for a hidden test split
+    # Labels without an OOD pixel, as some official sets have; None where there are no OOD labels.
     without_anomaly: int | None = None
-    problems: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # one line each
 
     def percent(self, pixels: int) -> float:
         """Share of so many pixels in all labels."""
@@ -143,12 +130,15 @@ def verify_dataset(name: str, jobs: int | None = None) -> Report:
     report.frames = len(records)
     if expected.frames not in (None, report.frames):
         report.problems.append(f"{report.frames} frames, {expected.frames} expected")
-    jobs = jobs or os.cpu_count()
-    frames = thread_map(
-        _read_frame, records, max_workers=jobs, desc=name, unit="frame", leave=False
-    )
-    _summarise(report, frames)
-    _check_sizes(report, expected)
+    bar = {"desc": name, "unit": "frame", "leave": False}
+    frames = thread_map(_read_frame, records, max_workers=jobs or os.cpu_count(), **bar)
+    report.sizes = dict(Counter(frame.size for frame in frames if frame.size).most_common())
+    report.masked = sum(frame.masked for frame in frames)
+    report.problems += [error for frame in frames for error in frame.errors]
+    wrong = set(report.sizes) - set(expected.sizes or report.sizes)
+    if wrong:
+        found, sizes = ", ".join(sorted(wrong)), " or ".join(expected.sizes or ())
+        report.problems.append(f"images of {found}, {sizes} expected")
     if report.has_labels:
         _check_values(report, records, frames, roles)
     return report
@@ -211,19 +201,6 @@ def _read_frame(record: dict[str, Any]) -> _Frame:
     return _Frame(size, counts, masked, errors)
 
 
-def _summarise(report: Report, frames: Sequence[_Frame]) -> None:
-    report.sizes = dict(Counter(frame.size for frame in frames if frame.size).most_common())
-    report.masked = sum(frame.masked for frame in frames)
-    report.problems += [error for frame in frames for error in frame.errors]
-
-
-def _check_sizes(report: Report, expected: Expected) -> None:
-    wrong = set(report.sizes) - set(expected.sizes or report.sizes)
-    if wrong:
-        found, sizes = ", ".join(sorted(wrong)), " or ".join(expected.sizes or ())
-        report.problems.append(f"images of {found}, {sizes} expected")
-
-
 def _check_values(
     report: Report, records: Sequence[dict[str, Any]], frames: Sequence[_Frame], roles: list[str]
 ) -> None:
@@ -254,8 +231,5 @@ def _check_values(
 def ranges(values: Iterable[int]) -> str:
     """[0, 1, 2, 5] -> "0-2, 5"."""
     runs = itertools.groupby(enumerate(sorted(values)), lambda pair: pair[1] - pair[0])
-    texts = []
-    for _, run_of_values in runs:
-        first, *rest = (value for _, value in run_of_values)
-        texts.append(f"{first}-{rest[-1]}" if rest else str(first))
-    return ", ".join(texts)
+    ends = [[value for _, value in run] for _, run in runs]
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in ends)
