@@ -156,16 +156,11 @@ def open_with(
 
 
 def decode_image(file: IO[bytes]) -> np.ndarray:
-    """Read an image, turned as its EXIF data say.
+    """(H, W, 3) uint8 RGB of an image, turned as its EXIF data say, whatever its format.
 
     Of 16 bits the high byte counts, in grey images as in those with colour; transparency does not.
-
-    Args:
-        file: an open file; its content decides how it is decoded. (Given a name instead, Pillow
-            maps some TIFF files into memory and confuses their sides where they are turned.)
-
-    Returns:
-        (H, W, 3) uint8 RGB.
+    (Given a name instead of an open file, Pillow maps some TIFF files into memory and confuses
+    their sides where they are turned.)
 
     Raises:
         ValueError: a grey image has 32 bits or real numbers, whose range nobody knows.
@@ -186,13 +181,9 @@ def decode_image(file: IO[bytes]) -> np.ndarray:
 
 
 def decode_values(file: IO[bytes]) -> np.ndarray:
-    """Read the whole numbers in a label file or mask, turned as its EXIF data say.
+    """(H, W), or in colour (H, W, C), integers or bool in a label file or mask.
 
-    Args:
-        file: an open file; of a palette the indices count.
-
-    Returns:
-        (H, W), or (H, W, C) in colour, integers or bool.
+    They are turned as its EXIF data say; of a palette the indices count.
 
     Raises:
         ValueError: a value is not a whole number.

@@ -115,11 +115,9 @@ def _fit(patch: np.ndarray, mask: np.ndarray, max_side: int) -> tuple[np.ndarray
 
 
 def _read_list(path: Path) -> dict[str, Any]:
+    named, script = f"INPUT.OOD_PASTE.COCO_LIST: {path}", "datasets/prepare_coco_outliers.py"
     if not path.is_file():
-        raise UserError(
-            f"INPUT.OOD_PASTE.COCO_LIST: {path} does not exist "
-            "(datasets/prepare_coco_outliers.py writes it)"
-        )
+        raise UserError(f"{named} does not exist ({script} writes it)")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         root, instances = content["images_root"], content["instances"]
@@ -128,12 +126,9 @@ def _read_list(path: Path) -> dict[str, Any]:
         for place, entry in enumerate(instances):
             _check_entry(place, entry)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"INPUT.OOD_PASTE.COCO_LIST: {path} is no list of datasets/prepare_coco_outliers.py "
-            f"({error})"
-        ) from error
-    if not content["instances"]:
-        raise UserError(f"INPUT.OOD_PASTE.COCO_LIST: {path} has no objects")
+        raise UserError(f"{named} is no list of {script} ({error})") from error
+    if not instances:
+        raise UserError(f"{named} has no objects")
     return content
 
 

@@ -101,14 +101,9 @@ def read_region(
 
 
 def read_values(path: str | os.PathLike, kind: str = "label") -> np.ndarray:
-    """Whole numbers in an image file with one channel, turned as its EXIF data say.
+    """(H, W) integers or bool in an image file, which must have one channel.
 
-    Args:
-        path: the file; of a palette the indices count.
-        kind: what it is, for messages.
-
-    Returns:
-        (H, W) integers or bool.
+    As :func:`~tdos_d2.files.decode_values` reads them; ``kind`` is for messages.
 
     Raises:
         UserError: the file cannot be read, has several channels or values that are not whole.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +41,7 @@ def read_checkpoint_info(path: str | Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} does not exist")
     if path.suffix == ".pkl":
         return {}
-    checkpoint = read_file(path, mmap=_is_zip(path))
+    checkpoint = read_file(path, mmap=zipfile.is_zipfile(path))
     info = checkpoint.get("tdos", {}) if isinstance(checkpoint, Mapping) else {}
     return dict(info)
 
@@ -206,8 +207,3 @@ def check_address(path: str) -> None:
             f"MODEL.WEIGHTS: {path} cannot be reached ({reason}): download it elsewhere and name "
             "the file"
         ) from error
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"

@@ -172,15 +172,8 @@ def _first(reader: WordNetCorpusReader, name: str) -> Synset | None:
 
 def _is_rude(reader: WordNetCorpusReader, name: str, rude: set[Synset]) -> bool:
     senses = reader.synsets(name, "n")
-    marks = {mark for sense in senses for mark in sense.usage_domains()}
-    marks |= {
-        mark
-        for sense in senses
-        for lemma in sense.lemmas()
-        if lemma.name().lower() == name.lower()
-        for mark in lemma.usage_domains()
-    }
-    return bool(marks & rude)
+    own = [m for s in senses for m in s.lemmas() if m.name().lower() == name.lower()]
+    return any(mark in rude for marked in (*senses, *own) for mark in marked.usage_domains())
 
 
 def _is_rather_a_name(reader: WordNetCorpusReader, lemma: Lemma) -> bool:

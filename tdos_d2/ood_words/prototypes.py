@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -61,9 +60,11 @@ def embed_words(
     """(n, D) float32 normalised embeddings of ``words``; arguments as in :func:`prototypes`."""
     if "{}" not in template:
         raise UserError(f"the prompt template '{template}' has no {{}} for the word")
-    path = None if weights is None else _cache_file(words, template, weights)
-    if path is not None and (kept := read_array(path, len(words))) is not None:
-        return kept
+    if weights is not None:
+        content = json.dumps([list(words), template, weights], allow_nan=False).encode()
+        path = cache_root() / "words" / f"{hashlib.sha256(content).hexdigest()[:32]}.npz"
+        if (kept := read_array(path, len(words))) is not None:
+            return kept
     texts = [template.replace("{}", word) for word in words]
     starts = range(0, len(texts), batch_size)
     batches = [
@@ -71,7 +72,7 @@ def embed_words(
         for i in tqdm(starts, desc="encoding OOD words", disable=len(starts) < 2)
     ]
     embeddings = np.concatenate(batches)
-    if path is not None:
+    if weights is not None:
         keep_array(path, embeddings, "embeddings of OOD words are")
     return embeddings
 
@@ -79,8 +80,3 @@ def embed_words(
 def unit_length(vectors: np.ndarray) -> np.ndarray:
     """(n, D) vectors of length 1, or 0 where they were."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
-
-
-def _cache_file(words: Sequence[str], template: str, weights: str) -> Path:
-    content = json.dumps([list(words), template, weights], allow_nan=False).encode()
-    return cache_root() / "words" / f"{hashlib.sha256(content).hexdigest()[:32]}.npz"

@@ -17,7 +17,8 @@ from .ood import register_ood_dataset
 _PATHS = ("image_root", "label_root", "region_mask")
 _NEEDED = ("name", "image_root", "label_root")
 _LISTS = ("id_values", "ood_values", "ignore_values", "test_size")
-_NUMBERS = ("min_pred", "min_gt")
+_KINDS = dict.fromkeys(_LISTS, "a list of integers")
+_KINDS |= dict.fromkeys(("min_pred", "min_gt"), "an integer")
 _KEYS = tuple(inspect.signature(register_ood_dataset).parameters)
 # What was registered from files: in one process a file may be read twice.
 _registered: dict[str, dict[str, Any]] = {}
@@ -79,21 +80,16 @@ def _checked(path: Path, number: int, entry: Any) -> dict[str, Any]:
             raise UserError(f"{where}: '{key}' is missing")
     arguments = {key: value for key, value in entry.items() if value is not None}
     for key, value in arguments.items():
-        if not _fits(key, value):
-            raise UserError(f"{where}: {key} must be {_kind(key)}, got {value!r}")
+        kind = _KINDS.get(key, "a text")
+        if not _fits(kind, value):
+            raise UserError(f"{where}: {key} must be {kind}, got {value!r}")
     for key in _PATHS:
         if key in arguments:
             arguments[key] = str(path.parent / Path(arguments[key]).expanduser())
     return arguments
 
 
-def _fits(key: str, value: Any) -> bool:
-    if key in _LISTS:
+def _fits(kind: str, value: Any) -> bool:
+    if kind == "a list of integers":
         return isinstance(value, list) and all(type(item) is int for item in value)
-    return type(value) is int if key in _NUMBERS else isinstance(value, str)
-
-
-def _kind(key: str) -> str:
-    if key in _LISTS:
-        return "a list of integers"
-    return "an integer" if key in _NUMBERS else "a text"
+    return type(value) is int if kind == "an integer" else isinstance(value, str)
