@@ -58,6 +58,7 @@ setup(
     package_dir={"tdos_d2.configs": "configs"},
     package_data={
         "tdos_d2.configs": ["**/*.yaml"],
+        "tdos_d2.data.datasets": ["*.yaml"],
         "tdos_d2.evaluation.report": ["*.html"],
         "tdos_d2.ood_words": ["*.json", "*.yaml", "WORDNET_LICENSE"],
     },

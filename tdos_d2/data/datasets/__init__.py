@@ -1,15 +1,12 @@
 """Registers the built-in datasets when imported."""
 
 from ..demo_scenes.dataset import register_demo
-from .camvid import register_camvid
-from .cityscapes import register_train_sets
+from .builtin import register_builtin
 from .folder import MissingDatasetError, data_root
-from .ood import register_ood, register_ood_dataset
+from .ood import register_ood_dataset
 from .registration_file import register_from_file
 
 __all__ = ["MissingDatasetError", "data_root", "register_from_file", "register_ood_dataset"]
 
-register_camvid()
-register_ood()
-register_train_sets()
+register_builtin()
 register_demo()

@@ -1,5 +1,5 @@
 """Cityscapes is registered by Detectron2, whose loader asserts what it needs file by file; here the
-tree is checked first, in one go. Sets with Cityscapes' classes are registered here."""
+tree is checked first, in one go."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 
 from ...errors import UserError
-from ..reading import IGNORE
-from .folder import BuiltinFolder, ImageFolder, MissingDatasetError, register_classes
+from .folder import MissingDatasetError
 
 _IMAGE_END = "leftImg8bit.png"
 _LABEL_END = "gtFine_labelTrainIds.png"
@@ -21,29 +20,6 @@ _NEEDED_ENDS = (
 
 # Name and colour of the train ids 0..18.
 CITYSCAPES_CLASSES = {c["name"]: c["color"] for c in CITYSCAPES_CATEGORIES}
-_TRAIN = 16
-# POC's number for an inserted "train", which it counts among COCO's objects.
-_POC_TRAIN = 85
-
-
-def register_train_sets() -> None:
-    """Register gta_train and synthia_train, rendered scenes to be mixed into training, and
-    poc_cityscapes_coco_train: Cityscapes with inpainted COCO objects, labelled OOD."""
-    # Folders that datasets/prepare_gta.py and prepare_synthia.py write.
-    for name, place in (("gta_train", "gta_trainids"), ("synthia_train", "synthia_trainids")):
-        folder = BuiltinFolder((place,), (ImageFolder("images", "labels", image_glob="*"),))
-        register_classes(name, folder, CITYSCAPES_CLASSES)
-    register_classes(
-        "poc_cityscapes_coco_train",
-        BuiltinFolder(
-            ("POC_CS_COCO_RECONSTRUCTED", "NEW_POC_CS_COCO_RECONSTRUCTED"),
-            (ImageFolder("leftImg8bit/train", "gtFine/train"),),
-            "datasets/prepare_poc.py",
-        ),
-        CITYSCAPES_CLASSES,
-        ood_values=tuple(range(len(CITYSCAPES_CLASSES), IGNORE)),
-        class_values={_POC_TRAIN: _TRAIN},
-    )
 
 
 def is_cityscapes(metadata: Metadata) -> bool:

@@ -1,4 +1,4 @@
-"""OOD test sets: ``register_ood_dataset`` for your own, and the built-in benchmarks."""
+"""``register_ood_dataset``, and what it takes for a built-in OOD test set, too."""
 
 from __future__ import annotations
 
@@ -9,83 +9,9 @@ from typing import Any
 
 from ...errors import UserError
 from ..reading import IGNORE
-from .folder import BuiltinFolder, ImageFolder, register_folder
+from .folder import ImageFolder, register_folder
 
 PROTOCOLS = ("anomaly", "obstacle")
-
-# As the official tools do: what is neither normal nor anomaly is void.
-_SMIYC = {"undeclared": "ignore"}
-_OBSTACLE = {"undeclared": "ignore", "protocol": "obstacle"}
-_LAF = {
-    "id_values": (1,),
-    "ood_values": tuple(range(2, 201)),
-    "ignore_values": (0, 255),
-    **_OBSTACLE,
-}
-# Without numbers 19 and 21 to 29, whose objects are in the test scenes too.
-_OBSTACLE_VAL = r"validation_(?!(19|2[1-9])$).*"
-# Neither validation nor the scenes that are evaluated apart: snow and night.
-_OBSTACLE_TEST = (
-    r"(curvy-street|one-way-street|gravel|greyasphalt|motorway|paving|darkasphalt2?)(_.*)?"
-)
-# Frames of Lost and Found's test split, by their place in the sorted list, whose label is all zero.
-_LAF_INVALID = (17, 37, 55, 72, 91, 110, 129, 153, 174, 197, 218, 353, 490, 618, 686, 792, 793)
-_LAF_FRAMES = 1203
-# Without children (one scene) and bicycles (three sequences), which are known classes.
-_LAF_NO_KNOWN = (
-    r"(?!15_Rechbergstr_Deckenpfronn|01_Hanns_Klemm_Str_45_00000[67]|10_Schlossberg_9_000004).*"
-)
-
-
-def _smiyc(track: str, pattern: str, labelled: bool) -> BuiltinFolder:
-    """Validation and test frames lie in one folder; labels of the latter are not public."""
-    layout = ImageFolder(
-        "images", "labels_masks" if labelled else None, label_suffix="_labels_semantic.png",
-        pattern=pattern,
-    )
-    return BuiltinFolder((f"dataset_{track}",), (layout,))
-
-
-def _fishyscapes(folder: str, script: str) -> BuiltinFolder:
-    return BuiltinFolder((folder,), (ImageFolder("images", "labels"),), f"datasets/{script}")
-
-
-def _lost_and_found(pattern: str) -> BuiltinFolder:
-    layout = ImageFolder(
-        "leftImg8bit/test", "gtCoarse/test", image_suffix="_leftImg8bit",
-        label_suffix="_gtCoarse_labelIds.png", pattern=pattern, left_out=_LAF_INVALID,
-        total=_LAF_FRAMES,
-    )
-    return BuiltinFolder(("dataset_LostAndFound", "LostAndFound", "lost_and_found"), (layout,))
-
-
-_FS_LAF = _fishyscapes("fs_laf", "prepare_fs_laf.py")
-_FS_STATIC = {v: _fishyscapes(f"fs_static_v{v}", "prepare_fs_static.py") for v in (1, 2, 3)}
-_ROAD_ANOMALY = BuiltinFolder(
-    (
-        "RoadAnomaly", "RoadAnomaly_jpg", "dataset_RoadAnomaly", "road_anomaly",
-        "RoadAnomaly/RoadAnomaly_jpg",
-    ),
-    (
-        ImageFolder("frames", "frames", image_glob="*", label_suffix=".labels/labels_semantic.png"),
-        ImageFolder("original", "labels"),
-    ),
-)
-
-# name -> place, and what differs from the defaults of register_ood_dataset
-_BUILTIN: dict[str, tuple[BuiltinFolder, dict[str, Any]]] = {
-    "smiyc_anomalytrack_val": (_smiyc("AnomalyTrack", "validation.*", True), _SMIYC),
-    "smiyc_anomalytrack_test": (_smiyc("AnomalyTrack", "(?!validation).*", False), _SMIYC),
-    "smiyc_obstacletrack_val": (_smiyc("ObstacleTrack", _OBSTACLE_VAL, True), _OBSTACLE),
-    "smiyc_obstacletrack_test": (_smiyc("ObstacleTrack", _OBSTACLE_TEST, False), _OBSTACLE),
-    # The anomaly is 2 in EPFL's files (as in its tool, so is anything above), 1 in the 0/1 form.
-    "road_anomaly": (_ROAD_ANOMALY, {"ood_values": range(1, 255)}),
-    "fs_laf_val": (_FS_LAF, _OBSTACLE),
-    **{f"fs_static_v{version}_val": (place, _SMIYC) for version, place in _FS_STATIC.items()},
-    "fs_static_val": (_FS_STATIC[2], _SMIYC),
-    "laf_test": (_lost_and_found(".*"), _LAF),
-    "laf_test_noknown": (_lost_and_found(_LAF_NO_KNOWN), _LAF),
-}
 
 
 def register_ood_dataset(
@@ -146,12 +72,6 @@ def register_ood_dataset(
         label_suffix=label_suffix, region_mask=region_mask,
     )
     register_folder(name, folder, **metadata)
-
-
-def register_ood() -> None:
-    """Register the built-in OOD sets that belong to no other family."""
-    for name, (folder, options) in _BUILTIN.items():
-        register_folder(name, folder, **ood_metadata(name, **options))
 
 
 def ood_metadata(

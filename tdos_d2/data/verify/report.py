@@ -16,6 +16,7 @@ from detectron2.data.catalog import Metadata
 from tqdm.contrib.concurrent import thread_map
 
 from ...errors import UserError
+from ..datasets.builtin import BUILTIN
 from ..datasets.folder import MissingDatasetError
 from ..reading import (
     IGNORE,
@@ -32,32 +33,14 @@ class Expected(NamedTuple):
     """What the publishers of a set say of it; None = not known."""
 
     frames: int | None = None
-    sizes: tuple[str, ...] | None = None  # "WxH"
+    sizes: Sequence[str] | None = None  # "WxH"
 
 
-_LARGE, _WIDE, _CAMVID = ("2048x1024",), ("1920x1080",), ("480x360",)
 # The sets that are verified where no names are given. Label values are in the sets' metadata.
 EXPECTED = {
-    "cityscapes_fine_sem_seg_train": Expected(2975, _LARGE),
-    "cityscapes_fine_sem_seg_val": Expected(500, _LARGE),
-    "poc_cityscapes_coco_train": Expected(None, _LARGE),
-    "gta_train": Expected(),
-    "synthia_train": Expected(9400, ("1280x760",)),
-    "camvid_train": Expected(367, _CAMVID),
-    "camvid_val": Expected(101, _CAMVID),
-    "camvid_test": Expected(233, _CAMVID),
-    "camvid_ood": Expected(233, _CAMVID),
-    "fs_laf_val": Expected(100, _LARGE),
-    "fs_static_v1_val": Expected(30, _LARGE),
-    "fs_static_v2_val": Expected(30, _LARGE),
-    "fs_static_v3_val": Expected(30, _LARGE),
-    "smiyc_anomalytrack_val": Expected(10, ("1280x720", "2048x1024")),
-    "smiyc_anomalytrack_test": Expected(100, ("1280x720", "2048x1024")),
-    "smiyc_obstacletrack_val": Expected(30, _WIDE),
-    "smiyc_obstacletrack_test": Expected(327, _WIDE),
-    "road_anomaly": Expected(60, ("1280x720",)),
-    "laf_test": Expected(1186, _LARGE),
-    "laf_test_noknown": Expected(1043, _LARGE),
+    name: Expected(entry["expected"].get("frames"), entry["expected"].get("sizes"))
+    for name, entry in BUILTIN.items()
+    if "expected" in entry
 }
 _ALIASES = {"fs_static_val": "fs_static_v2_val"}
 
