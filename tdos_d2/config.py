@@ -52,6 +52,9 @@ def set_key(cfg: CN, key: str, value: Any) -> None:
 
 
 def _add_model(cfg: CN) -> None:
+    # Python modules to import before anything is built, such as ["my_project.parts"]: they register
+    # parts, backbones and datasets of your own. They are run as they are: name trusted code only.
+    cfg.MODEL.IMPORTS = []
     # Let GPUs that can (A100 and later) round the factors of float32 products to 10 bits: faster
     # where mixed precision is off, and scores differ in the third digit or so.
     cfg.MODEL.TF32 = False
@@ -111,6 +114,9 @@ def _add_memory(cfg: CN) -> None:
 
 def _add_text(cfg: CN) -> None:
     cfg.MODEL.TEXT = CN()
+    # The text side: "PromptedText" (CLIP's text encoder with learnable prompts), "FixedText" (the
+    # vectors of EMBEDDINGS) or "" = what EMBEDDINGS asks for.
+    cfg.MODEL.TEXT.NAME = ""
     # A .npz with "names" and "embeddings" (n, D) that takes the place of the text encoder;
     # "" = encode the class names with CLIP. Vectors are brought to length 10, CLIP's own.
     cfg.MODEL.TEXT.EMBEDDINGS = ""
@@ -220,6 +226,8 @@ def _add_decoders(cfg: CN) -> None:
     neck.NORM = "LN"
 
     context = cfg.MODEL.CONTEXT_DECODER = CN()
+    # The text-to-image context decoder.
+    context.NAME = "ContextDecoder"
     # Width, depth (0 = off), heads and dropout of the text-to-image context decoder.
     context.HIDDEN_DIM = 256
     context.NUM_LAYERS = 3
@@ -227,6 +235,8 @@ def _add_decoders(cfg: CN) -> None:
     context.DROPOUT = 0.1
 
     pixel = cfg.MODEL.PIXEL_DECODER = CN()
+    # The pixel decoder; your own is registered in tdos_d2.modeling.registry.
+    pixel.NAME = "TextPixelDecoder"
     # Width of the memory and of the mask features.
     pixel.HIDDEN_DIM = 256
     # Layers of self-attention and of attention to the text, and their heads.
@@ -238,6 +248,8 @@ def _add_decoders(cfg: CN) -> None:
     pixel.FFN_DIM = 2048
 
     query = cfg.MODEL.TRANSFORMER_DECODER = CN()
+    # The query decoder.
+    query.NAME = "TextQueryDecoder"
     # Masked-attention layers, their heads and the width inside their feed-forward blocks; the
     # decoder's own width is that of the pixel decoder.
     query.NUM_LAYERS = 9

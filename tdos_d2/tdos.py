@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,19 +15,24 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from .data import class_names
-from .modeling.backbone import TAPS, FPNNeck, ScaleNeck, build_neck
-from .modeling.build import build_augmentation, build_regularization, build_text, use_tf32
+from .modeling.backbone import TAPS
 from .modeling.clip import release_weights
 from .modeling.criterion import IGNORE, TDOSCriterion
 from .modeling.merge import check_merge_rules, merge_ood_queries
-from .modeling.pixel_decoder import TextPixelDecoder
-from .modeling.regularization import Regularization
+from .modeling.registry import (
+    build_context_decoder,
+    build_neck,
+    build_pixel_decoder,
+    build_text,
+    build_transformer_decoder,
+)
+from .modeling.regularization import Regularization, build_regularization
 from .modeling.scores import AnomalyScores, resize
-from .modeling.semantic_augmentation import SemanticAugmentation
+from .modeling.semantic_augmentation import SemanticAugmentation, build_augmentation
 from .modeling.sliding_window import check_window, slide
-from .modeling.text import ContextDecoder
-from .modeling.transformer_decoder import TextQueryDecoder
 from .modeling.word_maps import word_maps
+
+logger = logging.getLogger(__name__)
 
 # Prompts, and what else is there once per class or query.
 HEADS = (
@@ -51,11 +57,11 @@ class TDOS(nn.Module):
         self,
         *,
         backbone: Backbone,
-        neck: ScaleNeck | FPNNeck,
+        neck: nn.Module,
         text: nn.Module,
-        context_decoder: ContextDecoder,
-        pixel_decoder: TextPixelDecoder,
-        transformer_decoder: TextQueryDecoder,
+        context_decoder: nn.Module,
+        pixel_decoder: nn.Module,
+        transformer_decoder: nn.Module,
         criterion: TDOSCriterion,
         semantic_augmentation: SemanticAugmentation | None = None,
         regularization: Regularization | None = None,
@@ -129,63 +135,25 @@ class TDOS(nn.Module):
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
-        node, pixel, query = cfg.MODEL.TDOS, cfg.MODEL.PIXEL_DECODER, cfg.MODEL.TRANSFORMER_DECODER
+        node = cfg.MODEL.TDOS
         use_tf32(cfg.MODEL.TF32)
         names = class_names(cfg)
+        all_names, num_queries = [*names, node.OOD_NAME], len(names) + 1 + node.NUM_NEGATIVE
         backbone = build_backbone(cfg)
-        all_names = [*names, node.OOD_NAME]
         text = build_text(cfg, all_names)
         release_weights()
-        shapes = backbone.output_shape()
-        context = {k.lower(): v for k, v in cfg.MODEL.CONTEXT_DECODER.items()}
-        num_queries = len(names) + 1 + node.NUM_NEGATIVE
-        neck = build_neck(
-            cfg.MODEL.NECK.NAME,
-            [shapes[tap] for tap in TAPS],
-            score_channels=num_queries,
-            channels=cfg.MODEL.NECK.CHANNELS,
-            norm=cfg.MODEL.NECK.NORM,
-        )
+        dim, shapes = text.embed_dim, backbone.output_shape()
+        neck = build_neck(cfg, [shapes[tap] for tap in TAPS], num_queries)
         return {
             "backbone": backbone,
             "neck": neck,
             "text": text,
-            "context_decoder": ContextDecoder(
-                text.embed_dim, text.embed_dim, gamma_init=node.GAMMA_INIT, **context
+            "context_decoder": build_context_decoder(cfg, dim, dim),
+            "pixel_decoder": build_pixel_decoder(cfg, neck.channels, dim, num_queries),
+            "transformer_decoder": build_transformer_decoder(
+                cfg, dim, num_queries, len(names) + 1
             ),
-            "pixel_decoder": TextPixelDecoder(
-                neck.channels,
-                text.embed_dim,
-                num_queries,
-                hidden_dim=pixel.HIDDEN_DIM,
-                num_layers=pixel.NUM_LAYERS,
-                num_heads=pixel.NUM_HEADS,
-                num_points=pixel.NUM_SAMPLING_POINTS,
-                ffn_dim=pixel.FFN_DIM,
-            ),
-            "transformer_decoder": TextQueryDecoder(
-                text.embed_dim,
-                num_queries,
-                len(names) + 1,
-                hidden_dim=pixel.HIDDEN_DIM,
-                num_layers=query.NUM_LAYERS,
-                num_heads=query.NUM_HEADS,
-                ffn_dim=query.FFN_DIM,
-            ),
-            "criterion": TDOSCriterion(
-                len(names),
-                class_weight=node.CLASS_WEIGHT,
-                mask_weight=node.MASK_WEIGHT,
-                dice_weight=node.DICE_WEIGHT,
-                score_map_weight=node.SCORE_MAP_WEIGHT,
-                ood_weight=node.OOD_WEIGHT,
-                no_object_weight=node.NO_OBJECT_WEIGHT,
-                num_points=node.NUM_POINTS,
-                oversample_ratio=node.OVERSAMPLE_RATIO,
-                importance_ratio=node.IMPORTANCE_SAMPLE_RATIO,
-                temperature=node.SCORE_MAP_TEMPERATURE,
-                ignore_void=node.IGNORE_VOID,
-            ),
+            "criterion": TDOSCriterion(cfg, len(names)),
             "semantic_augmentation": build_augmentation(cfg, len(names)),
             "regularization": build_regularization(cfg, all_names, text, backbone),
             "heads_only": node.HEADS_ONLY,
@@ -363,3 +331,11 @@ class TDOS(nn.Module):
 def _projection(in_dim: int, out_dim: int) -> nn.Module:
     """Image space to text space: nothing where both are CLIP's, learned where the text is not."""
     return nn.Identity() if in_dim == out_dim else nn.Linear(in_dim, out_dim)
+
+
+def use_tf32(on: bool) -> None:
+    """``MODEL.TF32`` for all of the process; the log says what a GPU that has TF32 does."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0):
+        products = "from factors rounded to TF32" if on else "in full"
+        logger.info("MODEL.TF32 is %s: float32 products are computed %s", on, products)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
 
-import tdos_d2.modeling.build as build_module
+import tdos_d2.tdos as build_module
 from tdos_d2.errors import UserError
 
 

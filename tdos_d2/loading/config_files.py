@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,11 +50,20 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
 
 
 def register_datasets(cfg: CfgNode) -> None:
-    """Register the sets of ``DATASETS.REGISTER``, if any; every process has to.
+    """Import ``MODEL.IMPORTS`` and register ``DATASETS.REGISTER``, if any; every process has to.
 
     Raises:
-        UserError: see ``tdos_d2.data.register_from_file``.
+        UserError: a module cannot be imported; see also ``tdos_d2.data.register_from_file``.
     """
+    for module in cfg.MODEL.get("IMPORTS", ()):
+        # Console scripts do not look for modules in the folder where they are started.
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever the code of the user raises
+            reason = _one_line(error) or type(error).__name__
+            raise UserError(f"MODEL.IMPORTS: cannot import '{module}': {reason}") from error
     if cfg.DATASETS.get("REGISTER"):  # not in a config of another project
         register_from_file(cfg.DATASETS.REGISTER)
 

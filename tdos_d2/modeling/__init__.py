@@ -1,5 +1,5 @@
-"""The parts of the model."""
+"""The parts of the model; importing it registers those that a config can name."""
 
 from __future__ import annotations
 
-from . import backbone  # noqa: F401  registers the backbones
+from . import backbone, pixel_decoder, text, transformer_decoder  # noqa: F401

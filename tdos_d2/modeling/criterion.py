@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import configurable
 from detectron2.projects.point_rend.point_features import point_sample
 from detectron2.utils import comm
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ class TDOSCriterion(nn.Module):
             every mask, as in the released code.
     """
 
+    @configurable
     def __init__(
         self,
         num_known: int,
@@ -62,6 +64,24 @@ class TDOSCriterion(nn.Module):
         weights = torch.ones(num_known + 2)
         weights[-2:] = torch.tensor([ood_weight, no_object_weight])
         self.register_buffer("class_weights", weights, persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg, num_known: int) -> dict:
+        node = cfg.MODEL.TDOS
+        return {
+            "num_known": num_known,
+            "class_weight": node.CLASS_WEIGHT,
+            "mask_weight": node.MASK_WEIGHT,
+            "dice_weight": node.DICE_WEIGHT,
+            "score_map_weight": node.SCORE_MAP_WEIGHT,
+            "ood_weight": node.OOD_WEIGHT,
+            "no_object_weight": node.NO_OBJECT_WEIGHT,
+            "num_points": node.NUM_POINTS,
+            "oversample_ratio": node.OVERSAMPLE_RATIO,
+            "importance_ratio": node.IMPORTANCE_SAMPLE_RATIO,
+            "temperature": node.SCORE_MAP_TEMPERATURE,
+            "ignore_void": node.IGNORE_VOID,
+        }
 
     def forward(
         self, class_logits: Tensor, mask_logits: Tensor, score_map: Tensor, labels: Tensor

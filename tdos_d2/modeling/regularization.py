@@ -6,13 +6,16 @@ The third one of the method, the cross entropy of the score map, is part of the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from detectron2.modeling import Backbone
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 References = Callable[[], tuple[Tensor, Tensor]]
 
@@ -146,3 +149,38 @@ class VisionLoss(nn.Module):
         return self.mse_weight * F.mse_loss(embedding, target) + (
             self.cosine_weight * distance.mean()
         )
+
+
+def build_regularization(
+    cfg, names: Sequence[str], text: nn.Module, backbone: Backbone
+) -> Regularization:
+    """The regularizers that the config asks for and that the model has a use for.
+
+    Args:
+        cfg: the config.
+        names: the K known classes and, last, the OOD word.
+        text: the text side, with ``build_references``.
+        backbone: the image encoder.
+    """
+    node = cfg.MODEL.REG
+    language = vision = None
+    if node.LANGUAGE_WEIGHT:
+        language = LanguageLoss(
+            text.build_references(cfg, names),
+            weight=node.LANGUAGE_WEIGHT,
+            temperature=node.TEMPERATURE,
+        )
+    if (node.VISION_MSE_WEIGHT or node.VISION_COSINE_WEIGHT) and not backbone.frozen:
+        pretrained = getattr(backbone, "pretrained", bool(cfg.MODEL.CLIP.WEIGHTS))
+        if pretrained and not cfg.MODEL.TDOS.HEADS_ONLY:
+            vision = VisionLoss(
+                backbone,
+                mse_weight=node.VISION_MSE_WEIGHT,
+                cosine_weight=node.VISION_COSINE_WEIGHT,
+            )
+        elif not pretrained:
+            logger.info(
+                "no vision regularizer: an image encoder that starts from random weights has "
+                "nothing to hold on to"
+            )
+    return Regularization(language, vision)

@@ -189,3 +189,13 @@ def _statistics(x: Tensor, weight: Tensor, eps: float = 1e-5) -> tuple[Tensor, T
     mean = (weight * x).sum((-2, -1), keepdim=True)
     variance = (weight * (x - mean).square()).sum((-2, -1), keepdim=True)
     return mean, (variance + eps).sqrt()  # the gradient of sqrt(0) is infinite
+
+
+def build_augmentation(cfg, num_known: int) -> SemanticAugmentation | None:
+    """What chooses the region that is perturbed in training; None where it is off."""
+    node = cfg.MODEL.SEM_AUG
+    if not node.ENABLED:
+        return None
+    return SemanticAugmentation(
+        num_known, region=node.REGION, prob=node.PROB, num_ellipses=node.NUM, size=node.SIZE
+    )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from torch import nn
 
+from tdos_d2 import add_tdos_config
 from tdos_d2.errors import UserError
-from tdos_d2.modeling.backbone import FPNNeck, ScaleNeck, build_neck
+from tdos_d2.modeling.backbone import FPNNeck, ScaleNeck
+from tdos_d2.modeling.registry import build_neck
 
 RESNET = [ShapeSpec(channels=c, stride=s) for c, s in ((8, 4), (16, 8), (24, 16), (32, 32))]
 VIT = [ShapeSpec(channels=12, stride=16)] * 4
@@ -24,7 +27,10 @@ def taps(shapes: list[ShapeSpec], height: int, width: int) -> list[torch.Tensor]
 
 
 def build(name: str, shapes: list[ShapeSpec], norm: str = "LN") -> nn.Module:
-    return build_neck(name, shapes, score_channels=NUM_QUERIES, channels=32, norm=norm)
+    cfg = get_cfg()
+    add_tdos_config(cfg)
+    cfg.MODEL.NECK.NAME, cfg.MODEL.NECK.CHANNELS, cfg.MODEL.NECK.NORM = name, 32, norm
+    return build_neck(cfg, shapes, NUM_QUERIES)
 
 
 @pytest.mark.parametrize(("shapes", "kind"), [(RESNET, FPNNeck), (VIT, ScaleNeck)])

@@ -120,7 +120,7 @@ def test_without_groups_only_names_have_references(full_cfg):
 def test_evaluation_encodes_no_words(full_cfg, monkeypatch):
     """Defect 25: thousands of prompts were encoded in the constructor."""
     full_cfg.MODEL.PROMPTS.INIT = "random"
-    monkeypatch.setattr("tdos_d2.modeling.build.load_groups", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("tdos_d2.modeling.text.prompts.load_groups", lambda *_: pytest.fail("read"))
     model = build_model(full_cfg).eval()
     with torch.no_grad():
         model([sample()])

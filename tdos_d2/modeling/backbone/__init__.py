@@ -5,12 +5,11 @@ from __future__ import annotations
 from .clip_resnet import CLIPModifiedResNet
 from .clip_vit import CLIPVisionTransformer
 from .encoder import TAPS, CLIPImageEncoder, check_encoder
-from .neck import NECKS, FPNNeck, ScaleNeck, build_neck
+from .neck import FPNNeck, ScaleNeck
 from .timm_encoder import TimmBackbone
 from .timm_weights import pixel_statistics
 
 __all__ = [
-    "NECKS",
     "TAPS",
     "CLIPImageEncoder",
     "CLIPModifiedResNet",
@@ -18,7 +17,6 @@ __all__ = [
     "FPNNeck",
     "ScaleNeck",
     "TimmBackbone",
-    "build_neck",
     "check_encoder",
     "pixel_statistics",
 ]

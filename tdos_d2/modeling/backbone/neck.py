@@ -6,16 +6,19 @@ import math
 from collections.abc import Sequence
 
 import torch
+from detectron2.config import configurable
 from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import FPN, Backbone
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ..registry import NECK_REGISTRY
 
 # Stride of the finest level, exact where the patch size is a power of two (14 gives 3.5).
 FINEST_STRIDE = 4
 
 
+@NECK_REGISTRY.register()
 class ScaleNeck(nn.Module):
     """Rescale ViT taps by deconvolution and pooling (ViT-Adapter/DenseCLIP style).
 
@@ -31,6 +34,7 @@ class ScaleNeck(nn.Module):
         UserError: taps of different strides.
     """
 
+    @configurable
     def __init__(self, in_shapes: Sequence[ShapeSpec], norm: str = "LN") -> None:
         super().__init__()
         strides = {shape.stride for shape in in_shapes}
@@ -48,6 +52,10 @@ class ScaleNeck(nn.Module):
         self.channels = [shape.channels for shape in in_shapes]
         self.strides = [stride * 2.0 ** (level - octaves) for level in range(len(in_shapes))]
 
+    @classmethod
+    def from_config(cls, cfg, in_shapes: Sequence[ShapeSpec], num_queries: int) -> dict:
+        return {"in_shapes": in_shapes, "norm": cfg.MODEL.NECK.NORM}
+
     @property
     def size_divisibility(self) -> int:
         """Images must be padded to a multiple of this, so that every level has whole cells."""
@@ -61,6 +69,7 @@ class ScaleNeck(nn.Module):
         return [level(tap) for level, tap in zip(self.levels, taps, strict=True)]
 
 
+@NECK_REGISTRY.register()
 class FPNNeck(nn.Module):
     """A feature pyramid whose last input is the last tap together with the score map (DenseCLIP).
 
@@ -74,6 +83,7 @@ class FPNNeck(nn.Module):
         UserError: taps whose strides do not double.
     """
 
+    @configurable
     def __init__(
         self,
         in_shapes: Sequence[ShapeSpec],
@@ -95,6 +105,16 @@ class FPNNeck(nn.Module):
         self.pyramid = FPN(given, list(given.output_shape()), channels, norm=norm)
         self.channels = [channels] * len(in_shapes)
 
+    @classmethod
+    def from_config(cls, cfg, in_shapes: Sequence[ShapeSpec], num_queries: int) -> dict:
+        node = cfg.MODEL.NECK
+        return {
+            "in_shapes": in_shapes,
+            "score_channels": num_queries,
+            "channels": node.CHANNELS,
+            "norm": node.NORM,
+        }
+
     @property
     def size_divisibility(self) -> int:
         """Images must be padded to a multiple of this, so that every level has whole cells."""
@@ -112,26 +132,6 @@ class FPNNeck(nn.Module):
         *finer, last = taps
         joined = [*finer, torch.cat([last, score_map], dim=1)]  # both have the encoder's last grid
         return list(self.pyramid({str(i): tap for i, tap in enumerate(joined)}).values())
-
-
-NECKS = {"ScaleNeck": ScaleNeck, "FPNNeck": FPNNeck}
-
-
-def build_neck(
-    name: str, in_shapes: Sequence[ShapeSpec], *, score_channels: int, channels: int, norm: str
-) -> ScaleNeck | FPNNeck:
-    """The neck ``name``; "" = FPNNeck for taps of several strides, ScaleNeck for one.
-
-    Raises:
-        UserError: an unknown name, or a neck that does not fit the taps.
-    """
-    if not name:
-        name = "ScaleNeck" if len({shape.stride for shape in in_shapes}) == 1 else "FPNNeck"
-    if name not in NECKS:
-        raise UserError(f"MODEL.NECK.NAME: '{name}' is none of {', '.join(NECKS)}")
-    if name == "ScaleNeck":
-        return ScaleNeck(in_shapes, norm)
-    return FPNNeck(in_shapes, score_channels, channels, norm)
 
 
 class _Given(Backbone):

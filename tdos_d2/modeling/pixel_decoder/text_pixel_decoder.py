@@ -7,15 +7,18 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import configurable
 from torch import Tensor, nn
 
 from ..attention import Attention, FeedForward
+from ..registry import PIXEL_DECODER_REGISTRY
 from .deformable_attention import MultiScaleDeformableAttention
 from .position import sine_positions
 
 NUM_LEVELS = 3  # levels that attend: strides 8, 16, 32; stride 4 joins at the end
 
 
+@PIXEL_DECODER_REGISTRY.register()
 class TextPixelDecoder(nn.Module):
     """Six layers of deformable self-attention, pixel-to-text attention and feed-forward.
 
@@ -30,6 +33,7 @@ class TextPixelDecoder(nn.Module):
         ffn_dim: width of the feed-forward blocks.
     """
 
+    @configurable
     def __init__(
         self,
         in_channels: Sequence[int],
@@ -73,6 +77,22 @@ class TextPixelDecoder(nn.Module):
         for level in self.inputs:
             nn.init.xavier_uniform_(level[0].weight)
             nn.init.zeros_(level[0].bias)
+
+    @classmethod
+    def from_config(
+        cls, cfg, in_channels: Sequence[int], text_dim: int, num_queries: int
+    ) -> dict:
+        node = cfg.MODEL.PIXEL_DECODER
+        return {
+            "in_channels": in_channels,
+            "text_dim": text_dim,
+            "num_queries": num_queries,
+            "hidden_dim": node.HIDDEN_DIM,
+            "num_layers": node.NUM_LAYERS,
+            "num_heads": node.NUM_HEADS,
+            "num_points": node.NUM_SAMPLING_POINTS,
+            "ffn_dim": node.FFN_DIM,
+        }
 
     def forward(self, levels: Sequence[Tensor], text: Tensor) -> tuple[list[Tensor], Tensor]:
         """

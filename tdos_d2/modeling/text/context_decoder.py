@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import torch
+from detectron2.config import configurable
 from torch import Tensor, nn
 
 from ..attention import Attention, FeedForward
+from ..registry import CONTEXT_DECODER_REGISTRY
 
 
+@CONTEXT_DECODER_REGISTRY.register()
 class ContextDecoder(nn.Module):
     """Text embeddings attend to each other and to the image; the result enters as a residual.
 
@@ -24,6 +27,7 @@ class ContextDecoder(nn.Module):
         gamma_init: start of gamma.
     """
 
+    @configurable
     def __init__(
         self,
         text_dim: int,
@@ -48,6 +52,19 @@ class ContextDecoder(nn.Module):
         )
         self.out_proj = nn.Sequential(nn.LayerNorm(hidden_dim), nn.Linear(hidden_dim, text_dim))
         self.gamma = nn.Parameter(torch.full((text_dim,), gamma_init))
+
+    @classmethod
+    def from_config(cls, cfg, text_dim: int, visual_dim: int) -> dict:
+        node = cfg.MODEL.CONTEXT_DECODER
+        return {
+            "text_dim": text_dim,
+            "visual_dim": visual_dim,
+            "hidden_dim": node.HIDDEN_DIM,
+            "num_layers": node.NUM_LAYERS,
+            "num_heads": node.NUM_HEADS,
+            "dropout": node.DROPOUT,
+            "gamma_init": cfg.MODEL.TDOS.GAMMA_INIT,
+        }
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that weight decay would switch off."""

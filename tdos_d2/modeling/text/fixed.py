@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from detectron2.config import configurable
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ...ood_words import prototypes
+from ...ood_words import load_groups, prototypes
+from ..registry import TEXT_REGISTRY
+from ..regularization import References
+from .prompts import starts_at_groups
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +25,7 @@ logger = logging.getLogger(__name__)
 NORM = 10.0
 
 
+@TEXT_REGISTRY.register()
 class FixedText(nn.Module):
     """N = K + 1 + M text embeddings: fixed vectors, each with a learnable residual.
 
@@ -35,6 +40,7 @@ class FixedText(nn.Module):
         start_at_prototypes: negatives start there, as far as there are any, not at random.
     """
 
+    @configurable
     def __init__(
         self,
         vectors: Tensor,
@@ -56,30 +62,13 @@ class FixedText(nn.Module):
             start[num_random - len(self.prototypes) :][there] = self.prototypes[there]
         self.negatives = nn.Parameter(NORM * start)
 
-    @property
-    def embed_dim(self) -> int:
-        """D, channels of a text embedding."""
-        return self.vectors.shape[1]
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that are embeddings."""
-        return {"residual", "negatives"}
-
-    def forward(self) -> Tensor:
-        """(N, D) embeddings, not normalised."""
-        return torch.cat([self.vectors + self.residual, self.negatives])
-
-    def references(self) -> tuple[Tensor, Tensor]:
-        """(R, D) unit vectors that do not change and the (R,) numbers of their queries."""
-        there = self._there().nonzero()[:, 0]
-        first_negative = len(self.vectors) + len(self.negatives) - len(self.prototypes)
-        queries = torch.arange(len(self.vectors), device=there.device)
-        # Without residuals: what is learned must not move its own target.
-        references = torch.cat([F.normalize(self.vectors, dim=1), self.prototypes[there]])
-        return references, torch.cat([queries, first_negative + there])
-
-    def _there(self) -> Tensor:
-        return self.prototypes.norm(dim=1) > 0
+    @classmethod
+    def from_config(cls, cfg, names: Sequence[str]) -> dict:
+        num_negative, prompts = cfg.MODEL.TDOS.NUM_NEGATIVE, cfg.MODEL.PROMPTS
+        start = starts_at_groups(cfg)
+        use_groups = prompts.GROUPS and num_negative
+        groups = load_groups(prompts.GROUPS, num_negative).groups if use_groups else ()
+        return _from_file(cfg.MODEL.TEXT.EMBEDDINGS, names, num_negative, groups, start)
 
     @classmethod
     def from_file(
@@ -103,15 +92,60 @@ class FixedText(nn.Module):
         Raises:
             UserError: missing or malformed file, or a known class that it lacks.
         """
-        file_names, embeddings = read_embeddings(path)
-        rows = [file_names.index(n.lower()) if n.lower() in file_names else -1 for n in names]
-        lacking = [name for name, row in zip(names[:-1], rows[:-1], strict=True) if row < 0]
-        if lacking:
-            raise UserError(f"MODEL.TEXT.EMBEDDINGS: '{path}' lacks {', '.join(lacking)}")
-        known = [row for row in rows if row >= 0]
-        of_groups = _prototypes(groups, file_names, embeddings) if groups else None
-        num_random = len(names) - len(known) + num_negative
-        return cls(embeddings[known], num_random, of_groups, start_at_prototypes)
+        return cls(**_from_file(path, names, num_negative, groups, start_at_prototypes))
+
+    @property
+    def embed_dim(self) -> int:
+        """D, channels of a text embedding."""
+        return self.vectors.shape[1]
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that are embeddings."""
+        return {"residual", "negatives"}
+
+    def forward(self) -> Tensor:
+        """(N, D) embeddings, not normalised."""
+        return torch.cat([self.vectors + self.residual, self.negatives])
+
+    def build_references(self, cfg, names: Sequence[str]) -> References:
+        """See :meth:`references`; neither argument matters."""
+        return self.references
+
+    def references(self) -> tuple[Tensor, Tensor]:
+        """(R, D) unit vectors that do not change and the (R,) numbers of their queries."""
+        there = self._there().nonzero()[:, 0]
+        first_negative = len(self.vectors) + len(self.negatives) - len(self.prototypes)
+        queries = torch.arange(len(self.vectors), device=there.device)
+        # Without residuals: what is learned must not move its own target.
+        references = torch.cat([F.normalize(self.vectors, dim=1), self.prototypes[there]])
+        return references, torch.cat([queries, first_negative + there])
+
+    def _there(self) -> Tensor:
+        return self.prototypes.norm(dim=1) > 0
+
+
+def _from_file(
+    path: str,
+    names: Sequence[str],
+    num_negative: int,
+    groups: Sequence[Sequence[str]],
+    start_at_prototypes: bool,
+) -> dict:
+    """Arguments of a FixedText; see :meth:`FixedText.from_file`."""
+    file_names, embeddings = read_embeddings(path)
+    rows = [file_names.index(n.lower()) if n.lower() in file_names else -1 for n in names]
+    lacking = [name for name, row in zip(names[:-1], rows[:-1], strict=True) if row < 0]
+    if lacking:
+        raise UserError(f"MODEL.TEXT.EMBEDDINGS: '{path}' lacks {', '.join(lacking)}")
+    known = [row for row in rows if row >= 0]
+    of_groups = _prototypes(groups, file_names, embeddings) if groups else None
+    num_random = len(names) - len(known) + num_negative
+    return {
+        "vectors": embeddings[known],
+        "num_random": num_random,
+        "prototypes": of_groups,
+        "start_at_prototypes": start_at_prototypes,
+    }
 
 
 def read_embeddings(path: str) -> tuple[list[str], Tensor]:

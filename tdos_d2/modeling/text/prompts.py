@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
+from detectron2.config import configurable
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ..clip import END, START, TextTower, token_batch, tokenize
+from ...ood_words import load_groups, prototypes
+from ..clip import END, START, TextTower, build_clip, token_batch, tokenize
+from ..registry import TEXT_REGISTRY
+from ..regularization import References
+from .encoder import TextEncoder
+
+logger = logging.getLogger(__name__)
 
 
+PROMPT_STARTS = ("random", "group")
+
+
+@TEXT_REGISTRY.register()
 class PromptedText(nn.Module):
     """N = K + 1 + M text embeddings through CLIP's frozen text encoder with learnable tokens.
 
@@ -37,6 +50,7 @@ class PromptedText(nn.Module):
         UserError: a prompt is longer than the encoder's positional table.
     """
 
+    @configurable
     def __init__(
         self,
         tower: TextTower,
@@ -75,6 +89,23 @@ class PromptedText(nn.Module):
             part.register_load_state_dict_post_hook(self._forget)  # loaded alone, too
         self.train(self.training)
 
+    @classmethod
+    def from_config(cls, cfg, names: Sequence[str]) -> dict:
+        node, prompts, encoder = cfg.MODEL.TDOS, cfg.MODEL.PROMPTS, cfg.MODEL.CLIP
+        start = starts_at_groups(cfg)
+        clip, _ = build_clip(encoder.NAME, encoder.WEIGHTS, encoder.ACTIVATION)
+        return {
+            "tower": TextTower(clip),
+            "names": names,
+            "context_length": node.CONTEXT_LENGTH,
+            "num_negative": node.NUM_NEGATIVE,
+            "negative_length": node.NEGATIVE_LENGTH,
+            "prompt_std": node.PROMPT_STD,
+            "negative_words": load_groups(prompts.GROUPS, node.NUM_NEGATIVE).groups
+            if start
+            else None,
+        }
+
     @property
     def embed_dim(self) -> int:
         """D, channels of a text embedding."""
@@ -98,6 +129,23 @@ class PromptedText(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Parameters that are embeddings: decay would pull them to the origin for no reason."""
         return {"context", "negatives"}
+
+    def build_references(self, cfg, names: Sequence[str]) -> References:
+        """What the language regularizer holds the queries of ``names`` and of the negatives to."""
+        if not cfg.MODEL.CLIP.WEIGHTS:
+            logger.info(
+                "the text encoder is random: MODEL.REG.LANGUAGE_WEIGHT and groups of OOD words "
+                "tell text queries apart, but carry no language meaning"
+            )
+        return partial(
+            _references,
+            self.tower,
+            tuple(names),
+            template=cfg.MODEL.REG.TEMPLATE,
+            groups=cfg.MODEL.PROMPTS.GROUPS,
+            num_negative=cfg.MODEL.TDOS.NUM_NEGATIVE,
+            keep=bool(cfg.MODEL.CLIP.WEIGHTS),
+        )
 
     def forward(self) -> Tensor:
         """(N, D) embeddings, not normalised.
@@ -152,3 +200,38 @@ def words_to_tokens(words: Sequence[str], length: int) -> list[int]:
         if len(tokens) <= length:
             break
     return [tokens[i % len(tokens)] for i in range(length)]
+
+
+def starts_at_groups(cfg) -> bool:
+    """Whether the negatives start from the words of ``MODEL.PROMPTS.GROUPS``.
+
+    Raises:
+        UserError: an unknown ``MODEL.PROMPTS.INIT``.
+    """
+    prompts = cfg.MODEL.PROMPTS
+    if prompts.INIT not in PROMPT_STARTS:
+        raise UserError(
+            f"MODEL.PROMPTS.INIT: '{prompts.INIT}' is none of {', '.join(PROMPT_STARTS)}"
+        )
+    return prompts.INIT == "group" and bool(prompts.GROUPS) and cfg.MODEL.TDOS.NUM_NEGATIVE > 0
+
+
+def _references(
+    tower: TextTower,
+    names: Sequence[str],
+    *,
+    template: str,
+    groups: str,
+    num_negative: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """Unit embeddings of the names' and word groups' texts, and the numbers of their queries."""
+    encode = TextEncoder(tower)
+    references = encode([template.replace("{}", name) for name in names])
+    if groups and num_negative:
+        # Nobody meets random weights again: what they give is not worth keeping on disk.
+        weights = encode.weights_identity() if keep else None
+        words = load_groups(groups, num_negative).groups
+        of_groups = prototypes(words, encode.array, template, weights=weights)
+        references = torch.cat([references, references.new_tensor(of_groups)])
+    return references, torch.arange(len(references))

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import configurable
 from torch import Tensor, nn
 
 from ..attention import MLP, Attention, FeedForward
 from ..pixel_decoder.position import sine_positions
+from ..registry import TRANSFORMER_DECODER_REGISTRY
 
 
+@TRANSFORMER_DECODER_REGISTRY.register()
 class TextQueryDecoder(nn.Module):
     """Mask2Former's decoder with queries that come from text embeddings (tqdm).
 
@@ -26,6 +29,7 @@ class TextQueryDecoder(nn.Module):
         ffn_dim: width of the feed-forward blocks.
     """
 
+    @configurable
     def __init__(
         self,
         text_dim: int,
@@ -49,6 +53,20 @@ class TextQueryDecoder(nn.Module):
         self.norm = nn.LayerNorm(hidden_dim)
         self.class_head = nn.Linear(hidden_dim, num_classes + 1)
         self.mask_head = MLP(hidden_dim, hidden_dim, hidden_dim, 3)
+
+    @classmethod
+    def from_config(cls, cfg, text_dim: int, num_queries: int, num_classes: int) -> dict:
+        node = cfg.MODEL.TRANSFORMER_DECODER
+        return {
+            "text_dim": text_dim,
+            "num_queries": num_queries,
+            "num_classes": num_classes,
+            # Masks are products of queries and mask features: both have one width.
+            "hidden_dim": cfg.MODEL.PIXEL_DECODER.HIDDEN_DIM,
+            "num_layers": node.NUM_LAYERS,
+            "num_heads": node.NUM_HEADS,
+            "ffn_dim": node.FFN_DIM,
+        }
 
     def forward(
         self, memory: Sequence[Tensor], mask_features: Tensor, text: Tensor

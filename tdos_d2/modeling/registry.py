@@ -1,0 +1,75 @@
+"""Parts of the model by name: register your own, name it in the config, and it is built.
+
+A part is built as ``Part(cfg, *shapes)``; with Detectron2's ``@configurable`` it can also be built
+from plain arguments. What each kind is given and gives back is said with its registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from detectron2.layers import ShapeSpec
+from detectron2.utils.registry import Registry
+from torch import nn
+
+from ..errors import UserError
+
+# (cfg, shapes of the four taps, N) -> module with ``channels`` and ``size_divisibility``; four taps
+# (B, C, h, w), score map (B, N, h', w') -> levels of strides 4, 8, 16, 32, finest first.
+NECK_REGISTRY = Registry("NECK")
+
+# (cfg, names: the K known classes and the OOD word) -> module with ``embed_dim``; nothing ->
+# (N, D) text embeddings. For MODEL.REG.LANGUAGE_WEIGHT it has ``build_references(cfg, names)``.
+TEXT_REGISTRY = Registry("TEXT")
+
+# (cfg, D of the text, D of the visual context) -> module; (N, D) text, (B, S, D) visual context ->
+# (B, N, D).
+CONTEXT_DECODER_REGISTRY = Registry("CONTEXT_DECODER")
+
+# (cfg, channels of the levels, D, N) -> module; levels, (B, N, D) text -> memory of three maps,
+# coarsest first, and mask features (B, C, h, w), C being MODEL.PIXEL_DECODER.HIDDEN_DIM.
+PIXEL_DECODER_REGISTRY = Registry("PIXEL_DECODER")
+
+# (cfg, D, N, number of classes) -> module; memory, mask features, text -> class logits
+# (O, B, N, classes + 1) and mask logits (O, B, N, h, w) of O outputs, in evaluation of the last.
+TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_DECODER")
+
+
+def build_neck(cfg, in_shapes: Sequence[ShapeSpec], num_queries: int) -> nn.Module:
+    """``MODEL.NECK.NAME``; "" = FPNNeck for taps of several strides, ScaleNeck for one."""
+    several = len({shape.stride for shape in in_shapes}) > 1
+    default = "FPNNeck" if several else "ScaleNeck"
+    return _part(NECK_REGISTRY, cfg.MODEL.NECK.NAME or default)(cfg, in_shapes, num_queries)
+
+
+def build_text(cfg, names: Sequence[str]) -> nn.Module:
+    """``MODEL.TEXT.NAME``; "" = FixedText with MODEL.TEXT.EMBEDDINGS, PromptedText without."""
+    default = "FixedText" if cfg.MODEL.TEXT.EMBEDDINGS else "PromptedText"
+    return _part(TEXT_REGISTRY, cfg.MODEL.TEXT.NAME or default)(cfg, names)
+
+
+def build_context_decoder(cfg, *shapes: int) -> nn.Module:
+    """``MODEL.CONTEXT_DECODER.NAME`` for D of the text and D of the visual context."""
+    return _part(CONTEXT_DECODER_REGISTRY, cfg.MODEL.CONTEXT_DECODER.NAME)(cfg, *shapes)
+
+
+def build_pixel_decoder(cfg, in_channels: Sequence[int], *shapes: int) -> nn.Module:
+    """``MODEL.PIXEL_DECODER.NAME`` for the levels' channels, D and N."""
+    return _part(PIXEL_DECODER_REGISTRY, cfg.MODEL.PIXEL_DECODER.NAME)(cfg, in_channels, *shapes)
+
+
+def build_transformer_decoder(cfg, *shapes: int) -> nn.Module:
+    """``MODEL.TRANSFORMER_DECODER.NAME`` for D, N and the number of classes."""
+    return _part(TRANSFORMER_DECODER_REGISTRY, cfg.MODEL.TRANSFORMER_DECODER.NAME)(cfg, *shapes)
+
+
+def _part(registry: Registry, name: str) -> Callable[..., nn.Module]:
+    """A registered part.
+
+    Raises:
+        UserError: there is none of that name; the message names the key and those there are.
+    """
+    if name not in registry:
+        names = ", ".join(known for known, _ in registry)
+        raise UserError(f"MODEL.{registry._name}.NAME: '{name}' is none of {names}")
+    return registry.get(name)
