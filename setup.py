@@ -60,7 +60,7 @@ setup(
         "tdos_d2.configs": ["**/*.yaml"],
         "tdos_d2.data.datasets": ["*.yaml"],
         "tdos_d2.evaluation.report": ["*.html"],
-        "tdos_d2.ood_words": ["*.json", "*.yaml", "WORDNET_LICENSE"],
+        "tdos_d2.ood_words": ["*.json", "*.yaml", "lexnames", "WORDNET_LICENSE"],
     },
     entry_points={
         "console_scripts": [

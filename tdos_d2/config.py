@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,8 @@ def set_key(cfg: CN, key: str, value: Any) -> None:
     """Set ``cfg.<key>`` in place, also where the config is frozen (and then stays so)."""
     frozen = cfg.is_frozen()
     cfg.defrost()
-    *path, last = key.split(".")
-    node = cfg
-    for name in path:
-        node = node[name]
-    node[last] = value
+    *sections, name = key.split(".")
+    reduce(CN.__getitem__, sections, cfg)[name] = value
     if frozen:
         cfg.freeze()
 

@@ -302,9 +302,8 @@ def _perspective(foot: float) -> float:
 
 def _surroundings(image: np.ndarray, top: int, left: int, h: int, w: int) -> np.ndarray:
     """The image in the object's box and half its size around it."""
-    rows = slice(max(top - h // 2, 0), top + h + h // 2)
-    cols = slice(max(left - w // 2, 0), left + w + w // 2)
-    return image[rows, cols]
+    size = h + h // 2 * 2, w + w // 2 * 2
+    return image[overlap(image.shape[:2], size, top - h // 2, left - w // 2)[0]]
 
 
 def _brightness(image: np.ndarray, patch: np.ndarray, mask: np.ndarray) -> float:

@@ -92,11 +92,7 @@ def read_region(
         UserError: as :func:`read_values` does, or the mask has another size than the label.
     """
     region = read_values(path, "region mask")
-    if region.shape != label.shape:
-        raise UserError(
-            f"region mask {path} is {region.shape[1]}x{region.shape[0]}, but label {label_path} is "
-            f"{label.shape[1]}x{label.shape[0]}"
-        )
+    _check_size(f"region mask {path}", region, f"label {label_path}", label)
     return region != 0
 
 
@@ -121,12 +117,7 @@ def check_same_size(
     label: np.ndarray,
 ) -> None:
     """Raise UserError unless an image and its label have the same height and width."""
-    if image.shape[:2] != label.shape[:2]:
-        (height, width), (label_height, label_width) = image.shape[:2], label.shape[:2]
-        raise UserError(
-            f"label {label_path} is {label_width}x{label_height}, but its image {image_path} is "
-            f"{width}x{height}"
-        )
+    _check_size(f"label {label_path}", label, f"its image {image_path}", image)
 
 
 def value_table(metadata: Metadata) -> np.ndarray:
@@ -154,6 +145,12 @@ def value_table(metadata: Metadata) -> np.ndarray:
     # Detectron2 lets ignore_label be anything, for example -1.
     table[[value for value in ignored if 0 <= value <= 255]] = IGNORE
     return table
+
+
+def _check_size(name: str, array: np.ndarray, other_name: str, other: np.ndarray) -> None:
+    size, wanted = (f"{a.shape[1]}x{a.shape[0]}" for a in (array, other))
+    if size != wanted:
+        raise UserError(f"{name} is {size}, but {other_name} is {wanted}")
 
 
 def _undeclared(path: str | os.PathLike, metadata: Metadata, values: Iterable[int]) -> UserError:

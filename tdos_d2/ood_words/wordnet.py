@@ -23,18 +23,6 @@ _OPENED = (
     *(f"{kind}.{part}" for kind in ("data", "index") for part in ("adj", "adv", "verb")),
     *(f"{part}.exc" for part in ("adj", "adv", "noun", "verb")), "cntlist.rev", "index.sense",
 )
-# The names of WordNet's lexicographer files, in the order of their numbers (lexnames(5WN)).
-_LEXNAMES = (
-    "adj.all", "adj.pert", "adv.all", "noun.Tops", "noun.act", "noun.animal", "noun.artifact",
-    "noun.attribute", "noun.body", "noun.cognition", "noun.communication", "noun.event",
-    "noun.feeling", "noun.food", "noun.group", "noun.location", "noun.motive", "noun.object",
-    "noun.person", "noun.phenomenon", "noun.plant", "noun.possession", "noun.process",
-    "noun.quantity", "noun.relation", "noun.shape", "noun.state", "noun.substance", "noun.time",
-    "verb.body", "verb.change", "verb.cognition", "verb.communication", "verb.competition",
-    "verb.consumption", "verb.contact", "verb.creation", "verb.emotion", "verb.motion",
-    "verb.perception", "verb.possession", "verb.social", "verb.stative", "verb.weather", "adj.ppl",
-)  # fmt: skip
-_PARTS = {"noun": 1, "verb": 2, "adj": 3, "adv": 4}
 
 
 @contextmanager
@@ -101,8 +89,7 @@ def _copy_files(source: Path, copy: Path) -> None:
             shutil.copyfile(source / name, copy / name)
         else:
             (copy / name).touch()
-    lines = [f"{i:02d}\t{n}\t{_PARTS[n.split('.')[0]]}\n" for i, n in enumerate(_LEXNAMES)]
-    (copy / "lexnames").write_text("".join(lines))
+    shutil.copyfile(Path(__file__).with_name("lexnames"), copy / "lexnames")
 
 
 def _reader(copy: Path, source: Path) -> WordNetCorpusReader:
