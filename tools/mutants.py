@@ -222,8 +222,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "OOD label reaches the seam": ("label[outer][hard > 0]", "label[outer][alpha[..., 0] > 0]"),
     },
     ("tdos_d2/data/augmentation.py", "tests/data/test_dataset_mapper.py"): {
-        "padding is class 0": ("np.full(new_size, IGNORE, np.uint8)",
-            "np.zeros(new_size, np.uint8)"),
+        "padding is class 0": ("constant_values=IGNORE", "constant_values=0"),
         "vertical for horizontal flip": ("horizontal=not vertical, vertical=vertical",
             "horizontal=vertical, vertical=not vertical"),
     },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from detectron2.data import transforms as T
 
@@ -64,16 +65,13 @@ def pad(
         image: (H, W, 3) uint8, padded with ``color``.
         label: (H, W) uint8, padded with 255.
     """
-    height, width = label.shape
-    new_size = max(height, size[0]), max(width, size[1])
-    if new_size == (height, width):
+    bottom, right = (max(new - old, 0) for new, old in zip(size, label.shape, strict=True))
+    if not bottom and not right:
         return image, label
-    new_image = np.empty((*new_size, 3), np.uint8)
-    new_image[:] = np.round(color)
-    new_image[:height, :width] = image
-    new_label = np.full(new_size, IGNORE, np.uint8)
-    new_label[:height, :width] = label
-    return new_image, new_label
+    border = (0, bottom, 0, right, cv2.BORDER_CONSTANT)
+    image = cv2.copyMakeBorder(np.ascontiguousarray(image), *border, value=np.round(color).tolist())
+    label = np.pad(label, ((0, bottom), (0, right)), constant_values=IGNORE)
+    return image, label
 
 
 def overlap(
