@@ -316,9 +316,9 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"
     # Learning rate factors: [["module prefix", factor], ...]; the longest prefix that fits wins.
     cfg.SOLVER.MULTIPLIERS = [["backbone", 0.1]]
-    # Power of the polynomial schedule and the learning rate that it ends at, as a share of BASE_LR.
-    cfg.SOLVER.POLY_POWER = 0.9
-    cfg.SOLVER.POLY_END = 0.01
+    # Power of WarmupPolyLR, and the share of BASE_LR below which it does not fall, as in DeepLab.
+    cfg.SOLVER.POLY_LR_POWER = 0.9
+    cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.01
 
 
 def _add_test(cfg: CN) -> None:

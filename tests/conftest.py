@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 
 with contextlib.suppress(ImportError):
     # Before anything imports distutils: otherwise setuptools, which torch's C++ extensions import
@@ -14,6 +15,19 @@ import torch
 
 # The tensors of tests are small: more threads only get into each other's way on a busy machine.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_they_were():
+    """Detectron2's set-up of a run takes its loggers from pytest, for later tests too."""
+    names = ("", "tdos_d2", "detectron2", "d2", "fvcore", "iopath")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(x.level, x.propagate, list(x.handlers)) for x in loggers]
+    yield
+    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate, logger.handlers[:] = propagate, handlers
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture

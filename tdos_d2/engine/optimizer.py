@@ -114,14 +114,13 @@ def parameter_groups(
 
 
 class PolynomialDecay(ParamScheduler):
-    """(1 - where)^power, shrunk to end at ``end`` in place of 0; it stays there after the end."""
+    """(1 - where)^power, but never less than ``ending``: DeepLab's schedule in Detectron2."""
 
-    def __init__(self, power: float, end: float) -> None:
-        self._power = power
-        self._end = end
+    def __init__(self, power: float, ending: float) -> None:
+        self._power, self._ending = power, ending
 
     def __call__(self, where: float) -> float:
-        return self._end + (1 - self._end) * max(0.0, 1.0 - where) ** self._power
+        return max(max(0.0, 1.0 - where) ** self._power, self._ending)
 
 
 def build_lr_scheduler(
@@ -136,7 +135,7 @@ def build_lr_scheduler(
     if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
         return build_detectron2_lr_scheduler(cfg, optimizer)
     schedule = WarmupParamScheduler(
-        PolynomialDecay(solver.POLY_POWER, solver.POLY_END),
+        PolynomialDecay(solver.POLY_LR_POWER, solver.POLY_LR_CONSTANT_ENDING),
         solver.WARMUP_FACTOR,
         min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0),
         solver.WARMUP_METHOD,

@@ -23,6 +23,11 @@ from ..modeling.clip import QUICK_GELU_SUFFIX
 from .checkpoint import read_checkpoint_info
 from .config_values import check_values, default_config, get_key
 
+_RENAMED = {
+    "SOLVER.POLY_POWER": "SOLVER.POLY_LR_POWER",
+    "SOLVER.POLY_END": "SOLVER.POLY_LR_CONSTANT_ENDING",
+}
+
 
 def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     """Defaults, then the file, then the KEY VALUE pairs; registers ``DATASETS.REGISTER``.
@@ -257,6 +262,8 @@ def _merge(source: str, merge: Any, *args: Any) -> None:
     except (KeyError, AssertionError) as error:
         key = re.search(r"[Nn]on-existent (?:config )?key: ([\w.]+)", str(error))
         reason = f"unknown config key {key[1]}" if key else _one_line(error)
+        if key and key[1] in _RENAMED:
+            reason += f": it is {_RENAMED[key[1]]} now"
         raise UserError(f"{source}: {reason}") from error
     except ValueError as error:
         raise UserError(f"{source}: {_type_mismatch(error)}") from error

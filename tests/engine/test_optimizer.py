@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.layers import get_norm
+from detectron2.projects.deeplab.lr_scheduler import WarmupPolyLR
 from torch import nn
 
 from tdos_d2.engine.optimizer import build_lr_scheduler, build_optimizer, parameter_groups
@@ -159,13 +160,27 @@ def rates(cfg, iterations: list[int]) -> list[float]:
 
 
 def test_published_schedule(cfg):
-    def poly(i: int) -> float:  # written from the recipe: power 0.9 down to 1e-6
-        return (1e-4 - 1e-6) * (1 - i / 20000) ** 0.9 + 1e-6
+    def poly(i: int) -> float:  # written from the recipe: power 0.9, not below 1e-6
+        return max(1e-4 * (1 - i / 20000) ** 0.9, 1e-6)
 
     got = rates(cfg, [0, 750, 1500, 10000, 19999, 20000])
     assert got[0] == pytest.approx(1e-10)
     assert got[1] == pytest.approx((1e-10 + poly(1500)) / 2, rel=1e-4)
     assert got[2:] == pytest.approx([poly(1500), poly(10000), poly(19999), 1e-6])
+
+
+def test_schedule_is_that_of_detectron2s_deeplab(cfg):
+    cfg.SOLVER.WARMUP_ITERS = 0
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 50, 0.3
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=cfg.SOLVER.BASE_LR)
+    deeplab = WarmupPolyLR(optimizer, 50, warmup_iters=0, power=0.9, constant_ending=0.3)
+    expected = []
+    for _ in range(50):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        deeplab.step()
+    assert list(rates(cfg, range(50))) == pytest.approx(expected, rel=1e-6)
+    assert expected.count(pytest.approx(0.3 * cfg.SOLVER.BASE_LR)) > 10
 
 
 def test_schedule_survives_warm_up_longer_than_training(cfg):

@@ -48,6 +48,7 @@ def error_of(config_file, monkeypatch, capsys):
     ("words", "expected"),
     [
         ("MODEL.FOO 1", "command line: unknown config key MODEL.FOO"),
+        ("SOLVER.POLY_POWER 1.0", "SOLVER.POLY_POWER: it is SOLVER.POLY_LR_POWER now"),
         ("SOLVER.MAX_ITER", "KEY VALUE pairs"),
         ("SOLVER.MAX_ITER 1 --resume", "--resume must come before"),
         ("SOLVER.MAX_ITER many", "SOLVER.MAX_ITER must be of type int, not str (many)"),
@@ -119,6 +120,7 @@ def test_wrong_flags(error_of, words, expected):
     ("text", "expected"),
     [
         ("SOLVER:\n  BAR: 1\n", "unknown config key SOLVER.BAR"),
+        ("SOLVER:\n  POLY_END: 0.1\n", "it is SOLVER.POLY_LR_CONSTANT_ENDING now"),
         ("SOLVER: [\n", "not valid YAML"),
         ("VERSION: 2\nSOLVER: 3\n", "SOLVER must be of type"),
         ("_BASE_: nowhere.yaml\n", "nowhere.yaml does not exist"),
