@@ -64,9 +64,9 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "tdos-train = tdos_d2.commands:train",
-            "tdos-evaluate = tdos_d2.commands:evaluate",
-            "tdos-predict = tdos_d2.commands:predict",
+            "tdos-train = tdos_d2.console_scripts:train",
+            "tdos-evaluate = tdos_d2.console_scripts:evaluate",
+            "tdos-predict = tdos_d2.console_scripts:predict",
         ]
     },
     install_requires=REQUIRES,

@@ -36,7 +36,7 @@ LAYERS = """
     evaluation
     engine
     inference
-    __init__ commands train_net tools datasets examples tests
+    __init__ console_scripts train_net tools datasets examples tests
 """
 LAYER = {part: i for i, line in enumerate(LAYERS.strip().splitlines()) for part in line.split()}
 TOP = ("tdos_d2", "train_net", "tools", "datasets", "examples", "tests")
@@ -172,8 +172,8 @@ def test_imports_run_downwards() -> None:
 @pytest.mark.parametrize(
     "path, code, found",
     [
-        ("data/build.py", "from ..modeling import merge", ["tdos_d2.modeling.merge"]),
-        ("data/build.py", "def f():\n    from .. import engine", ["tdos_d2.engine"]),
+        ("data/loaders.py", "from ..modeling import merge", ["tdos_d2.modeling.merge"]),
+        ("data/loaders.py", "def f():\n    from .. import engine", ["tdos_d2.engine"]),
         ("data/verify/x.py", "from ...visualization import x", ["tdos_d2.visualization"]),
         ("ood_words/x.py", "import tdos_d2.data", ["tdos_d2.data"]),
         ("modeling/x.py", "from .. import get_config_file", ["tdos_d2"]),

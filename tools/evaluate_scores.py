@@ -44,7 +44,7 @@ from tdos_d2.evaluation.tables import FORMATS, format_rows, to_json
 from tdos_d2.files import atomic_write, check_output
 
 if TYPE_CHECKING:  # it needs Detectron2, which --help does not
-    from tdos_d2.evaluation.report.sections import Evaluated
+    from tdos_d2.evaluation.report.sections import EvaluatedFrames
 
 
 class Counter:
@@ -130,13 +130,13 @@ def _evaluate(
     records: Sequence[Mapping[str, Any]],
     sizes: tuple[int, int],
 ) -> None:
-    from tdos_d2.evaluation.report.sections import Evaluated
+    from tdos_d2.evaluation.report.sections import EvaluatedFrames
 
     count = Counter(spool)
     pixels = pixel_metrics(count, args.dataset)
     frames = tqdm(spool, desc="components", unit="frame", total=len(spool), disable=None)
     components = [score_components([f], pixels.threshold, sizes, args.strict) for f in frames]
-    evaluated = Evaluated(args.dataset, spool, records, components)
+    evaluated = EvaluatedFrames(args.dataset, spool, records, components)
     result = shown = {
         "dataset": args.dataset,
         "frames": len(spool),
@@ -175,7 +175,7 @@ def _evaluate(
 
 def _write_pictures(
     args: argparse.Namespace,
-    evaluated: Evaluated,
+    evaluated: EvaluatedFrames,
     sizes: tuple[int, int],
     pixels: PixelMetrics,
     count: Counter,
@@ -183,16 +183,21 @@ def _write_pictures(
 ) -> None:
     """The overlays and the report that were asked for; the latter shows ``row`` as its table."""
     from tdos_d2.evaluation.report.page import write_report
-    from tdos_d2.evaluation.report.sections import Exchange, Look, make_section, write_overlays
+    from tdos_d2.evaluation.report.sections import (
+        Communicator,
+        ScoreDisplay,
+        make_section,
+        write_overlays,
+    )
 
     ends = central_range(count.bins, count.counts)
-    look = Look(Path(args.scores).resolve().name, pixels.threshold, *ends, args.strict)
+    display = ScoreDisplay(Path(args.scores).resolve().name, pixels.threshold, *ends, args.strict)
     if args.show_dir is not None:
-        write_overlays(evaluated, look, args.show_dir)
+        write_overlays(evaluated, display, args.show_dir)
         _note(f"overlays: {args.show_dir}")
     if args.report is not None:
         curve = curve_points(count.bins, count.counts)
-        section = make_section(evaluated, look, sizes, pixels, curve, Exchange())
+        section = make_section(evaluated, display, sizes, pixels, curve, Communicator())
         subject = f"scores in {args.scores}"
         _note(f"report: {write_report(args.report, subject, [[row]], [section])}")
 

@@ -1,8 +1,8 @@
 """Datasets, their files, the mapper and the loaders. Importing it registers the built-in sets."""
 
-from .build import build_test_loader, build_train_loader
 from .dataset_mapper import TDOSDatasetMapper
 from .datasets import MissingDatasetError, data_root, register_from_file, register_ood_dataset
+from .loaders import build_test_loader, build_train_loader
 from .reading import read_image, read_label
 from .verify.quick import check_classes, check_dataset, class_names, get_dicts, present_datasets
 

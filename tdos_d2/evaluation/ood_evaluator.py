@@ -27,7 +27,14 @@ from .dataset_metrics import all_metrics
 from .frames import Spool, check_frame
 from .operating_point import OperatingPoint
 from .pixel_metrics import KeyBins, PixelMetrics, count_pixels, pixel_metrics
-from .report.sections import Evaluated, Exchange, Look, Section, make_section, write_overlays
+from .report.sections import (
+    Communicator,
+    EvaluatedFrames,
+    ScoreDisplay,
+    Section,
+    make_section,
+    write_overlays,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -213,15 +220,15 @@ class OODEvaluator(DatasetEvaluator):
         if not self._report and self._show_dir is None:
             return
         ends = central_range(self._bins, self._counts) if self._is_main() else None
-        look = Look(self.label, pixels.threshold, *self._share(ends)[0])
+        display = ScoreDisplay(self.label, pixels.threshold, *self._share(ends)[0])
         records = {r.get("image_id", r["file_name"]): r for r in self._records.values()}
         own = [records[frame] for frame in self._seen]
-        evaluated = Evaluated(self._name, self._spool, own, components)
+        evaluated = EvaluatedFrames(self._name, self._spool, own, components)
         if self._show_dir is not None:
-            write_overlays(evaluated, look, self._show_dir)
+            write_overlays(evaluated, display, self._show_dir)
         if self._report:
-            exchange = Exchange(self._is_main(), self._share, self._gather)
-            self.section = make_section(evaluated, look, self._sizes, pixels, curve, exchange)
+            processes = Communicator(self._is_main(), self._share, self._gather)
+            self.section = make_section(evaluated, display, self._sizes, pixels, curve, processes)
 
     def _is_main(self) -> bool:
         return not self._distributed or comm.is_main_process()

@@ -22,7 +22,8 @@ from ..files import check_output
 from ..loading.config_files import load_config
 from ..modeling.text.words import split_words
 from ..visualization.drawing import palette
-from .files import (
+from .frame_predictor import FramePredictor, FrameResult
+from .media import (
     TABLE,
     VIDEOS,
     Video,
@@ -33,7 +34,6 @@ from .files import (
     write_picture,
     write_score,
 )
-from .finder import Finder, Finding
 from .predictor import OODPredictor
 
 _INTERRUPTED = 130  # as shells have it
@@ -69,19 +69,19 @@ examples:
       --output out --words "deer, lost cargo" --opts MODEL.WEIGHTS model_final.pth"""
 
 
-class Run:
+class PredictionRun:
     """Goes through the inputs, writes the results, and goes on where one cannot be read.
 
     What earlier runs wrote to the same folder stays: lines are added to predictions.jsonl.
 
     Args:
-        finder: makes the results.
+        predict_frame: makes the results.
         output: folder to write to.
         raw: "png", "npy" or "none"; None: "png" for images, "none" for frames of videos.
     """
 
-    def __init__(self, finder: Finder, output: Path, raw: str | None = None) -> None:
-        self.finder, self.output, self.raw = finder, output, raw
+    def __init__(self, predict_frame: FramePredictor, output: Path, raw: str | None = None) -> None:
+        self.predict_frame, self.output, self.raw = predict_frame, output, raw
         self.done, self.failed = 0, 0
         self._written: list[Path] = []  # for the input at hand
 
@@ -132,7 +132,7 @@ class Run:
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix.lower() in VIDEOS:
             return self._predict_video(Video(path), target, bar)
-        found = self.finder(read_image(path, "BGR"))
+        found = self.predict_frame(read_image(path, "BGR"))
         record = self._write_raw(found, target, self.raw or "png")
         pictures = {"score": found.score_picture, "segmentation": found.segmentation_picture}
         for i, (word, picture) in enumerate(found.word_pictures.items(), start=1):
@@ -155,7 +155,7 @@ class Run:
         with video_files(list(paths.values()), video.rate) as (of_score, of_segmentation):
             try:
                 for i, image in enumerate(video):
-                    found = self.finder(image, pictures_of_words=False)
+                    found = self.predict_frame(image, pictures_of_words=False)
                     of_score.add(found.score_picture)
                     of_segmentation.add(found.segmentation_picture)
                     of_frame = self._write_raw(found, folder / f"{i:06d}", raw)
@@ -167,7 +167,7 @@ class Run:
             record["files"] = {kind: self._relative(path) for kind, path in paths.items()}
         return record
 
-    def _write_raw(self, found: Finding, target: Path, kind: str) -> dict[str, Any]:
+    def _write_raw(self, found: FrameResult, target: Path, kind: str) -> dict[str, Any]:
         record = {**found.record, "files": {}}
         if kind != "none":
             file = target.with_name(f"{target.name}_raw.{kind}")
@@ -210,8 +210,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     print("\n".join(notes), file=sys.stderr)
     train = cfg.DATASETS.TRAIN
     metadata = MetadataCatalog.get(train[0]) if train else {}
-    task = Run(
-        Finder(
+    task = PredictionRun(
+        FramePredictor(
             predictor,
             palette(metadata, len(predictor.class_names)),
             threshold=threshold,

@@ -12,7 +12,7 @@ import torch
 from clip_models import SMALL_VIT, images, random_clip, write
 from torch import nn
 
-import tdos_d2.modeling.clip.build as build_module
+import tdos_d2.modeling.clip.loading as build_module
 from tdos_d2.errors import UserError
 from tdos_d2.modeling.clip import TextTower, ViTTower, build_clip, tokenize
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tdos_d2.errors import UserError
 from tdos_d2.evaluation import evaluate_scores
-from tdos_d2.inference.files import write_score
+from tdos_d2.inference.media import write_score
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "tiny_for_scores"

@@ -21,7 +21,7 @@ from tdos_d2.engine import TDOSCheckpointer
 from tdos_d2.errors import UserError, exit_with_one_line
 from tdos_d2.evaluation.operating_point import OperatingPoint, save_operating_point
 from tdos_d2.inference import OODPredictor
-from tdos_d2.inference.files import video_files
+from tdos_d2.inference.media import video_files
 from tdos_d2.inference.predict_command import parser, run
 from tdos_d2.tdos import TDOS
 
@@ -52,7 +52,7 @@ def read_video(path: Path) -> list[np.ndarray]:
 
 
 def predict(model: list[str], output: Path, *words: object, weights: str = "model.pth") -> int:
-    """Run the command; gives its exit status."""
+    """PredictionRun the command; gives its exit status."""
     opts = ["--opts", "MODEL.WEIGHTS", str(Path(model[1]).parent / weights)]
     try:
         run([*model, "--output", str(output), *map(str, words), *opts])

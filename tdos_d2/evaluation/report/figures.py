@@ -18,10 +18,10 @@ _LINES = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#ccbb44", "#66ccee", "#77
 
 def scale(section: Section) -> bytes:
     """PNG of the scores that colours stand for, the same in all frames."""
-    look = section.look
-    mark = (look.threshold, f"OOD from {look.threshold:.3g}") if section.curves else None
+    display = section.display
+    mark = (display.threshold, f"OOD from {display.threshold:.3g}") if section.curves else None
     ramp = heat_map(np.linspace(0, 1, 256, dtype=np.float32)[None], 0.0, 1.0)[0]
-    strip = scale_strip(600, ramp, (look.low, look.high), look.score, mark)
+    strip = scale_strip(600, ramp, (display.low, display.high), display.score, mark)
     return cv2.imencode(".png", cv2.cvtColor(strip, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
@@ -58,7 +58,7 @@ def roc_curve(section: Section) -> bytes:
 
 def histogram(section: Section) -> bytes:
     """PNG of the scores of known and of OOD pixels."""
-    figure, axes = _axes(section.look.score, "share of the class's pixels", unit=False)
+    figure, axes = _axes(section.display.score, "share of the class's pixels", unit=False)
     edges = section.histogram.edges
     rows = zip(("known", "OOD"), (_KNOWN, _OOD), section.histogram.counts, strict=True)
     for name, colour, counts in rows:
@@ -67,7 +67,7 @@ def histogram(section: Section) -> bytes:
             axes.stairs(share, edges, fill=True, color=colour, alpha=0.35)
             axes.stairs(share, edges, color=colour, label=name)
     if section.curves:
-        axes.axvline(section.look.threshold, color=_MARK, ls="--", lw=1, label="threshold")
+        axes.axvline(section.display.threshold, color=_MARK, ls="--", lw=1, label="threshold")
     axes.set_yscale("log")
     axes.set_ylim(bottom=1e-5)
     axes.legend(fontsize=8, loc="best")

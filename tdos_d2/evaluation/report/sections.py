@@ -32,7 +32,7 @@ _SHOWN, _WIDTH = 3, 800
 _SMALLEST_WIDTH = 400
 
 
-class Look(NamedTuple):
+class ScoreDisplay(NamedTuple):
     """How scores are drawn, the same in all frames of a dataset.
 
     Attributes:
@@ -65,7 +65,7 @@ class Section:
 
     Attributes:
         dataset: its name.
-        look: name of the main score, threshold and range.
+        display: name of the main score, threshold and range.
         sizes: smallest predicted and true component in pixels.
         pixels: of the main score, with the metrics.
         frames: number of frames.
@@ -77,7 +77,7 @@ class Section:
     """
 
     dataset: str
-    look: Look
+    display: ScoreDisplay
     sizes: tuple[int, int]
     pixels: PixelMetrics
     frames: int
@@ -89,7 +89,7 @@ class Section:
     curves: dict[str, tuple[CurvePoints, PixelMetrics]]
 
 
-class Exchange(NamedTuple):
+class Communicator(NamedTuple):
     """How processes talk; by default there is one.
 
     Attributes:
@@ -104,7 +104,7 @@ class Exchange(NamedTuple):
 
 
 @dataclass
-class Evaluated:
+class EvaluatedFrames:
     """The frames of a dataset that this process evaluated.
 
     Attributes:
@@ -137,21 +137,21 @@ def frame_id(record: Mapping[str, Any]) -> str:
 
 
 def make_section(
-    evaluated: Evaluated,
-    look: Look,
+    evaluated: EvaluatedFrames,
+    display: ScoreDisplay,
     sizes: tuple[int, int],
     pixels: PixelMetrics | None,
     curve: CurvePoints | None,
-    exchange: Exchange,
+    communicator: Communicator,
 ) -> Section | None:
     """Gather what a report says of a dataset. All processes have to call this.
 
     Args:
         evaluated: this process's frames.
-        look: the same in all processes.
+        display: the same in all processes.
         sizes: smallest predicted and true component in pixels.
         pixels, curve: of the whole set, on the main process.
-        exchange: how the processes talk.
+        communicator: how the processes talk.
 
     Returns:
         None on all processes but the main one.
@@ -159,18 +159,18 @@ def make_section(
     Raises:
         UserError: an image cannot be read, or is not of the size of its label.
     """
-    own = list(evaluated.rows(look.threshold, look.strict))
-    gathered = exchange.gather(own)
-    bars = exchange.gather(histogram(evaluated.frames, look.low, look.high))
+    own = list(evaluated.rows(display.threshold, display.strict))
+    gathered = communicator.gather(own)
+    bars = communicator.gather(histogram(evaluated.frames, display.low, display.high))
     rows = [row for part in gathered for row in part]
-    best, worst = exchange.share(_best_and_worst(rows))[0]
+    best, worst = communicator.share(_best_and_worst(rows))[0]
     wanted = {row["frame"] for row in (*best, *worst)}
-    parts = exchange.gather({
-        row["frame"]: _jpegs(evaluated, i, look)
+    parts = communicator.gather({
+        row["frame"]: _jpegs(evaluated, i, display)
         for i, row in enumerate(own)
         if row["frame"] in wanted
     })  # fmt: skip
-    if not exchange.is_main:
+    if not communicator.is_main:
         return None
     pictures = {name: pair for part in parts for name, pair in part.items()}
     best, worst = (
@@ -179,7 +179,7 @@ def make_section(
     )
     return Section(
         dataset=evaluated.dataset,
-        look=look,
+        display=display,
         sizes=sizes,
         pixels=pixels,
         frames=len(rows),
@@ -188,11 +188,11 @@ def make_section(
         ranked=sum(not math.isnan(row["AP"]) for row in rows),
         best=best,
         worst=worst,
-        curves={} if curve is None else {look.score: (curve, pixels)},
+        curves={} if curve is None else {display.score: (curve, pixels)},
     )
 
 
-def write_overlays(evaluated: Evaluated, look: Look, folder: str | Path) -> None:
+def write_overlays(evaluated: EvaluatedFrames, display: ScoreDisplay, folder: str | Path) -> None:
     """Write detections and score of every frame to ``folder/<dataset>/<frame>.jpg``.
 
     Raises:
@@ -201,12 +201,12 @@ def write_overlays(evaluated: Evaluated, look: Look, folder: str | Path) -> None
     """
     records = tqdm(evaluated.records, f"{evaluated.dataset}: overlays", unit="frame", disable=None)
     for i, record in enumerate(records):
-        pictures = draw_frame(record, evaluated.frames[i], look)
+        pictures = draw_frame(record, evaluated.frames[i], display)
         write_picture(folder, evaluated.dataset, frame_id(record), pictures)
 
 
 def draw_frame(
-    record: Mapping[str, Any], frame: Frame, look: Look
+    record: Mapping[str, Any], frame: Frame, display: ScoreDisplay
 ) -> tuple[np.ndarray, np.ndarray]:
     """Detections and score of a frame, each (h, w, 3) uint8 RGB; small frames are enlarged.
 
@@ -215,11 +215,11 @@ def draw_frame(
     """
     image = _image_of(record, frame.label.shape)
     image, score, label = (_enlarged(x) for x in (image, *frame))
-    valid, limit = label != VOID, np.float32(look.threshold)
-    predicted = score > limit if look.strict else score >= limit
-    threshold = None if math.isnan(look.threshold) else look.threshold
-    scale = look.low, look.high
-    heat = score_picture(image, score, scale, look.score, threshold=threshold, valid=valid)
+    valid, limit = label != VOID, np.float32(display.threshold)
+    predicted = score > limit if display.strict else score >= limit
+    threshold = None if math.isnan(display.threshold) else display.threshold
+    scale = display.low, display.high
+    heat = score_picture(image, score, scale, display.score, threshold=threshold, valid=valid)
     return detection_picture(image, label, predicted), heat
 
 
@@ -295,10 +295,10 @@ def _enlarged(picture: np.ndarray) -> np.ndarray:
     return picture.repeat(times, 0).repeat(times, 1)
 
 
-def _jpegs(evaluated: Evaluated, index: int, look: Look) -> tuple[bytes, bytes]:
+def _jpegs(evaluated: EvaluatedFrames, index: int, display: ScoreDisplay) -> tuple[bytes, bytes]:
     frame = evaluated.frames[index]
     height = len(_enlarged(frame.label))  # legend and scale are below, too small to read here
-    detections, score = draw_frame(evaluated.records[index], frame, look)
+    detections, score = draw_frame(evaluated.records[index], frame, display)
     detections, score = (shrink(picture[:height], _WIDTH) for picture in (detections, score))
     return _jpeg(detections, 85), _jpeg(score, 85)
 

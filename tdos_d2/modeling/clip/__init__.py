@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .build import (
+from .loading import (
     ACTIVATIONS,
     QUICK_GELU_SUFFIX,
     build_clip,

@@ -11,7 +11,13 @@ from tdos_d2.evaluation.component_metrics import score_components
 from tdos_d2.evaluation.curve_points import central_range, curve_points
 from tdos_d2.evaluation.frames import Spool, check_frame
 from tdos_d2.evaluation.pixel_metrics import count_pixels, pixel_metrics
-from tdos_d2.evaluation.report.sections import Evaluated, Exchange, Look, Section, make_section
+from tdos_d2.evaluation.report.sections import (
+    Communicator,
+    EvaluatedFrames,
+    ScoreDisplay,
+    Section,
+    make_section,
+)
 
 SIZE = (60, 90)
 SIZES = (10, 5)
@@ -41,7 +47,7 @@ def write_set(folder: Path) -> tuple[list[dict], list[np.ndarray], list[np.ndarr
     return records, scores, labels
 
 
-def fill(folder: Path, own: list[int] | None = None, threshold: float = 1.5) -> Evaluated:
+def fill(folder: Path, own: list[int] | None = None, threshold: float = 1.5) -> EvaluatedFrames:
     """The frames ``own`` (default: all), as evaluated."""
     records, scores, labels = write_set(folder)
     own = list(range(len(records))) if own is None else own
@@ -49,10 +55,12 @@ def fill(folder: Path, own: list[int] | None = None, threshold: float = 1.5) -> 
     for i in own:
         spool.append(check_frame(scores[i], labels[i], str(i)))
     components = [score_components([frame], threshold, SIZES) for frame in spool]
-    return Evaluated("tiny", spool, [records[i] for i in own], components)
+    return EvaluatedFrames("tiny", spool, [records[i] for i in own], components)
 
 
-def section_of(evaluated: Evaluated, folder: Path, exchange: Exchange | None = None) -> Section:
+def section_of(
+    evaluated: EvaluatedFrames, folder: Path, communicator: Communicator | None = None
+) -> Section:
     """The section that a process gets, at the threshold of the best F1 of the whole set."""
     whole = fill(folder).frames
     counted = []
@@ -62,6 +70,6 @@ def section_of(evaluated: Evaluated, folder: Path, exchange: Exchange | None = N
         return counted[1]
 
     pixels = pixel_metrics(count, "tiny")
-    look = Look("my_score", pixels.threshold, *central_range(*counted))
+    display = ScoreDisplay("my_score", pixels.threshold, *central_range(*counted))
     curve = curve_points(*counted)
-    return make_section(evaluated, look, SIZES, pixels, curve, exchange or Exchange())
+    return make_section(evaluated, display, SIZES, pixels, curve, communicator or Communicator())

@@ -67,7 +67,7 @@ def test_ood_set(cfg, make_set, tmp_path):
     assert is_orange[1][310:390].all() and not is_orange[1][110:190].any()
 
     section = evaluator.section
-    assert list(section.curves) == ["rba", "energy"] and section.look.score == "rba"
+    assert list(section.curves) == ["rba", "energy"] and section.display.score == "rba"
     for name, task in (("rba", "ood"), ("energy", "ood_energy")):
         assert section.curves[name][1].ap == results[task]["AP"]
     assert [frame.name for frame in section.worst + section.best] == ["1", "0"]

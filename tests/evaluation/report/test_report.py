@@ -117,8 +117,8 @@ def test_set_without_ood(tmp_path):
     evaluated.components = evaluated.components[:1]
     section = section_of(evaluated, tmp_path)
     none = PixelMetrics(*[math.nan] * 6)
-    look = section.look._replace(threshold=math.nan)
-    section = dataclasses.replace(section, curves={}, pixels=none, look=look)
+    display = section.display._replace(threshold=math.nan)
+    section = dataclasses.replace(section, curves={}, pixels=none, display=display)
     path = write_report(tmp_path / "out", "m", [], [section])
     text = Page(path.read_text("utf-8")).text
     assert "none: the labels have no OOD pixel" in text and "none is best or worst" in text

@@ -12,8 +12,8 @@ from report_sets import FOUND, fill, section_of, write_set
 from tdos_d2.errors import UserError
 from tdos_d2.evaluation.frames import Frame
 from tdos_d2.evaluation.report.sections import (
-    Exchange,
-    Look,
+    Communicator,
+    ScoreDisplay,
     draw_frame,
     write_overlays,
     write_picture,
@@ -41,13 +41,13 @@ def test_best_and_worst_frames_are_those_of_the_scores(tmp_path):
 
 
 class Processes:
-    """``Exchange`` of two threads that stand for processes."""
+    """``Communicator`` of two threads that stand for processes."""
 
     def __init__(self) -> None:
         self._barrier = threading.Barrier(2)
         self._given = [None, None]
 
-    def of(self, rank: int) -> Exchange:
+    def of(self, rank: int) -> Communicator:
         def share(data):
             self._given[rank] = data
             self._barrier.wait(30)
@@ -55,7 +55,7 @@ class Processes:
             self._barrier.wait(30)
             return given
 
-        return Exchange(
+        return Communicator(
             rank == 0, share, lambda data: share(data) if rank == 0 else share(data) * 0
         )
 
@@ -87,21 +87,21 @@ def test_picture_shows_what_is_found_and_what_is_labelled(tmp_path):
     label = np.zeros(score.shape, np.uint8)
     label[10:40, 100:200], label[:, 400:] = 1, 255
     score[15:35, 150:300] = score[:, 450:] = 1
-    look = Look("s", 1.0, 0.0, 1.0)
-    picture = draw_frame(record, Frame(score, label), look)[0][:50].astype(int)
+    display = ScoreDisplay("s", 1.0, 0.0, 1.0)
+    picture = draw_frame(record, Frame(score, label), display)[0][:50].astype(int)
     orange = np.array(PREDICTED_COLOUR)
     is_orange = np.abs(picture - orange * 0.65).max(axis=2) < 3
     assert is_orange[20:30, 155:195].all() and is_orange[20:30, 205:295].all()
     assert not is_orange[:, :145].any() and not is_orange[:, 302:].any()
     assert (picture == OOD_COLOUR).all(axis=2)[11:39, 99:102].any(axis=1).all()
-    strict = draw_frame(record, Frame(score, label), look._replace(strict=True))[0][:50]
+    strict = draw_frame(record, Frame(score, label), display._replace(strict=True))[0][:50]
     assert not (np.abs(strict - orange * 0.65).max(axis=2) < 3).any()
     with pytest.raises(UserError, match=r"scores are 9x7, but image .*a.png is 500x50"):
-        draw_frame(record, Frame(np.zeros((7, 9), np.float32), np.zeros((7, 9), np.uint8)), look)
+        draw_frame(record, Frame(np.zeros((7, 9), np.float32), np.zeros((7, 9), np.uint8)), display)
 
 
 def test_overlays_of_every_frame(tmp_path):
-    write_overlays(fill(tmp_path), Look("s", 1.5, 0, 3), tmp_path / "show")
+    write_overlays(fill(tmp_path), ScoreDisplay("s", 1.5, 0, 3), tmp_path / "show")
     found = sorted(path.relative_to(tmp_path / "show") for path in tmp_path.rglob("*.jpg"))
     assert [str(path) for path in found] == sorted(f"tiny/town/{name}.jpg" for name in FOUND)
     picture = cv2.imread(str(tmp_path / "show" / found[0]))

@@ -16,7 +16,7 @@ from .score_units import score_range
 
 
 @dataclass
-class Finding:
+class FrameResult:
     """What was found in one frame.
 
     Attributes:
@@ -34,7 +34,7 @@ class Finding:
     word_pictures: dict[str, np.ndarray]
 
 
-class Finder:
+class FramePredictor:
     """Predicts on frames, finds objects, draws.
 
     Args:
@@ -70,7 +70,7 @@ class Finder:
         self.ego_mask = ego_mask
         self._valid = None if ego_mask is None else ~ego_mask
 
-    def __call__(self, image: np.ndarray, pictures_of_words: bool = True) -> Finding:
+    def __call__(self, image: np.ndarray, pictures_of_words: bool = True) -> FrameResult:
         """Everything about an (H, W, 3) uint8 BGR frame.
 
         Raises:
@@ -96,7 +96,7 @@ class Finder:
         rgb = np.ascontiguousarray(image[..., ::-1])
         heat, segmentation = self._draw(rgb, result, score, objects, regions, record)
         of_words = self._draw_words(rgb, result) if pictures_of_words else {}
-        return Finding(record, score, heat, segmentation, of_words)
+        return FrameResult(record, score, heat, segmentation, of_words)
 
     def _describe(
         self,
