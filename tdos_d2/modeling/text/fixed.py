@@ -157,7 +157,10 @@ def read_embeddings(path: str) -> tuple[list[str], Tensor]:
     if not Path(path).is_file():
         raise UserError(f"MODEL.TEXT.EMBEDDINGS: {path} does not exist")
     try:
-        with np.load(path, allow_pickle=False) as data:
+        data = np.load(path, allow_pickle=False)
+        if isinstance(data, np.ndarray):
+            raise ValueError("it is a single array, without names")
+        with data:
             names = [str(name).lower() for name in data["names"]]
             if data["embeddings"].dtype.kind not in "fiu":
                 raise ValueError(f"'embeddings' are {data['embeddings'].dtype}, not numbers")
