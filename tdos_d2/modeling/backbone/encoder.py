@@ -96,7 +96,7 @@ def check_encoder(cfg) -> None:
     backbone = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)
     kind = image_encoder_kind(cfg.MODEL.CLIP.NAME)
     fitting = [name for name, other in BACKBONE_REGISTRY if getattr(other, "kind", None) == kind]
-    # A backbone of the user's own has no kind and may do with CLIP what it likes.
+    # A custom backbone has no kind, and may use CLIP in any way.
     if getattr(backbone, "kind", kind) != kind:
         raise UserError(
             f"MODEL.BACKBONE.NAME: {cfg.MODEL.BACKBONE.NAME} is for a {backbone.kind}, but the "
