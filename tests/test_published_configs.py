@@ -142,8 +142,7 @@ def test_parameters_and_learning_rates(name):
     for iteration in (0, 10000, 20000):
         scheduler.last_epoch = iteration
         rates[iteration] = max(scheduler.get_lr())
-    half = (1e-4 - 1e-6) * 0.5**0.9 + 1e-6
-    assert rates == pytest.approx({0: 1e-10, 10000: half, 20000: 1e-6})
+    assert rates == pytest.approx({0: 1e-10, 10000: 1e-4 * 0.5**0.9, 20000: 1e-6})
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,4 +1,4 @@
-"""The installed commands, up to the start of the processes."""
+"""The installed console_scripts, up to the start of the processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from detectron2.modeling import build_model
 
-from tdos_d2 import commands, get_config_file
+from tdos_d2 import console_scripts, get_config_file
 from tdos_d2.engine import TDOSCheckpointer
 from tdos_d2.engine import train_command as command
 from tdos_d2.errors import UserError
@@ -31,7 +31,7 @@ def started(monkeypatch):
 def test_configs_that_ship_are_found_by_name(started, monkeypatch, function, words, eval_only):
     words = [function, "--config-file", "camvid/tdos_tiny.yaml", *words, "SEED", "7"]
     monkeypatch.setattr(sys, "argv", words)
-    getattr(commands, function)()
+    getattr(console_scripts, function)()
     main, args, cfg, _ = started
     assert main is command.main and args.eval_only is eval_only and cfg.SEED == 7
     assert args.config_file == get_config_file("camvid/tdos_tiny.yaml")
@@ -41,7 +41,7 @@ def test_ones_own_file_comes_first(started, monkeypatch, tmp_path):
     (tmp_path / "demo.yaml").write_text("SEED: 11\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["tdos-train", "--config-file", "demo.yaml"])
-    commands.train()
+    console_scripts.train()
     assert started[2].SEED == 11 and Path(started[1].config_file) == Path("demo.yaml")
 
 
