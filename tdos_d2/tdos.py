@@ -221,7 +221,7 @@ class TDOS(nn.Module):
             (B, D) mean of the dense visual embedding's unit vectors over each region.
         """
         features = self.backbone(self._normalise(images))
-        dense, grid = self._dense(features), features["dense"].shape[-2:]
+        dense, grid = self._dense(features), features["dense"].shape[-2:]  # (B, h * w, D)
         with self._full_precision():
             unit = F.normalize(dense.float(), dim=-1)
             share = F.adaptive_avg_pool2d(regions[:, None].to(self.device, torch.float32), grid)
@@ -230,6 +230,7 @@ class TDOS(nn.Module):
 
     def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         images = [self._normalise(x["image"]) for x in batched_inputs]
+        # Normalised first: padding with 0 is then padding with the mean colour.
         images = ImageList.from_tensors(images, self.size_divisibility)
         labels = [x["sem_seg"].to(self.device) for x in batched_inputs]
         labels = ImageList.from_tensors(labels, self.size_divisibility, IGNORE).tensor
@@ -237,7 +238,7 @@ class TDOS(nn.Module):
         if self.semantic_augmentation is not None:
             labels, region = self.semantic_augmentation(labels)
         features = self.backbone(images.tensor, region)
-        *outputs, text = self._segment(features)
+        *outputs, text = self._segment(features)  # class logits, mask logits, score map
         losses = self.criterion(*outputs, labels)
         # Where no loss or decoder that is on uses them, they stay in the graph all the same: with
         # several processes each waits for the gradients of all trained parameters.
@@ -281,7 +282,7 @@ class TDOS(nn.Module):
             dense = dense.unflatten(2, features["dense"].shape[-2:])
             of_words = word_maps(dense, words.to(self.device), self.num_known)
             maps = torch.cat([maps, resize(of_words, size)], dim=1)
-        return maps[..., :h, :w]
+        return maps[..., :h, :w]  # without the padding, before windows are averaged
 
     def _dense(self, features: dict[str, Tensor]) -> Tensor:
         """(B, S, D) dense visual embedding in text space."""
@@ -293,12 +294,12 @@ class TDOS(nn.Module):
         the text embeddings (B, N, D) behind it all.
         """
         dense = self._dense(features)
-        embedding = self.image_projection(features["embedding"])
-        visual = torch.cat([embedding[:, None], dense], dim=1)
+        embedding = self.image_projection(features["embedding"])  # (B, D), CLIP's image embedding
+        visual = torch.cat([embedding[:, None], dense], dim=1)  # (B, 1 + S, D)
         text = self.context_decoder(self.text(), visual)
         with self._full_precision():
             units = F.normalize(text.float(), dim=-1), F.normalize(dense.float(), dim=-1)
-            score_map = units[0] @ units[1].transpose(1, 2)
+            score_map = units[0] @ units[1].transpose(1, 2)  # cosines, (B, N, S)
         score_map = score_map.unflatten(2, features["dense"].shape[-2:])
         levels = self.neck([features[tap] for tap in TAPS], score_map)
         memory, mask_features = self.pixel_decoder(levels, text)

@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"--output: {output} must end in .npz")
     check_output(output, "--output")
     if not args.clip_weights:
-        raise UserError("--clip-weights is empty: random weights carry no meaning of words")
+        raise UserError("--clip-weights is empty: random weights give no text embeddings of use")
     texts = [*args.names, *(read_words(args.words_file) if args.words_file else [])]
     names = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
     if not names:

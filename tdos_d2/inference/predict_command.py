@@ -55,11 +55,11 @@ words:
   the likeliest one above 1/2. --combine-words raises the score where a word's chance is higher.
   This needs CLIP's weights: a model that was trained from them (MODEL.CLIP.WEIGHTS), or one with
   MODEL.TEXT.EMBEDDINGS, and then only words of that file. The models of configs/demo.yaml and
-  configs/camvid start from random weights: there words mean nothing, and no nearest words are
-  named.
+  configs/camvid start from random weights: their text prompts have no language meaning,
+  and no nearest words are named.
 
-exit status: 0 = all inputs predicted; 1 = some could not be read, or the model gave NaN (said on
-  standard error and in predictions.jsonl); 2 = a wrong option or model; 130 = interrupted, all
+exit status: 0 = all inputs predicted; 1 = some could not be read, or the model gave NaN (reported
+  on standard error and in predictions.jsonl); 2 = a wrong option or model; 130 = interrupted, all
   files there are complete.
 
 examples:

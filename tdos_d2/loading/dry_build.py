@@ -67,7 +67,7 @@ def _build(cfg: CfgNode, more: More | None) -> Exception | None:
                 more(cfg, model)
         TDOSDatasetMapper(cfg, is_train=False)
     except Exception as error:
-        # A part of the user's own that reads values while it is built: the run will tell.
+        # A custom part that reads values while it is built can only be checked by the run.
         needs_values = isinstance(error, (RuntimeError, NotImplementedError)) and (
             "meta" in str(error)
         )

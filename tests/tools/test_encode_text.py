@@ -76,7 +76,7 @@ def test_a_list_that_ships(run, tmp_path, monkeypatch):
         ((), "nothing to encode"),
         (("--names", "a", "--template", "photo"), "the prompt template 'photo' has no {}"),
         (("--words-file", "/nowhere/words.txt"), "no file '/nowhere/words.txt'"),
-        (("--names", "a", "--clip-weights", ""), "random weights carry no meaning"),
+        (("--names", "a", "--clip-weights", ""), "random weights give no text embeddings"),
         (("--names", "a", "--output", "a.txt"), "must end in .npz"),
     ],
 )

@@ -49,7 +49,7 @@ class CLIPImageEncoder(Backbone):
         if not node.WEIGHTS:
             logger.info(
                 "MODEL.CLIP.WEIGHTS is empty: CLIP starts from random weights; the image encoder "
-                "is trained, and the text side carries no meaning of words"
+                "is trained, and text embeddings have no language meaning"
             )
         return {
             "visual": clip.visual,
