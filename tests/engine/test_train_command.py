@@ -1,4 +1,4 @@
-"""The installed console_scripts, up to the start of the processes."""
+"""The installed commands, up to the start of the processes."""
 
 from __future__ import annotations
 
