@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+
+# Processes that tests start share the cores with each other: with a thread per core in each of them
+# OpenMP's threads wait for one another most of the time. To be set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 with contextlib.suppress(ImportError):
     # Before anything imports distutils: otherwise setuptools, which torch's C++ extensions import
