@@ -18,7 +18,36 @@ logger = logging.getLogger(__name__)
 TAPS = ("tap1", "tap2", "tap3", "tap4")
 
 
-class CLIPImageEncoder(Backbone):
+class FreezableEncoder(Backbone):
+    """An image encoder that is frozen as a whole, in its BatchNorm layers, or not at all."""
+
+    def freeze(self, whole: bool, norms: bool) -> None:
+        """Say what is frozen, once all parts are there.
+
+        Args:
+            whole: keep weights, statistics and mode as they are and compute no gradients.
+            norms: keep the BatchNorm layers of a trained encoder as they are.
+        """
+        self.frozen, self.frozen_norm = whole, norms
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
+        self.train(self.training)  # new modules are in training mode, frozen parts included
+
+    def train(self, mode: bool = True) -> FreezableEncoder:
+        """Set the mode of everything but what is frozen, which stays in eval mode."""
+        super().train(mode)
+        for part in self._frozen_parts():
+            part.eval()
+        return self
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        if self.frozen:
+            return list(self.children())
+        norms = [part for part in self.modules() if isinstance(part, _BatchNorm)]
+        return norms if self.frozen_norm else []
+
+
+class CLIPImageEncoder(FreezableEncoder):
     """Four intermediate maps, the image embedding and the dense embedding of a CLIP encoder."""
 
     kind: str  # of ``image_encoder_kind``
@@ -35,11 +64,8 @@ class CLIPImageEncoder(Backbone):
         """
         super().__init__()
         self.tower = tower
-        self.frozen, self.frozen_norm = frozen, frozen_norm
         self.architecture = architecture
-        for part in self._frozen_parts():
-            part.requires_grad_(False)
-        self.train(self.training)  # new modules are in training mode, frozen parts included
+        self.freeze(frozen, frozen_norm)
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec | None = None) -> dict:
@@ -56,19 +82,6 @@ class CLIPImageEncoder(Backbone):
             "frozen": node.FREEZE_IMAGE and bool(node.WEIGHTS),
             "architecture": architecture,
         }
-
-    def train(self, mode: bool = True) -> CLIPImageEncoder:
-        """Set the mode of everything but what is frozen, which stays in eval mode."""
-        super().train(mode)
-        for part in self._frozen_parts():
-            part.eval()
-        return self
-
-    def _frozen_parts(self) -> list[nn.Module]:
-        if self.frozen:
-            return [self.tower]
-        norms = [part for part in self.tower.modules() if isinstance(part, _BatchNorm)]
-        return norms if self.frozen_norm else []
 
     def forward(self, images: Tensor, region: Tensor | None = None) -> dict[str, Tensor]:
         """Encode normalised images.

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
 from ...errors import UserError
 from ..semantic_augmentation import QueryNoise, StyleMixing, coverage
-from .encoder import TAPS
+from .encoder import TAPS, FreezableEncoder
 from .timm_weights import build_network
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ PYRAMID = (4, 8, 16, 32)
 
 
 @BACKBONE_REGISTRY.register()
-class TimmBackbone(Backbone):
+class TimmBackbone(FreezableEncoder):
     """Four feature maps of a timm encoder; the last one is also the dense embedding.
 
     CNNs and hierarchical transformers give maps of strides 4, 8, 16 and 32, plain ViTs maps of one
@@ -66,13 +66,11 @@ class TimmBackbone(Backbone):
         # Parameters that get no gradient would stop training with several processes.
         network.prune_intermediate_layers(self.levels, prune_norm=self.is_pyramid, prune_head=True)
         self.network = network
-        self.frozen, self.frozen_norm, self.pretrained = frozen, frozen_norm, pretrained
+        self.pretrained = pretrained
         self._region: Tensor | None = None  # for hooks: timm's forward takes images alone
         if augmentation is not None:
             self._attach(augmentation, taps[0]["module"])
-        for part in self._frozen_parts():
-            part.requires_grad_(False)
-        self.train(self.training)
+        self.freeze(frozen, frozen_norm)
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec | None = None) -> dict:
@@ -94,19 +92,6 @@ class TimmBackbone(Backbone):
             "pretrained": bool(node.WEIGHTS),
             "augmentation": augmentation,
         }
-
-    def train(self, mode: bool = True) -> TimmBackbone:
-        """Set the mode of everything but what is frozen, which stays in eval mode."""
-        super().train(mode)
-        for part in self._frozen_parts():
-            part.eval()
-        return self
-
-    def _frozen_parts(self) -> list[nn.Module]:
-        if self.frozen:
-            return [self.network]
-        norms = (nn.modules.batchnorm._BatchNorm,) if self.frozen_norm else ()
-        return [part for part in self.network.modules() if isinstance(part, norms)]
 
     def forward(self, images: Tensor, region: Tensor | None = None) -> dict[str, Tensor]:
         """Encode normalised images.
