@@ -190,7 +190,7 @@ def _train_kwargs(cfg: CfgNode) -> dict[str, Any]:
         "metadata": {name: MetadataCatalog.get(name) for name in cfg.DATASETS.TRAIN},
         "ood_paste": build_ood_paste(cfg),
         # SSD's: brightness 32, contrast and saturation 0.5-1.5, hue 18.
-        "distortion": ColorAugSSDTransform(cfg.INPUT.FORMAT) if cfg.INPUT.COLOR_AUG else None,
+        "distortion": ColorAugSSDTransform(cfg.INPUT.FORMAT) if cfg.INPUT.COLOR_AUG_SSD else None,
         # Only absolute crops all have one size.
         "pad_size": tuple(crop[1]) if crop and crop[0] == "absolute" else None,
         "pad_color": cfg.MODEL.PIXEL_MEAN,

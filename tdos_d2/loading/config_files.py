@@ -26,6 +26,7 @@ from .config_values import check_values, default_config, get_key
 _RENAMED = {
     "SOLVER.POLY_POWER": "SOLVER.POLY_LR_POWER",
     "SOLVER.POLY_END": "SOLVER.POLY_LR_CONSTANT_ENDING",
+    "INPUT.COLOR_AUG": "INPUT.COLOR_AUG_SSD",
 }
 
 

@@ -19,7 +19,7 @@ def records(cfg, positions=range(12)):
 
 def plain(cfg):
     """No colours, no outliers: the image tells the label."""
-    cfg.INPUT.COLOR_AUG = False
+    cfg.INPUT.COLOR_AUG_SSD = False
     cfg.INPUT.OOD_PASTE.SOURCE = "none"
     return cfg
 
@@ -124,7 +124,7 @@ def test_colour_distortion_leaves_the_geometry(cfg, image_format):
 
 def test_a_pasted_object_is_distorted_with_its_surroundings(cfg):
     """Pasted in a colour that the frame has: after the distortion both are equal again."""
-    cfg.INPUT.COLOR_AUG = True
+    cfg.INPUT.COLOR_AUG_SSD = True
     cfg.INPUT.SCALE_RANGE = (1.0, 1.0)  # resizing would blend the colours of the frame
     mapper = TDOSDatasetMapper(cfg, is_train=True)
 

@@ -49,6 +49,7 @@ def error_of(config_file, monkeypatch, capsys):
     [
         ("MODEL.FOO 1", "command line: unknown config key MODEL.FOO"),
         ("SOLVER.POLY_POWER 1.0", "SOLVER.POLY_POWER: it is SOLVER.POLY_LR_POWER now"),
+        ("INPUT.COLOR_AUG False", "INPUT.COLOR_AUG: it is INPUT.COLOR_AUG_SSD now"),
         ("SOLVER.MAX_ITER", "KEY VALUE pairs"),
         ("SOLVER.MAX_ITER 1 --resume", "--resume must come before"),
         ("SOLVER.MAX_ITER many", "SOLVER.MAX_ITER must be of type int, not str (many)"),

@@ -48,7 +48,7 @@ SWITCHES = {
         "MODEL.REG.VISION_COSINE_WEIGHT": 0.0,
     },
     "norm of the neck": {"MODEL.NECK.NORM": ""},
-    "colours": {"INPUT.COLOR_AUG": False},
+    "colours": {"INPUT.COLOR_AUG_SSD": False},
     "crop": {"INPUT.CROP.ENABLED": False},
     "pasted outliers": {"INPUT.OOD_PASTE.SOURCE": "none"},
     "their probability": {"INPUT.OOD_PASTE.PROB": 0.0},
