@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # (file, tests that should fail) -> {what breaks: (text, replacement)}
 MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
-    ("tdos_d2/modeling/transformer_decoder/text_query_decoder.py",
+    ("tdos_d2/modeling/transformer_decoder.py",
      "tests/modeling/test_transformer_decoder.py"): {
         "keys without positions": ("value + positions[level]", "value"),
         "query position table zeroed": ("= self.query_position.weight",
@@ -44,7 +44,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             ".transpose(1, 2) + 0 * embedding"),
         "values of self-attention with positions": ("(qk, qk, x)", "(qk, qk, qk)"),
     },
-    ("tdos_d2/modeling/pixel_decoder/text_pixel_decoder.py",
+    ("tdos_d2/modeling/pixel_decoder.py",
      "tests/modeling/test_pixel_decoder.py"): {
         "sine positions zeroed": ("sine_positions(*shape", "0 * sine_positions(*shape"),
         "text keys without positions": ("text + self.text_position.weight", "text"),
@@ -54,16 +54,16 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "finest level left out": ("finest + upsampled", "upsampled"),
         "x and y of the reference points swapped": ("[grid[1], grid[0]]", "[grid[0], grid[1]]"),
     },
-    ("tdos_d2/modeling/pixel_decoder/deformable_attention.py",
+    ("tdos_d2/modeling/deformable_attention.py",
      "tests/modeling/test_pixel_decoder.py"): {
         "offsets divided by (h, w)": ("[(w, h) for h, w in shapes]", "[(h, w) for h, w in shapes]"),
         "weights that do not sum to 1": (".float().softmax(-1)", ".float().sigmoid()"),
     },
-    ("tdos_d2/modeling/pixel_decoder/position.py", "tests/modeling/test_pixel_decoder.py"): {
+    ("tdos_d2/modeling/transformer_layers.py", "tests/modeling/test_pixel_decoder.py"): {
         "x before y": ("torch.cat([y, x], dim=-1)", "torch.cat([x, y], dim=-1)"),
         "not normalised by the size": ("position / position[-1]", "position"),
     },
-    ("tdos_d2/modeling/attention.py", "tests/modeling/test_transformer_decoder.py"): {
+    ("tdos_d2/modeling/transformer_layers.py", "tests/modeling/test_transformer_decoder.py"): {
         "what is blocked is allowed": ("~blocked[:, None]", "blocked[:, None]"),
     },
     ("tdos_d2/modeling/criterion.py", "tests/modeling/test_criterion.py"): {
@@ -159,7 +159,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "no residual around self-attention": ("x = x + self.self_attention",
             "x = self.self_attention"),
     },
-    ("tdos_d2/modeling/backbone/encoder.py",
+    ("tdos_d2/modeling/backbone/freezable_encoder.py",
      "tests/test_tdos.py tests/modeling/test_clip_resnet.py"): {
         "frozen encoder in training mode": ("part.eval()", "pass"),
         "frozen encoder is trained": ("part.requires_grad_(False)", "pass"),

@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..evaluation.tables import to_json
 from ..files import check_output
 from ..loading.config_files import load_config
-from ..modeling.text.words import split_words
+from ..modeling.text.word_embeddings import split_words
 from ..visualization.drawing import palette
 from .frame_predictor import FramePredictor, FrameResult
 from .media import (

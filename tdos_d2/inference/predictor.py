@@ -21,7 +21,7 @@ from ..evaluation.operating_point import OperatingPoint, load_operating_point
 from ..loading.checkpoint import TDOSCheckpointer
 from ..loading.config_checks import check_model
 from ..loading.config_files import local_weights
-from ..modeling.text.words import WordEmbeddings, split_words
+from ..modeling.text.word_embeddings import WordEmbeddings, split_words
 from ..ood_words import load_groups
 from .score_units import chance_as_score
 

@@ -237,7 +237,7 @@ class _Brighter(nn.Module):
 
 def test_augmentation_changes_the_map_of_the_first_stage(resnet_cfg):
     backbone = build_backbone(resnet_cfg)
-    backbone.augmentation = _Brighter()
+    backbone.tower.mixing = _Brighter()
     x, region = images(64, 64), torch.zeros(2, 64, 64)
     region[1, :32] = 1
     clean, augmented = backbone(x), backbone(x, region)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from references import bilinear, pixel_decoder, randomise
 
-from tdos_d2.modeling.pixel_decoder import TextPixelDecoder
-from tdos_d2.modeling.pixel_decoder.deformable_attention import (
+from tdos_d2.modeling.deformable_attention import (
     MultiScaleDeformableAttention,
     multi_scale_deformable_attention,
 )
-from tdos_d2.modeling.pixel_decoder.position import sine_positions
+from tdos_d2.modeling.pixel_decoder import TextPixelDecoder
+from tdos_d2.modeling.transformer_layers import sine_positions
 
 
 def test_deformable_attention_agrees_with_a_loop():

@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from tdos_d2.engine import TDOSCheckpointer
 from tdos_d2.engine.model_info import count_multiply_adds, flops, load_model
 from tdos_d2.errors import UserError
-from tdos_d2.modeling.attention import Attention
+from tdos_d2.modeling.transformer_layers import Attention
 
 ROOT = Path(__file__).resolve().parents[2]
 

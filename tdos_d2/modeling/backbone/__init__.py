@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from .clip_resnet import CLIPModifiedResNet
-from .clip_vit import CLIPVisionTransformer
-from .encoder import TAPS, CLIPImageEncoder, check_encoder
+from .clip_encoders import (
+    CLIPImageEncoder,
+    CLIPModifiedResNet,
+    CLIPVisionTransformer,
+    check_encoder,
+)
+from .freezable_encoder import TAPS
 from .neck import FPNNeck, ScaleNeck
 from .timm_encoder import TimmBackbone
 from .timm_weights import pixel_statistics

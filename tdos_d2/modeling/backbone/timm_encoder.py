@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ..semantic_augmentation import QueryNoise, StyleMixing, coverage
-from .encoder import TAPS, FreezableEncoder
+from .freezable_encoder import TAPS, FreezableEncoder
 from .timm_weights import build_network
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class TimmBackbone(FreezableEncoder):
         taps = [info[level] for level in self.levels]
         self.channels = [layer["num_chs"] for layer in taps]
         self.strides = [layer["reduction"] for layer in taps]
+        self.dense_channels = self.channels[-1]
         self.is_pyramid = len(set(self.strides)) > 1
         # Parameters that get no gradient would stop training with several processes.
         network.prune_intermediate_layers(self.levels, prune_norm=self.is_pyramid, prune_head=True)
@@ -124,29 +125,14 @@ class TimmBackbone(FreezableEncoder):
             "dense": dense,
         }
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and strides of the maps in :meth:`forward`'s result."""
-        shapes = [
-            ShapeSpec(channels=channels, stride=stride)
-            for channels, stride in zip(self.channels, self.strides, strict=True)
-        ]
-        return {**dict(zip(TAPS, shapes, strict=True)), "dense": shapes[-1]}
-
-    @property
-    def size_divisibility(self) -> int:
-        """Images must be padded to a multiple of this."""
-        return max(self.strides)
-
     def _attach(self, augmentation: StyleMixing | QueryNoise, first: str) -> None:
         """Perturb inside the network, where timm offers no argument for it."""
         if isinstance(augmentation, QueryNoise):
-            for block in sorted(augmentation.in_blocks(len(self.network.blocks))):
-                if block <= self.levels[-1] + 1:
-                    part = self.network.blocks[block - 1]
-                    noisy = _NoisyAttention(
-                        part.attn, augmentation, self.strides[0], lambda: self._region
-                    )
-                    part.attn = noisy
+            for number in augmentation.in_blocks(len(self.network.blocks)):
+                block = self.network.blocks[number - 1]
+                block.attn = _NoisyAttention(
+                    block.attn, augmentation, self.strides[0], lambda: self._region
+                )
             return
         # Swin's kind gives (B, h, w, C).
         channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"

@@ -8,7 +8,7 @@ public functions is tested to 1e-5.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,9 +50,9 @@ class ViTTower(nn.Module):
         self.noise = noise
         self.noisy_blocks = noise.in_blocks(len(visual.transformer.resblocks)) if noise else set()
         self.taps = tuple(taps)
-        self.patch_size: int = visual.patch_size[0]
+        self.channels = [visual.conv1.out_channels] * len(self.taps)
+        self.strides = [visual.patch_size[0]] * len(self.taps)
         self.grid_size: tuple[int, int] = tuple(visual.grid_size)
-        self.width: int = visual.conv1.out_channels
         self.embed_dim: int = visual.proj.shape[1]
 
     def forward(self, images: Tensor, region: Tensor | None = None) -> ImageTokens:
@@ -65,7 +65,9 @@ class ViTTower(nn.Module):
         grid = x.shape[-2:]
         x = x.flatten(2).transpose(1, 2)
         class_token = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)  # (B, 1, C)
-        x = torch.cat([class_token, x], dim=1) + self._positions(grid).to(x.dtype)
+        # The class embedding once, as in CLIP: the published code adds it twice (defect 13).
+        x = torch.cat([class_token, x], dim=1)
+        x = x + _resize_positions(visual.positional_embedding, self.grid_size, grid).to(x.dtype)
         x = visual.ln_pre(x)
         taps = []
         for number, block in enumerate(visual.transformer.resblocks, start=1):
@@ -86,10 +88,6 @@ class ViTTower(nn.Module):
         x = x + block.ls_1(attended)
         return x + block.ls_2(block.mlp(block.ln_2(x)))
 
-    def _positions(self, grid: tuple[int, int]) -> Tensor:
-        """The positional table (1 + h * w, C) for ``grid``; the stored one stays as it is."""
-        return _resize_positions(self.visual.positional_embedding, self.grid_size, grid)
-
 
 class ResNetTower(nn.Module):
     """CLIP's modified ResNet for any image size.
@@ -102,32 +100,33 @@ class ResNetTower(nn.Module):
 
     Args:
         visual: the ``visual`` of an open_clip ``CLIP`` with a ModifiedResNet.
+        mixing: a ``StyleMixing`` for the first stage's map.
     """
 
     strides = (4, 8, 16, 32)
 
-    def __init__(self, visual: nn.Module) -> None:
+    def __init__(self, visual: nn.Module, mixing: nn.Module | None = None) -> None:
         super().__init__()
         self.visual = visual
+        self.mixing = mixing
         side = visual.image_size // self.strides[-1]
         self.grid_size: tuple[int, int] = (side, side)
-        self.widths = [stage[-1].conv3.out_channels for stage in self._stages()]
+        self.channels = [stage[-1].conv3.out_channels for stage in self._stages()]
         self.embed_dim: int = visual.attnpool.c_proj.out_features
 
-    def forward(
-        self, images: Tensor, after_first: Callable[[Tensor], Tensor] | None = None
-    ) -> ImageTokens:
+    def forward(self, images: Tensor, region: Tensor | None = None) -> ImageTokens:
         """Encode normalised images (B, 3, H, W), H and W multiples of 32.
 
-        ``after_first`` changes the first stage's map (B, C, H / 4, W / 4). The taps are the maps
-        of the four stages.
+        ``region`` (B, H, W) in [0, 1] is where ``mixing`` changes the first stage's map; None:
+        nowhere. The taps are the maps of the four stages.
         """
         x = self.visual.stem(images)
         taps = []
         for stage in self._stages():
             x = stage(x)
-            if not taps and after_first is not None:
-                x = after_first(x)
+            # The first stage only, as published: early features carry style more than content.
+            if not taps and region is not None and self.mixing is not None:
+                x = self.mixing(x, region)
             taps.append(x)
         return ImageTokens(taps, *self._pool(x))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .context_decoder import ContextDecoder
-from .encoder import TextEncoder
-from .fixed import FixedText, read_embeddings
+from .fixed_text import FixedText, read_embeddings
 from .prompts import PromptedText
+from .text_encoder import TextEncoder
 
 __all__ = ["ContextDecoder", "FixedText", "PromptedText", "TextEncoder", "read_embeddings"]

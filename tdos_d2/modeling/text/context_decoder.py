@@ -6,8 +6,8 @@ import torch
 from detectron2.config import configurable
 from torch import Tensor, nn
 
-from ..attention import Attention, FeedForward
 from ..registry import CONTEXT_DECODER_REGISTRY
+from ..transformer_layers import Attention, FeedForward
 
 
 @CONTEXT_DECODER_REGISTRY.register()

@@ -15,7 +15,7 @@ from ...ood_words import load_groups, prototypes
 from ..clip import END, START, TextTower, build_clip, token_batch, tokenize
 from ..registry import TEXT_REGISTRY
 from ..regularization import References
-from .encoder import TextEncoder
+from .text_encoder import TextEncoder
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from detectron2.config import configurable
 from torch import Tensor, nn
 
-from ..attention import Attention, FeedForward
-from ..registry import PIXEL_DECODER_REGISTRY
 from .deformable_attention import MultiScaleDeformableAttention
-from .position import sine_positions
+from .registry import PIXEL_DECODER_REGISTRY
+from .transformer_layers import Attention, FeedForward, sine_positions
 
 NUM_LEVELS = 3  # levels that attend: strides 8, 16, 32; stride 4 joins at the end
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...ood_words.prototypes import embed_words
-from .encoder import TextEncoder
-from .fixed import FixedText, read_embeddings
+from .fixed_text import FixedText, read_embeddings
 from .prompts import PromptedText
+from .text_encoder import TextEncoder
 
 
 def split_words(words: str | Sequence[str]) -> list[str]:

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from detectron2.config import configurable
 from torch import Tensor, nn
 
-from ..attention import MLP, Attention, FeedForward
-from ..pixel_decoder.position import sine_positions
-from ..registry import TRANSFORMER_DECODER_REGISTRY
+from .registry import TRANSFORMER_DECODER_REGISTRY
+from .transformer_layers import MLP, Attention, FeedForward, sine_positions
 
 
 @TRANSFORMER_DECODER_REGISTRY.register()

@@ -1,0 +1,141 @@
+"""CLIP's image encoders, ViT and modified ResNet, as Detectron2 backbones."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ..clip import ResNetTower, ViTTower, build_clip, image_encoder_kind
+from ..semantic_augmentation import QueryNoise, StyleMixing
+from .freezable_encoder import TAPS, FreezableEncoder
+
+logger = logging.getLogger(__name__)
+
+
+class CLIPImageEncoder(FreezableEncoder):
+    """Four intermediate maps, the image embedding and the dense embedding of a CLIP encoder."""
+
+    kind: str  # of ``image_encoder_kind``
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        visual: nn.Module,
+        frozen: bool,
+        architecture: str,
+        frozen_norm: bool = False,
+        augmentation: nn.Module | None = None,
+    ) -> None:
+        """
+        Args:
+            visual: the ``visual`` of an open_clip ``CLIP`` model.
+            frozen: keep weights, statistics and mode as they are and compute no gradients.
+            architecture: name that builds the same architecture without weights.
+            frozen_norm: keep the BatchNorm layers of a trained encoder as they are.
+            augmentation: ``QueryNoise`` for a ViT, ``StyleMixing`` for a ResNet.
+        """
+        super().__init__()
+        self.tower = self._build_tower(visual, augmentation)
+        self.channels, self.strides = self.tower.channels, self.tower.strides
+        self.dense_channels = self.tower.embed_dim
+        # Kept for checkpoints: the activation, which the weights may have decided, is part of it.
+        self.architecture = architecture
+        self.freeze(frozen, frozen_norm)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: ShapeSpec | None = None) -> dict:
+        check_encoder(cfg)
+        node, loaded = cfg.MODEL.CLIP, bool(cfg.MODEL.CLIP.WEIGHTS)
+        clip, architecture = build_clip(node.NAME, node.WEIGHTS, node.ACTIVATION)
+        if not loaded:
+            logger.info(
+                "MODEL.CLIP.WEIGHTS is empty: CLIP starts from random weights; the image encoder "
+                "is trained, and text embeddings have no language meaning"
+            )
+        return {
+            "visual": clip.visual,
+            # Random weights are trained: frozen, they would be a fixed random projection.
+            "frozen": node.FREEZE_IMAGE and loaded,
+            "architecture": architecture,
+            "frozen_norm": cfg.MODEL.BACKBONE.FREEZE_NORM and loaded,
+            "augmentation": cls._build_augmentation(cfg.MODEL.SEM_AUG),
+        }
+
+    def forward(self, images: Tensor, region: Tensor | None = None) -> dict[str, Tensor]:
+        """Encode normalised images.
+
+        Args:
+            images: (B, 3, H, W), H and W multiples of ``size_divisibility``.
+            region: (B, H, W) in [0, 1], 1 where semantic augmentation perturbs; None: nowhere.
+
+        Returns:
+            ``tap1`` ... ``tap4`` (B, C, h, w) of the strides in ``output_shape``; ``embedding``
+            (B, D); ``dense`` (B, D, h, w) in CLIP's text space.
+        """
+        # A frozen encoder has no backward pass: keep no activations for it.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            tokens = self.tower(images, region)
+        features = dict(zip(TAPS, tokens.taps, strict=True))
+        return {**features, "embedding": tokens.embedding, "dense": tokens.dense}
+
+
+@BACKBONE_REGISTRY.register()
+class CLIPVisionTransformer(CLIPImageEncoder):
+    """CLIP's ViT image encoder: all maps have the stride of the patches.
+
+    Taps are taken after blocks round(L * {4, 6, 8, 12} / 12) of L, counted from 1 (the published
+    4, 6, 8, 12 of ViT-B).
+    """
+
+    kind = "ViT"
+
+    @staticmethod
+    def _build_augmentation(node) -> QueryNoise | None:
+        return QueryNoise(node.BLOCKS, node.NOISE) if node.ENABLED else None
+
+    @staticmethod
+    def _build_tower(visual: nn.Module, noise: nn.Module | None) -> ViTTower:
+        depth = len(visual.transformer.resblocks)
+        if depth < 4:  # two taps would be one block
+            raise ValueError(f"a ViT of {depth} blocks has no four taps")
+        # By share of the depth: the taps of a ViT-L are then features of the same kind.
+        return ViTTower(visual, [round(depth * k / 12) for k in (4, 6, 8, 12)], noise)
+
+
+@BACKBONE_REGISTRY.register()
+class CLIPModifiedResNet(CLIPImageEncoder):
+    """CLIP's ResNet image encoder: taps are its four stages, at strides 4, 8, 16 and 32.
+
+    A frozen encoder keeps its BatchNorm statistics, whatever ``train()`` says; so does, by default,
+    one that was loaded and is fine-tuned.
+    """
+
+    kind = "ResNet"
+
+    @staticmethod
+    def _build_augmentation(node) -> StyleMixing | None:
+        # There is no attention whose queries noise could enter, so regions change style.
+        return StyleMixing(node.ALPHA) if node.ENABLED else None
+
+    _build_tower = ResNetTower
+
+
+def check_encoder(cfg) -> None:
+    """Raise UserError if ``MODEL.BACKBONE.NAME`` is not for the encoder of ``MODEL.CLIP.NAME``."""
+    backbone = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)
+    kind = image_encoder_kind(cfg.MODEL.CLIP.NAME)
+    fitting = [name for name, other in BACKBONE_REGISTRY if getattr(other, "kind", None) == kind]
+    # A custom backbone has no kind, and may use CLIP in any way.
+    if getattr(backbone, "kind", kind) != kind:
+        raise UserError(
+            f"MODEL.BACKBONE.NAME: {cfg.MODEL.BACKBONE.NAME} is for a {backbone.kind}, but the "
+            f"image encoder of MODEL.CLIP.NAME '{cfg.MODEL.CLIP.NAME}' is a {kind}: "
+            f"use {' or '.join(fitting)}"
+        )

@@ -1,0 +1,68 @@
+"""What the image encoders of CLIP and timm have in common as Detectron2 backbones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+TAPS = ("tap1", "tap2", "tap3", "tap4")
+
+
+class FreezableEncoder(Backbone):
+    """An image encoder that is frozen as a whole, in its BatchNorm layers, or not at all.
+
+    Attributes:
+        channels: of the four taps, finest first.
+        strides: of the four taps; the dense embedding has the last one.
+        dense_channels: of the dense embedding.
+    """
+
+    channels: Sequence[int]
+    strides: Sequence[int]
+    dense_channels: int
+
+    def freeze(self, whole: bool, norms: bool) -> None:
+        """Say what is frozen, once all parts are there.
+
+        Args:
+            whole: keep weights, statistics and mode as they are and compute no gradients.
+            norms: keep the BatchNorm layers of a trained encoder as they are.
+        """
+        self.frozen, self.frozen_norm = whole, norms
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
+        self.train(self.training)  # new modules are in training mode, frozen parts included
+
+    def train(self, mode: bool = True) -> FreezableEncoder:
+        """Set the mode of everything but what is frozen, which stays in eval mode."""
+        super().train(mode)
+        # Training mode would change BatchNorm statistics and switch DropPath on (defect 14).
+        for part in self._frozen_parts():
+            part.eval()
+        return self
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        if self.frozen:
+            return list(self.children())
+        # Fine-tuning has small batches of one kind of scene, whose statistics are no substitute
+        # for those of pre-training.
+        norms = [part for part in self.modules() if isinstance(part, _BatchNorm)]
+        return norms if self.frozen_norm else []
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and strides of the taps and of the dense embedding."""
+        names, channels = (*TAPS, "dense"), (*self.channels, self.dense_channels)
+        strides = (*self.strides, self.strides[-1])
+        return {
+            name: ShapeSpec(channels=c, stride=stride)
+            for name, c, stride in zip(names, channels, strides, strict=True)
+        }
+
+    @property
+    def size_divisibility(self) -> int:
+        """Images must be padded to a multiple of this."""
+        return self.strides[-1]  # taps have one stride, or strides that double
