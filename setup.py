@@ -22,6 +22,7 @@ REQUIRES = [
     "torchvision",
     "open_clip_torch>=3,<5",
     "timm>=1.0",
+    "safetensors",
     "nltk",
     "numpy",
     "opencv-python-headless",

@@ -102,8 +102,8 @@ def _add_timm(cfg: CN) -> None:
 
 def _add_memory(cfg: CN) -> None:
     node = cfg.MODEL.MEMORY = CN()
-    # For MODEL.META_ARCHITECTURE NormalityMemory: feature maps of the encoder that go into the
-    # memory. The score has the resolution of the first one.
+    # For MODEL.META_ARCHITECTURE NormalityMemory, and TDOS's scores "memory" and "combined":
+    # feature maps of the encoder that go into the memory; the score's resolution is the first's.
     node.LEVELS = ["tap3", "tap4"]
     # Largest number of feature vectors in the memory; number of nearest neighbours in the score.
     node.SIZE = 20000
@@ -144,7 +144,9 @@ def _add_tdos(cfg: CN) -> None:
     node.CLASS_MERGE = "mean"
     # OOD score: "log_s_ood" (logarithm of S_ood), "s_ood_softmax" (S_ood after the released code's
     # softmax over S), "max_logit" (1 - max_c S_c), "energy" (-logsumexp_c S_c), "rba"
-    # (-sum_c tanh S_c) or "text_only" (logarithm of the OOD probability in the score map).
+    # (-sum_c tanh S_c), "text_only" (logarithm of the OOD probability in the score map), "memory"
+    # (distance to features of normal frames, see MODEL.MEMORY) or "combined" (log_s_ood + memory,
+    # both standardised on normal frames). The last two need tools/fit_memory.py after training.
     node.SCORE = "log_s_ood"
     # Further scores for the output "ood_scores", each evaluated as task ood_<name>.
     node.EXTRA_SCORES = []

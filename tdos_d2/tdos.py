@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,12 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from .data import class_names
+from .errors import UserError
 from .modeling.backbone import TAPS
 from .modeling.clip import release_weights
 from .modeling.criterion import IGNORE, TDOSCriterion
+from .modeling.image_model import ImageModel
+from .modeling.memory import FeatureMemory, FeaturesOf, build_memory
 from .modeling.merge import check_merge_rules, merge_ood_queries
 from .modeling.registry import (
     build_context_decoder,
@@ -29,7 +32,7 @@ from .modeling.registry import (
 from .modeling.regularization import Regularization, build_regularization
 from .modeling.scores import AnomalyScores, resize
 from .modeling.semantic_augmentation import SemanticAugmentation, build_augmentation
-from .modeling.sliding_window import check_window, slide
+from .modeling.text.stored import StoredText
 from .modeling.word_maps import word_maps
 
 logger = logging.getLogger(__name__)
@@ -45,7 +48,7 @@ HEADS = (
 
 
 @META_ARCH_REGISTRY.register()
-class TDOS(nn.Module):
+class TDOS(ImageModel):
     """Text-driven OOD segmentation: N = K + 1 + M text queries segment an image.
 
     K known classes, one query for the OOD word, M learnable negatives; the last M + 1 are merged
@@ -65,6 +68,7 @@ class TDOS(nn.Module):
         criterion: TDOSCriterion,
         semantic_augmentation: SemanticAugmentation | None = None,
         regularization: Regularization | None = None,
+        memory: FeatureMemory | None = None,
         heads_only: bool = False,
         class_names: Sequence[str],
         ood_name: str = "ood",
@@ -72,11 +76,7 @@ class TDOS(nn.Module):
         class_merge: str = "mean",
         score: str = "log_s_ood",
         extra_scores: Sequence[str] = (),
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
-        window_size: int = 512,
-        window_stride: int = 341,
-        window_batch: int = 4,
+        **image: Any,
     ) -> None:
         """
         Args:
@@ -89,6 +89,7 @@ class TDOS(nn.Module):
             criterion: the losses.
             semantic_augmentation: chooses where features are perturbed in training; None: nowhere.
             regularization: further losses.
+            memory: of normal features, for the scores "memory" and "combined".
             heads_only: train only ``HEADS``; the rest keeps its weights and statistics.
             class_names: names of the K known classes.
             ood_name: the OOD word.
@@ -96,18 +97,13 @@ class TDOS(nn.Module):
             class_merge: rule for their class logits.
             score: name of the score in ``ood_score`` (see ``modeling.scores``).
             extra_scores: names of the scores in ``ood_scores``.
-            pixel_mean: per channel, in the order of the images given.
-            pixel_std: per channel.
-            window_size: side of the sliding window in pixels, 0 = whole image.
-            window_stride: its step in pixels.
-            window_batch: windows per forward pass.
+            image: of :class:`~tdos_d2.modeling.image_model.ImageModel`.
 
         Raises:
             UserError: unknown merge rule or score, a step that leaves gaps between windows.
         """
-        super().__init__()
+        super().__init__(**image)
         check_merge_rules(merge, class_merge)
-        check_window(window_size, window_stride)
         self.backbone = backbone
         self.neck = neck
         self.text = text
@@ -120,6 +116,7 @@ class TDOS(nn.Module):
         self.criterion = criterion
         self.semantic_augmentation = semantic_augmentation
         self.regularization = regularization
+        self.memory = memory
         self.heads_only = heads_only
         if heads_only:
             self._freeze_all_but_heads()
@@ -127,11 +124,10 @@ class TDOS(nn.Module):
         self.num_known = len(self.class_names)
         self.merge, self.class_merge = merge, class_merge
         self.scores = AnomalyScores((score, *extra_scores), criterion.temperature)
+        if self.scores.need_memory and memory is None:
+            raise UserError("the scores memory and combined need a memory")
         self.score_name, self.extra_scores = score, tuple(extra_scores)
-        self.window = {"size": window_size, "stride": window_stride, "batch": window_batch}
         self.size_divisibility = max(neck.size_divisibility, backbone.size_divisibility)
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
@@ -144,6 +140,7 @@ class TDOS(nn.Module):
         release_weights()
         dim, shapes = text.embed_dim, backbone.output_shape()
         neck = build_neck(cfg, [shapes[tap] for tap in TAPS], num_queries)
+        need_memory = {"memory", "combined"} & {node.SCORE, *node.EXTRA_SCORES}
         return {
             "backbone": backbone,
             "neck": neck,
@@ -156,6 +153,7 @@ class TDOS(nn.Module):
             "criterion": TDOSCriterion(cfg, len(names)),
             "semantic_augmentation": build_augmentation(cfg, len(names)),
             "regularization": build_regularization(cfg, all_names, text, backbone),
+            "memory": build_memory(cfg, shapes) if need_memory else None,
             "heads_only": node.HEADS_ONLY,
             "class_names": names,
             "ood_name": node.OOD_NAME,
@@ -163,17 +161,8 @@ class TDOS(nn.Module):
             "class_merge": node.CLASS_MERGE,
             "score": node.SCORE,
             "extra_scores": node.EXTRA_SCORES,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "window_size": cfg.TEST.WINDOW.SIZE,
-            "window_stride": cfg.TEST.WINDOW.STRIDE,
-            "window_batch": cfg.TEST.WINDOW.BATCH,
+            **cls.image_config(cfg),
         }
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs are moved to."""
-        return self.pixel_mean.device
 
     def checkpoint_info(self) -> dict[str, Any]:
         """What a checkpoint must say so that the model can be built again without its config."""
@@ -228,6 +217,48 @@ class TDOS(nn.Module):
             share = share.flatten(1) / share.sum(dim=(1, 2, 3))[:, None]
             return (share[:, None] @ unit)[:, 0]
 
+    def fit_memory(self, images: Iterable[Tensor], *, seed: int = 0) -> int:
+        """Fill the memory, and weigh the scores that "combined" joins, with normal frames.
+
+        Args:
+            images: (3, H, W) frames in [0, 255] at test size, gone through three times: a list or a
+                dataset.
+            seed: of the drawing.
+
+        Returns:
+            The number of vectors, at most the memory's size.
+
+        Raises:
+            UserError: there is no frame, or no score that needs a memory.
+        """
+        if self.memory is None:
+            raise UserError(
+                "this model has no memory: MODEL.TDOS.SCORE or EXTRA_SCORES must name memory or "
+                "combined"
+            )
+        self.eval()
+
+        def encode(image: Tensor) -> dict[str, Tensor]:
+            return self.backbone(self._padded(self._normalise(image)[None]))
+
+        with torch.no_grad():
+            count = self.memory.fit(FeaturesOf(images, encode), seed)
+            if "combined" in self.scores.names:
+                self.scores.fit(self._slide(image, self._predict) for image in images)
+        return count
+
+    def match_checkpoint(self, state: Mapping[str, Tensor]) -> None:
+        """Take the form of a checkpoint that is about to be loaded.
+
+        The memory gets its size and, where the checkpoint is packed and holds text embeddings, they
+        take the place of the text encoder.
+        """
+        if "text.embeddings" in state:
+            self.text = StoredText(torch.zeros_like(state["text.embeddings"], dtype=torch.float32))
+            self.text.to(self.device)
+        if self.memory is not None:
+            self.memory.match(state, "memory.")
+
     def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         images = [self._normalise(x["image"]) for x in batched_inputs]
         # Normalised first: padding with 0 is then padding with the mean colour.
@@ -251,9 +282,8 @@ class TDOS(nn.Module):
         return losses
 
     def _infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        image = self._normalise(inputs["image"])
-        words = inputs.get("words")
-        maps = slide(image, partial(self._predict, words=words), **self.window)
+        image, words = inputs["image"], inputs.get("words")
+        maps = self._slide(image, partial(self._predict, words=words))
         size = (inputs.get("height", image.shape[-2]), inputs.get("width", image.shape[-1]))
         num_words = 0 if words is None else len(words) - self.num_known
         maps, of_words = maps.split([len(maps) - 2 * num_words, 2 * num_words])
@@ -269,20 +299,30 @@ class TDOS(nn.Module):
     def _predict(self, windows: Tensor, words: Tensor | None = None) -> Tensor:
         """(B, 3, h, w) -> (B, C, h, w): the maps that are averaged over windows."""
         h, w = windows.shape[-2:]
-        d = self.size_divisibility
-        # Sizes written as multiples of d let torch.export see that every level has whole cells.
-        padded = F.pad(windows, (0, (w + d - 1) // d * d - w, 0, (h + d - 1) // d * d - h))
+        padded = self._padded(windows)
         features = self.backbone(padded)
         class_logits, mask_logits, score_map, _ = self._segment(features)
         size = padded.shape[-2:]
         with self._full_precision():
-            maps = self.scores.window_maps(class_logits[-1], mask_logits[-1], score_map, size)
+            maps = self.scores.window_maps(
+                class_logits[-1],
+                mask_logits[-1],
+                score_map,
+                size,
+                self.memory(features) if self.scores.need_memory else None,
+            )
         if words is not None:
             dense = self._dense(features).transpose(1, 2)
             dense = dense.unflatten(2, features["dense"].shape[-2:])
             of_words = word_maps(dense, words.to(self.device), self.num_known)
             maps = torch.cat([maps, resize(of_words, size)], dim=1)
         return maps[..., :h, :w]  # without the padding, before windows are averaged
+
+    def _padded(self, images: Tensor) -> Tensor:
+        h, w = images.shape[-2:]
+        d = self.size_divisibility
+        # Sizes written as multiples of d let torch.export see that every level has whole cells.
+        return F.pad(images, (0, (w + d - 1) // d * d - w, 0, (h + d - 1) // d * d - h))
 
     def _dense(self, features: dict[str, Tensor]) -> Tensor:
         """(B, S, D) dense visual embedding in text space."""
@@ -324,9 +364,6 @@ class TDOS(nn.Module):
             if not name.startswith(HEADS):
                 parameter.requires_grad_(False)
         self.train(self.training)
-
-    def _normalise(self, image: Tensor) -> Tensor:
-        return (image.to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
 
 
 def _projection(in_dim: int, out_dim: int) -> nn.Module:

@@ -83,7 +83,7 @@ def test_memory_knows_what_it_was_fitted_with(memory_cfg):
     memory_cfg.MODEL.MEMORY.SIZE, memory_cfg.MODEL.MEMORY.NEIGHBOURS = 1000, 1
     model = build_model(memory_cfg)
     frames = normal_frames()
-    assert model.fit(frames) == 4 * (64 // 16) * (96 // 16)
+    assert model.fit_memory(frames) == 4 * (64 // 16) * (96 // 16)
     (output,) = model([{"image": frames[0], "height": 32, "width": 48}])
     assert output["ood_score"].shape == (32, 48) and output["ood_score"].abs().max() < 1e-5
     odd = frames[0].clone()
@@ -96,7 +96,7 @@ def test_memory_knows_what_it_was_fitted_with(memory_cfg):
 def test_score_is_the_mean_cosine_to_the_nearest(memory_cfg):
     torch.manual_seed(0)
     model = build_model(memory_cfg)
-    count = model.fit(normal_frames(), seed=3)
+    count = model.fit_memory(normal_frames(), seed=3)
     assert count == 50
     image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
     features = model.backbone((image.float() - model.pixel_mean)[None] / model.pixel_std)
@@ -106,8 +106,8 @@ def test_score_is_the_mean_cosine_to_the_nearest(memory_cfg):
     coarse = coarse / coarse.norm(dim=0)
     coarse = torch.nn.functional.interpolate(coarse[None], size=at.shape[1:], mode="bilinear")[0]
     at, coarse = at / at.norm(dim=0), coarse / coarse.norm(dim=0)
-    bank = model.memory.vectors[:50]
-    scores = model.memory([features["tap3"], features["tap4"]])
+    bank = model.memory.vectors
+    scores = model.memory(features)
     for y, x in ((0, 0), (2, 3), (3, 5)):
         vector = torch.cat([at[:, y, x], coarse[:, y, x]]) / 2**0.5
         nearest = sorted((float(vector @ row) for row in bank), reverse=True)[:3]
@@ -120,12 +120,12 @@ def test_fitting_is_repeatable_and_loads_again(memory_cfg):
     with pytest.raises(UserError, match="memory is empty"):
         model([{"image": normal_frames()[0]}])
     with pytest.raises(UserError, match="no normal frame"):
-        model.fit([])
-    model.fit(normal_frames(), seed=1)
+        model.fit_memory([])
+    model.fit_memory(normal_frames(), seed=1)
     first = model.memory.vectors.clone()
-    model.fit(normal_frames(), seed=1)
+    model.fit_memory(normal_frames(), seed=1)
     assert torch.equal(model.memory.vectors, first)
-    model.fit(normal_frames(), seed=2)
+    model.fit_memory(normal_frames(), seed=2)
     assert not torch.equal(model.memory.vectors, first)
     other = build_model(memory_cfg)
     other.load_state_dict(model.state_dict())
@@ -137,3 +137,49 @@ def test_levels_that_the_encoder_does_not_have(memory_cfg):
     memory_cfg.MODEL.MEMORY.LEVELS = ["tap9"]
     with pytest.raises(UserError, match="MODEL.MEMORY.LEVELS.*tap1"):
         build_model(memory_cfg)
+
+
+@pytest.fixture
+def joined_cfg(timm_cfg):
+    timm_cfg.MODEL.SEM_AUG.ENABLED = False
+    timm_cfg.MODEL.MEMORY.SIZE = 50
+    timm_cfg.MODEL.TDOS.SCORE = "combined"
+    timm_cfg.MODEL.TDOS.EXTRA_SCORES = ["memory", "log_s_ood"]
+    return timm_cfg
+
+
+def test_memory_rides_in_tdos(joined_cfg):
+    """Sum of both scores, each in deviations from its mean over the pixels of normal frames."""
+    torch.manual_seed(0)
+    model = build_model(joined_cfg)
+    with pytest.raises(UserError, match="memory is empty"):
+        model.eval()([{"image": normal_frames()[0]}])
+    assert model.fit_memory(normal_frames(), seed=1) == min(50, len(model.memory.vectors))
+    normal = [model([{"image": frame}])[0]["ood_scores"] for frame in normal_frames()]
+    values = {n: torch.stack([x[n] for x in normal]).double() for n in ("memory", "log_s_ood")}
+    (output,) = model([{"image": torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)}])
+    expected = sum(
+        (output["ood_scores"][n].double() - v.mean()) / v.std(unbiased=False)
+        for n, v in values.items()
+    )
+    torch.testing.assert_close(output["ood_score"].double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_memory_of_tdos_is_that_of_its_encoder(joined_cfg):
+    torch.manual_seed(0)
+    joined_cfg.TEST.WINDOW.SIZE = 0
+    model = build_model(joined_cfg)
+    model.fit_memory(normal_frames(), seed=1)
+    joined_cfg.MODEL.META_ARCHITECTURE = "NormalityMemory"
+    alone = build_model(joined_cfg)
+    alone.backbone.load_state_dict(model.backbone.state_dict())
+    alone.fit_memory(normal_frames(), seed=1)
+    torch.testing.assert_close(alone.memory.vectors, model.memory.vectors)
+    inputs = [{"image": normal_frames()[1]}]
+    scores = model(inputs)[0]["ood_scores"]
+    torch.testing.assert_close(alone(inputs)[0]["ood_score"], scores["memory"], atol=1e-4, rtol=0)
+
+
+def test_memory_needs_a_score_that_uses_it(timm_cfg):
+    with pytest.raises(UserError, match="MODEL.TDOS.SCORE"):
+        build_model(timm_cfg).fit_memory(normal_frames())

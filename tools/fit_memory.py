@@ -1,7 +1,9 @@
 #!/usr/bin/env python
-"""Fit the memory of NormalityMemory to frames of normal driving: no labels, no training.
+"""Fit a memory of normality to frames of normal driving: no labels, no training.
 
-Each frame is read twice. Frames that cannot be read are named and left out (exit status 1).
+For NormalityMemory, and for a trained TDOS with the scores "memory" or "combined". Each frame is
+read twice, for "combined" three times. Frames that cannot be read are named and left out (exit
+status 1).
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 EXAMPLES = """examples:
   fit_memory.py --config-file configs/memory_lite2.yaml --images my_drive/ --output memory.pth
   fit_memory.py --config-file configs/memory_lite2.yaml --dataset camvid_train --output memory.pth
+  fit_memory.py --config-file configs/camvid/tdos_lite2_memory.yaml --dataset camvid_train \\
+    --output combined.pth MODEL.WEIGHTS output/camvid_lite2/model_final.pth
 """
 
 # ruff: noqa: E402
@@ -54,8 +58,9 @@ def run() -> None:
     """Fit as the command line says."""
     args = _parser().parse_args()
     cfg = load_config(args.config_file, args.opts)
-    if cfg.MODEL.META_ARCHITECTURE != "NormalityMemory":
-        raise UserError(f"{args.config_file} is no config of a NormalityMemory")
+    trained = cfg.MODEL.META_ARCHITECTURE == "TDOS"
+    if trained and not cfg.MODEL.WEIGHTS:
+        raise UserError("MODEL.WEIGHTS: name the checkpoint that gets a memory")
     if args.output.suffix != ".pth":
         raise UserError(f"--output: {args.output} must end in .pth")
     check_output(args.output, "--output")
@@ -70,8 +75,11 @@ def run() -> None:
         files = [str(args.images / n) for n in names if n.lower().endswith(IMAGE_SUFFIXES)]
     model = build_model(cfg)
     frames = Frames(files, TDOSDatasetMapper(cfg, is_train=False, dataset_name=args.dataset))
-    count = model.fit(frames, seed=args.seed)
-    TDOSCheckpointer(model, str(args.output.parent)).save(args.output.stem)
+    checkpointer = TDOSCheckpointer(model, str(args.output.parent))
+    if trained:
+        checkpointer.load(cfg.MODEL.WEIGHTS)
+    count = model.fit_memory(frames, seed=args.seed)
+    checkpointer.save(args.output.stem)
     good = len(files) - len(frames.broken)
     print(f"{count} vectors of {sum(model.memory.channels)} channels from {good} frames")
     for reason in frames.broken.values():
@@ -83,7 +91,7 @@ def run() -> None:
 def _parser() -> options.Parser:
     parser = options.Parser(description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="config of a NormalityMemory")
+    add("--config-file", required=True, metavar="FILE", help="config of the model")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", type=options.path, metavar="DIR", help="folder of frames")
     source.add_argument("--dataset", metavar="NAME", help="registered dataset; labels are not read")

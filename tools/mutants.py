@@ -88,7 +88,6 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("tdos_d2/tdos.py", "tests/test_tdos.py"): {
         "padded labels are class 0": ("self.size_divisibility, IGNORE)",
             "self.size_divisibility, 0)"),
-        "pixel_std not used": ("- self.pixel_mean) / self.pixel_std", "- self.pixel_mean)"),
         "losses of the last output only": ("self.criterion(*outputs, labels)",
             "self.criterion(*(x[-1:] for x in outputs[:2]), outputs[2], labels)"),
         "text not normalised in the score map": ("units = F.normalize(text.float(), dim=-1)",
@@ -96,6 +95,9 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "scores in half precision": ("enabled=False)", "enabled=True)"),
         "negatives are known classes": ("self.num_known,\n                rule",
             "self.num_known + 1,\n                rule"),
+    },
+    ("tdos_d2/modeling/image_model.py", "tests/test_tdos.py"): {
+        "pixel_std not used": ("- self.pixel_mean) / self.pixel_std", "- self.pixel_mean)"),
     },
     ("tdos_d2/tdos.py", "tests/modeling/test_regularization.py"): {
         "heads_only trains everything": ("if not name.startswith(HEADS):", "if False:"),

@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..evaluation.frames import check_finite
 from ..evaluation.tables import to_json
 from ..modeling.scores import PIXEL_SCORES, AnomalyScores
+from ..modeling.text.stored import StoredText
 from ..tdos import TDOS
 
 INPUT, OUTPUTS = "windows", ("sem_seg", "ood_score")
@@ -47,7 +48,7 @@ class WindowModel(nn.Module):
         if model.score_name in PIXEL_SCORES:
             raise UserError(
                 f"MODEL.TDOS.SCORE: '{model.score_name}' is made of sem_seg after windows have "
-                "been averaged; export log_s_ood or text_only"
+                "been averaged; export log_s_ood, text_only, memory or combined"
             )
         self.bgr, self.num_known = bgr, model.num_known
         self.model = _without_text_encoder(model)
@@ -64,16 +65,10 @@ class WindowModel(nn.Module):
         """
         images = windows.flip(1) if self.bgr else windows
         maps = self.model._predict(self.model._normalise(images))
-        return maps[:, : self.num_known], maps[:, -1]
-
-
-class _Constant(nn.Module):
-    def __init__(self, embeddings: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("embeddings", embeddings)
-
-    def forward(self) -> Tensor:
-        return self.embeddings
+        score = maps[:, -1]
+        if self.model.score_name == "combined":  # linear, so that its average may be taken as well
+            score = self.model.scores.combine(maps[:, -2:].unbind(1))
+        return maps[:, : self.num_known], score
 
 
 def _without_text_encoder(model: TDOS) -> TDOS:
@@ -81,9 +76,10 @@ def _without_text_encoder(model: TDOS) -> TDOS:
     other = copy.copy(model)
     other._modules = dict(model._modules)
     with torch.no_grad():
-        other.text = _Constant(model.text())
+        other.text = StoredText(model.text())
     other.criterion = other.semantic_augmentation = other.regularization = None
     other.scores = AnomalyScores((model.score_name,), model.scores.temperature)
+    other.scores.load_state_dict(model.scores.state_dict(), strict=False)
     return other
 
 

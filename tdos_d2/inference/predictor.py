@@ -21,6 +21,7 @@ from ..evaluation.operating_point import OperatingPoint, load_operating_point
 from ..loading.checkpoint import TDOSCheckpointer
 from ..loading.config_checks import check_model
 from ..loading.config_files import local_weights
+from ..modeling.text.stored import StoredText
 from ..modeling.text.word_embeddings import WordEmbeddings, split_words
 from ..ood_words import load_groups
 from .score_units import chance_as_score
@@ -59,7 +60,6 @@ class OODPredictor:
         Raises:
             UserError: a file or key of the config is wrong, or the checkpoint does not fit it.
         """
-        self.words_have_meaning = bool(cfg.MODEL.CLIP.WEIGHTS or cfg.MODEL.TEXT.EMBEDDINGS)
         self._groups = cfg.MODEL.PROMPTS.GROUPS
         cfg = cfg.clone()
         self.notes = check_model(cfg)
@@ -69,6 +69,9 @@ class OODPredictor:
             self._load(cfg.MODEL.WEIGHTS)
         else:
             self.notes.append("MODEL.WEIGHTS is empty: the model is untrained")
+        self.words_have_meaning = not isinstance(self.model.text, StoredText) and bool(
+            cfg.MODEL.CLIP.WEIGHTS or cfg.MODEL.TEXT.EMBEDDINGS
+        )
         self.class_names, self.score = self.model.class_names, self.model.score_name
         self._weights = local_weights(cfg)
         mapper = TDOSDatasetMapper(cfg, is_train=False)

@@ -20,6 +20,7 @@ from iopath.common.file_io import get_cache_dir
 from ..errors import UserError
 from ..files import atomic_write
 from ..modeling.weight_files import find_state, read_file, unreadable
+from .packing import read_packed_info, unpack
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,9 @@ def read_checkpoint_info(path: str | Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} does not exist")
     if path.suffix == ".pkl":
         return {}
+    if path.suffix == ".safetensors":
+        read_file(path)  # a damaged file has its one line
+        return read_packed_info(path)
     checkpoint = read_file(path, mmap=zipfile.is_zipfile(path))
     info = checkpoint.get("tdos", {}) if isinstance(checkpoint, Mapping) else {}
     return dict(info)
@@ -117,6 +121,7 @@ class TDOSCheckpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None  # Detectron2 leaves it set after an error
 
     def _load_model(self, checkpoint: Any) -> Any:
+        unpack(checkpoint, self.model, self._source)
         incompatible = super()._load_model(checkpoint)
         self._report(incompatible, self._source, checkpoint.get("tdos", {}))
         return incompatible
@@ -170,6 +175,8 @@ class TDOSCheckpointer(DetectionCheckpointer):
     def _torch_load(self, f: str) -> Any:
         content = read_file(f)
         others = content if isinstance(content, Mapping) and "model" in content else {}
+        if f.endswith(".safetensors"):
+            others = {"tdos": read_packed_info(f)}
         return {**others, "model": find_state(content, f, self.model.state_dict())}
 
 

@@ -7,10 +7,12 @@ training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -27,43 +29,125 @@ class FeatureMemory(nn.Module):
     length again, so that a cosine of two vectors is the mean of the levels' cosines.
 
     Args:
+        levels: names of the encoder's maps, the one whose grid counts first.
         channels: of each level.
         size: vectors at most.
         neighbours: k, how many of the nearest vectors count.
     """
 
-    def __init__(self, channels: Sequence[int], size: int, neighbours: int = 3) -> None:
+    def __init__(
+        self, levels: Sequence[str], channels: Sequence[int], size: int, neighbours: int = 3
+    ) -> None:
         super().__init__()
-        self.channels, self.neighbours = tuple(channels), neighbours
+        self.levels, self.channels = tuple(levels), tuple(channels)
+        self.size, self.neighbours = size, neighbours
         self.register_buffer("mean", torch.zeros(sum(channels)))
-        self.register_buffer("vectors", torch.zeros(size, sum(channels)))
-        self.register_buffer("count", torch.tensor(0))
+        self.register_buffer("vectors", torch.zeros(0, sum(channels)))
 
-    def embed(self, levels: Sequence[Tensor]) -> Tensor:
-        """(B, C_i, h_i, w_i) maps, the grid that counts first -> (B, sum C_i, h_0, w_0) unit."""
-        grid = levels[0].shape[-2:]
+    def embed(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Maps (B, C_i, h_i, w_i) by name -> (B, sum C_i, h_0, w_0) of unit length."""
+        maps = [features[level].float() for level in self.levels]
+        grid = maps[0].shape[-2:]
         parts = []
-        for level, mean in zip(levels, self.mean.split(self.channels), strict=True):
-            centred = F.normalize(level.float() - mean[:, None, None], dim=1)
+        for level, mean in zip(maps, self.mean.split(self.channels), strict=True):
+            centred = F.normalize(level - mean[:, None, None], dim=1)
             if centred.shape[-2:] != grid:
                 centred = F.interpolate(centred, size=grid, mode="bilinear", align_corners=False)
                 centred = F.normalize(centred, dim=1)
             parts.append(centred)
         return torch.cat(parts, dim=1) / len(parts) ** 0.5  # the norm of n joined unit vectors
 
-    def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """(B, C_i, h_i, w_i) maps -> (B, h_0, w_0): 1 - mean cosine to the k nearest, in [0, 2].
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Maps (B, C_i, h_i, w_i) by name -> (B, h_0, w_0): 1 - mean cosine to the k nearest
+        vectors, in [0, 2].
 
         Raises:
             UserError: the memory is empty.
         """
-        if not self.count:
+        if not len(self.vectors):
             raise UserError("the memory is empty: fill it with tools/fit_memory.py")
-        embedded = self.embed(levels)
-        queries = embedded.permute(0, 2, 3, 1).flatten(0, 2)
-        vectors = self.vectors[: int(self.count)].to(queries.dtype)
-        step = max(_BLOCK // len(vectors), 1)
-        k = min(self.neighbours, len(vectors))
-        # In blocks: all cosines at once may not fit into memory.
-        near = [(q @ vectors.T).topk(k, dim=1).values.mean(1) for q in queries.split(step)]
+        # Under autocast the products would be rounded to half precision, and neighbours would tie.
+        with torch.autocast(self.vectors.device.type, enabled=False):
+            embedded = self.embed(features)
+            queries = embedded.permute(0, 2, 3, 1).flatten(0, 2)
+            vectors = self.vectors.float()
+            step = max(_BLOCK // len(vectors), 1)
+            k = min(self.neighbours, len(vectors))
+            # In blocks: all cosines at once may not fit into memory.
+            near = [(q @ vectors.T).topk(k, dim=1).values.mean(1) for q in queries.split(step)]
         return (1 - torch.cat(near)).view(len(embedded), *embedded.shape[-2:])
+
+    @torch.no_grad()
+    def fit(self, frames: Iterable[Mapping[str, Tensor]], seed: int) -> int:
+        """Fill the memory with features of normal frames, drawn at random and equally of each.
+
+        Args:
+            frames: the encoder's maps of each, gone through twice: a list or a dataset.
+            seed: of the drawing.
+
+        Returns:
+            The number of vectors, at most the memory's size.
+
+        Raises:
+            UserError: there is no frame.
+        """
+        total, cells, count = torch.zeros_like(self.mean), 0, 0
+        for features in frames:
+            maps = [features[level].float() for level in self.levels]
+            total += torch.cat([level.mean(dim=(0, 2, 3)) for level in maps])
+            cells += maps[0][:, 0].numel()
+            count += 1
+        if not count:
+            raise UserError("there is no normal frame to fit the memory with")
+        self.mean.copy_(total / count)
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(cells, generator=generator)[: self.size].sort().values
+        kept, taken = [], 0
+        for features in frames:
+            vectors = self.embed(features).permute(0, 2, 3, 1).flatten(0, 2)
+            here = chosen[(chosen >= taken) & (chosen < taken + len(vectors))] - taken
+            kept.append(vectors[here.to(vectors.device)])
+            taken += len(vectors)
+        self.vectors = torch.cat(kept)
+        return len(self.vectors)
+
+    def match(self, state: Mapping[str, Tensor], prefix: str) -> None:
+        """Make room for the vectors of a checkpoint, however many they are."""
+        vectors = state.get(f"{prefix}vectors")
+        if vectors is not None and vectors.shape[1:] == self.vectors.shape[1:]:
+            self.vectors = self.vectors.new_zeros(len(vectors), vectors.shape[1])
+
+    def _load_from_state_dict(self, state: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
+        self.match(state, prefix)
+        super()._load_from_state_dict(state, prefix, *args)
+
+
+def build_memory(cfg, shapes: Mapping[str, ShapeSpec]) -> FeatureMemory:
+    """What ``MODEL.MEMORY`` describes.
+
+    Args:
+        cfg: config.
+        shapes: the encoder's maps.
+
+    Raises:
+        UserError: no level, or one that the encoder does not have.
+    """
+    node = cfg.MODEL.MEMORY
+    if not node.LEVELS or not set(node.LEVELS) <= set(shapes):
+        raise UserError(
+            f"MODEL.MEMORY.LEVELS: this encoder has {', '.join(shapes)}, not {node.LEVELS}"
+        )
+    channels = [shapes[level].channels for level in node.LEVELS]
+    return FeatureMemory(node.LEVELS, channels, node.SIZE, node.NEIGHBOURS)
+
+
+class FeaturesOf:
+    """The encoder's maps of frames, made anew each time they are gone through."""
+
+    def __init__(
+        self, images: Iterable[Tensor], encode: Callable[[Tensor], Mapping[str, Tensor]]
+    ) -> None:
+        self.images, self.encode = images, encode
+
+    def __iter__(self) -> Iterator[Mapping[str, Tensor]]:
+        return map(self.encode, self.images)

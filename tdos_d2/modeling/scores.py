@@ -18,11 +18,11 @@ Two kinds of scores differ in what is resized to the image and averaged over win
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError
 
@@ -114,7 +114,9 @@ PIXEL_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "energy": energy,
     "rba": rba,
 }
-SCORES = ("log_s_ood", "text_only", *PIXEL_SCORES)
+# The two whose sum, each in deviations from its mean on normal frames, is "combined".
+COMBINED = ("log_s_ood", "memory")
+SCORES = ("log_s_ood", "text_only", "memory", "combined", *PIXEL_SCORES)
 
 
 def check_score(name: str, key: str) -> None:
@@ -123,10 +125,12 @@ def check_score(name: str, key: str) -> None:
         raise UserError(f"{key}: no score '{name}'; there are: {', '.join(SCORES)}")
 
 
-class AnomalyScores:
+class AnomalyScores(nn.Module):
     """Makes the scores asked for, S being computed once for all of them.
 
-    Between ``window_maps`` and ``finish`` the caller resizes and averages the maps.
+    Between ``window_maps`` and ``finish`` the caller resizes and averages the maps. The score
+    "combined" is the sum of ``COMBINED``, each minus its mean and divided by its deviation on
+    normal frames, which :meth:`fit` measures: no anomaly has a part in the weights.
 
     Args:
         names: from SCORES.
@@ -137,14 +141,30 @@ class AnomalyScores:
     """
 
     def __init__(self, names: Iterable[str], temperature: float = 0.07) -> None:
+        super().__init__()
         self.names = tuple(dict.fromkeys(names))  # SCORE may be among EXTRA_SCORES, too
         self.temperature = temperature
         for name in self.names:
             check_score(name, "MODEL.TDOS.SCORE or MODEL.TDOS.EXTRA_SCORES")
-        self._averaged = [name for name in self.names if name not in PIXEL_SCORES]
+        averaged = [name for name in self.names if name not in ("combined", *PIXEL_SCORES)]
+        if "combined" in self.names:
+            averaged += COMBINED
+            # Mean and deviation of each; 0 until they are measured.
+            self.register_buffer("normal", torch.zeros(2, 2))
+        self._averaged = tuple(dict.fromkeys(averaged))
+
+    @property
+    def need_memory(self) -> bool:
+        """Whether ``window_maps`` needs the memory's score."""
+        return "memory" in self._averaged
 
     def window_maps(
-        self, class_logits: Tensor, mask_logits: Tensor, score_map: Tensor, size: tuple[int, int]
+        self,
+        class_logits: Tensor,
+        mask_logits: Tensor,
+        score_map: Tensor,
+        size: tuple[int, int],
+        memory: Tensor | None = None,
     ) -> Tensor:
         """What is averaged over windows.
 
@@ -153,6 +173,7 @@ class AnomalyScores:
             mask_logits: (B, K + 1, h, w).
             score_map: (B, K + 1, h', w') merged cosines.
             size: (H, W) of the windows.
+            memory: (B, h'', w''), the score of ``FeatureMemory``, where it is needed.
 
         Returns:
             (B, K + 1 + n, H, W): S, then the n scores that are averaged themselves.
@@ -161,8 +182,10 @@ class AnomalyScores:
         for name in self._averaged:
             if name == "log_s_ood":
                 score = log_s_ood(class_logits, mask_logits)
-            else:
+            elif name == "text_only":
                 score = text_only(score_map, self.temperature)
+            else:
+                score = memory
             maps.append(score[:, None])
         # Masks and score map have different grids; what is averaged has one.
         return torch.cat([resize(x, size) for x in maps], dim=1)
@@ -179,8 +202,43 @@ class AnomalyScores:
         # The order of window_maps: S, then one map per averaged score.
         s = maps[:count]
         scores = dict(zip(self._averaged, maps[count:], strict=True))
+        if "combined" in self.names:
+            if not self.normal.any():
+                raise UserError(
+                    "the parts of the score combined were never measured on normal frames: run "
+                    "tools/fit_memory.py"
+                )
+            scores["combined"] = self.combine([scores[name] for name in COMBINED])
         scores |= {name: PIXEL_SCORES[name](s) for name in self.names if name in PIXEL_SCORES}
         return s[:-1], scores
+
+    def combine(self, parts: Sequence[Tensor]) -> Tensor:
+        """The scores ``COMBINED`` of any one shape -> "combined"."""
+        return sum(
+            (part - mean) / deviation
+            for part, (mean, deviation) in zip(parts, self.normal, strict=True)
+        )
+
+    def fit(self, frames: Iterable[Tensor]) -> None:
+        """Measure mean and deviation of the parts of "combined" over all pixels of normal frames.
+
+        Args:
+            frames: of each, the averaged maps (K + 1 + n, H, W) that ``finish`` is given.
+
+        Raises:
+            UserError: a score that is the same everywhere cannot be weighed.
+        """
+        rows = [self._averaged.index(name) - len(self._averaged) for name in COMBINED]
+        moments, count = torch.zeros(2, 2, dtype=torch.float64), 0
+        for maps in frames:
+            parts = maps[rows].flatten(1).double().cpu()
+            moments += torch.stack([parts.sum(1), parts.square().sum(1)], 1)
+            count += parts.shape[1]
+        mean, square = (moments / max(count, 1)).unbind(1)
+        deviation = (square - mean.square()).clamp(min=0).sqrt()
+        if not (deviation > 1e-6).all():
+            raise UserError("a score that is the same on all normal frames cannot be combined")
+        self.normal.copy_(torch.stack([mean, deviation], 1))
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -24,6 +24,16 @@ def outputs():
     )
 
 
+MEMORY = torch.linspace(0, 1, 60).view(2, 5, 6)
+
+
+def all_scores() -> AnomalyScores:
+    """With log_s_ood of mean -3 and deviation 2 on normal frames, and memory of 0.25 and 0.1."""
+    scores = AnomalyScores(SCORES, TEMPERATURE)
+    scores.normal.copy_(torch.tensor([[-3.0, 2.0], [0.25, 0.1]]))
+    return scores
+
+
 def expected_scores(outputs, b: int, y: int, x: int) -> tuple[list[float], dict[str, float]]:
     """S of the known classes and every score of one pixel, from the papers' formulas."""
     class_logits, mask_logits, cosines = (t.double().numpy()[b] for t in outputs)
@@ -32,7 +42,10 @@ def expected_scores(outputs, b: int, y: int, x: int) -> tuple[list[float], dict[
     s = [sum(p[q, c] * mask[q] for q in range(4)) for c in range(4)]
     known, ood = s[:3], s[3]
     shares = np.exp(cosines[:, y, x] / TEMPERATURE)
+    memory = MEMORY[b, y, x].item()
     return known, {
+        "memory": memory,
+        "combined": (math.log(ood) + 3) / 2 + (memory - 0.25) / 0.1,
         "log_s_ood": math.log(ood),
         "text_only": math.log(shares[3] / shares.sum()),
         "s_ood_softmax": math.exp(ood) / sum(math.exp(v) for v in s),
@@ -43,8 +56,8 @@ def expected_scores(outputs, b: int, y: int, x: int) -> tuple[list[float], dict[
 
 
 def test_all_scores_follow_the_formulas(outputs):
-    scores = AnomalyScores(SCORES, TEMPERATURE)
-    maps = scores.window_maps(*outputs, (5, 6))
+    scores = all_scores()
+    maps = scores.window_maps(*outputs, (5, 6), MEMORY)
     for b, y, x in ((0, 0, 0), (1, 4, 5), (0, 2, 3)):
         known, found = scores.finish(maps[b])
         assert known.shape == (3, 5, 6) and list(found) and set(found) == set(SCORES)
@@ -71,8 +84,8 @@ def test_released_softmax_worked_by_hand():
 
 def test_functions_of_s_are_made_from_the_averaged_s(outputs):
     """Two windows that cover the same pixels: averaged are S and the logarithms, nothing else."""
-    scores = AnomalyScores(SCORES, TEMPERATURE)
-    maps = scores.window_maps(*outputs, (5, 6))
+    scores = all_scores()
+    maps = scores.window_maps(*outputs, (5, 6), MEMORY)
     known, found = scores.finish(maps.mean(0))
     for y, x in ((0, 0), (4, 5)):
         windows = [expected_scores(outputs, b, y, x) for b in range(2)]
@@ -81,7 +94,7 @@ def test_functions_of_s_are_made_from_the_averaged_s(outputs):
         assert found["max_logit"][y, x].item() == pytest.approx(1 - max(s), rel=1e-5)
         assert found["rba"][y, x].item() == pytest.approx(-np.tanh(s).sum(), rel=1e-5)
         assert found["energy"][y, x].item() == pytest.approx(-np.log(np.exp(s).sum()), rel=1e-5)
-        for name in ("log_s_ood", "text_only"):
+        for name in ("log_s_ood", "text_only", "memory", "combined"):
             mean = np.mean([values[name] for _, values in windows])
             assert found[name][y, x].item() == pytest.approx(mean, rel=1e-4)
 
@@ -93,16 +106,18 @@ def test_s_is_made_once_whatever_is_asked_for(outputs, monkeypatch):
     monkeypatch.setattr(
         module, "class_scores", lambda *args: calls.append(1) or class_scores(*args)
     )
-    scores = AnomalyScores([*SCORES, "rba"], TEMPERATURE)
-    assert len(scores.finish(scores.window_maps(*outputs, (5, 6))[0])[1]) == len(SCORES)
+    scores = all_scores()
+    scores.names += ("rba",)
+    assert len(scores.finish(scores.window_maps(*outputs, (5, 6), MEMORY)[0])[1]) == len(SCORES)
     assert len(calls) == 1
 
 
 def test_maps_have_the_size_of_the_window(outputs):
     class_logits, mask_logits, cosines = outputs
-    scores = AnomalyScores(SCORES, TEMPERATURE)
-    maps = scores.window_maps(class_logits, mask_logits, cosines[..., :2, :3], (20, 24))
-    assert maps.shape == (2, 4 + 2, 20, 24)  # S of K + 1 classes and two logarithms
+    maps = all_scores().window_maps(
+        class_logits, mask_logits, cosines[..., :2, :3], (20, 24), MEMORY[..., :1]
+    )
+    assert maps.shape == (2, 4 + 3, 20, 24)  # S of K + 1 classes, two logarithms, the memory's
 
 
 def test_logarithms_do_not_saturate():
@@ -119,3 +134,19 @@ def test_logarithms_do_not_saturate():
 def test_unknown_score_is_named():
     with pytest.raises(UserError, match="energetic.*log_s_ood"):
         AnomalyScores(["log_s_ood", "energetic"])
+
+
+def test_parts_of_combined_are_weighed_by_normal_frames():
+    scores = AnomalyScores(["combined"])
+    frames = torch.randn(3, 4, 20, 30) * torch.tensor([1.0, 1, 5, 0.2])[:, None, None] + 2
+    with pytest.raises(UserError, match="never measured.*fit_memory"):
+        scores.finish(frames[0])
+    scores.fit(list(frames))
+    log, memory = (frames[:, i].numpy().astype(np.float64) for i in (2, 3))
+    expected = [[log.mean(), log.std()], [memory.mean(), memory.std()]]
+    np.testing.assert_allclose(scores.normal.numpy(), expected, rtol=1e-4)
+    found = scores.finish(frames[1])[1]["combined"].numpy()
+    parts = (log[1] - log.mean()) / log.std() + (memory[1] - memory.mean()) / memory.std()
+    np.testing.assert_allclose(found, parts, rtol=1e-3, atol=1e-4)
+    with pytest.raises(UserError, match="same on all normal frames"):
+        scores.fit([torch.zeros(4, 5, 5)])

@@ -13,6 +13,7 @@ from ...errors import UserError
 from ...ood_words.prototypes import embed_words
 from .fixed_text import FixedText, read_embeddings
 from .prompts import PromptedText
+from .stored import StoredText
 from .text_encoder import TextEncoder
 
 
@@ -38,16 +39,16 @@ class WordEmbeddings:
         path: ``MODEL.TEXT.EMBEDDINGS``, the file behind a ``FixedText``.
     """
 
-    def __init__(self, text: PromptedText | FixedText, path: str = "") -> None:
+    def __init__(self, text: PromptedText | FixedText | StoredText, path: str = "") -> None:
         self._lock = Lock()
         self._text, self._path = text, path
-        self._encode = None if isinstance(text, FixedText) else TextEncoder(text.tower)
+        self._encode = TextEncoder(text.tower) if isinstance(text, PromptedText) else None
         self._kept: dict[str, Tensor] = {}
         self._list: tuple[list[str], Tensor] = ([], torch.zeros(0))
-        if self._encode is None:
+        if isinstance(text, FixedText):
             names, vectors = read_embeddings(path)
             self._kept = dict(zip(names, F.normalize(vectors, dim=1), strict=True))
-        else:
+        elif self._encode is not None:
             self._generation = text.generation  # grows when weights may have changed
 
     @property
@@ -65,6 +66,8 @@ class WordEmbeddings:
         with self._lock:
             self._forget_old()
             lacking = [key for key in dict.fromkeys(keys) if key not in self._kept]
+            if lacking and isinstance(self._text, StoredText):
+                raise UserError("a packed checkpoint holds no text encoder: no words for it")
             if lacking and self._encode is None:
                 raise UserError(
                     f"MODEL.TEXT.EMBEDDINGS: '{self._path}' lacks {', '.join(lacking)}; only words "

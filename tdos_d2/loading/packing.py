@@ -1,0 +1,100 @@
+"""Checkpoints for use, without what can be found again: small enough to ship.
+
+A packed checkpoint is a safetensors file in half precision. A frozen encoder is not in it: the
+config says where its weights come from, and the file which they must be. Nor is the text encoder:
+it holds the text embeddings that the trained prompts give. It cannot be trained further.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..files import atomic_write
+
+_ENCODER, _TEXT = "backbone.", "text."
+
+
+def pack(model: nn.Module, file: Path, run_info: Mapping[str, Any]) -> None:
+    """Write the model's packed checkpoint.
+
+    Args:
+        model: TDOS or NormalityMemory, with its weights, on the CPU.
+        file: its name ends in .safetensors.
+        run_info: plain values to store beside the model's own ``checkpoint_info``.
+
+    Raises:
+        UserError: a weight is too large for half precision.
+    """
+    state = dict(model.state_dict())
+    info = {**getattr(model, "checkpoint_info", dict)(), **run_info}
+    if getattr(model.backbone, "frozen", False):
+        info["encoder"] = encoder_identity(model.backbone)
+        state = {key: value for key, value in state.items() if not key.startswith(_ENCODER)}
+    if hasattr(model, "text"):
+        state = {key: value for key, value in state.items() if not key.startswith(_TEXT)}
+        with torch.no_grad():
+            state["text.embeddings"] = model.text().clone()
+    state = {key: _half(key, value) for key, value in state.items()}
+    with atomic_write(file) as stream:
+        stream.write(save(state, {"tdos": json.dumps(info, allow_nan=False)}))
+
+
+def read_packed_info(file: str | Path) -> dict[str, Any]:
+    """What ``pack`` stored beside the weights; empty for another safetensors file."""
+    with safe_open(file, "pt") as content:
+        info = json.loads((content.metadata() or {}).get("tdos", "{}"))
+    return info if isinstance(info, dict) else {}
+
+
+def unpack(checkpoint: Mapping[str, Any], model: nn.Module, path: str) -> None:
+    """Prepare ``model`` for a checkpoint, and add to that what was left out when it was packed.
+
+    Args:
+        checkpoint: with the entries "model", tensors by name, and "tdos".
+        model: that is about to load it.
+        path: for messages.
+
+    Raises:
+        UserError: the encoder is not the one that the checkpoint was trained on.
+    """
+    state = checkpoint["model"]
+    expected = checkpoint.get("tdos", {}).get("encoder")
+    if expected:
+        if encoder_identity(model.backbone) != expected:
+            raise UserError(
+                f"{path} holds no image encoder, and that of the config is not the one that it was "
+                "trained on: MODEL.BACKBONE, MODEL.TIMM and MODEL.CLIP must be as they were then"
+            )
+        own = model.backbone.state_dict(prefix=_ENCODER)
+        state |= {key: torch.as_tensor(value) for key, value in own.items()}
+    if hasattr(model, "match_checkpoint"):
+        model.match_checkpoint(state)
+
+
+def encoder_identity(encoder: nn.Module) -> str:
+    """SHA-256 of names and values of all weights and statistics."""
+    digest = hashlib.sha256()
+    for key, value in sorted(encoder.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _half(key: str, value: Tensor) -> Tensor:
+    # Biases, norms and statistics are few, and small errors in them touch everything.
+    if not value.is_floating_point() or value.ndim < 2 or key == "scores.normal":
+        return value.contiguous()
+    half = value.half()
+    if not half.isfinite().all():
+        raise UserError(f"{key} holds values that half precision cannot")
+    return half.contiguous()

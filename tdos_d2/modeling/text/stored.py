@@ -1,0 +1,26 @@
+"""Text embeddings as a packed checkpoint keeps them, in place of the text encoder."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class StoredText(nn.Module):
+    """(N, D) text embeddings that do not change: what a trained text side gave.
+
+    Args:
+        embeddings: (N, D).
+    """
+
+    def __init__(self, embeddings: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("embeddings", embeddings)
+
+    @property
+    def embed_dim(self) -> int:
+        """D."""
+        return self.embeddings.shape[1]
+
+    def forward(self) -> Tensor:
+        """(N, D)."""
+        return self.embeddings

@@ -1,0 +1,60 @@
+#!/usr/bin/env python
+"""Write a checkpoint for use: half precision, without frozen image encoder and text encoder.
+
+It is loaded like any other (MODEL.WEIGHTS) with the config it was trained with, which says where
+the weights of the encoder come from. It cannot be trained further.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+EXAMPLES = """example:
+  pack_checkpoint.py --config-file configs/camvid/tdos_lite2.yaml --output lite2.safetensors \\
+    MODEL.WEIGHTS output/camvid_lite2/model_final.pth
+"""
+
+# ruff: noqa: E402
+from detectron2.modeling import build_model
+
+from tdos_d2 import options
+from tdos_d2.engine import TDOSCheckpointer, exit_with_one_line, load_config
+from tdos_d2.errors import UserError
+from tdos_d2.files import check_output
+from tdos_d2.loading.checkpoint import read_checkpoint_info
+from tdos_d2.loading.config_checks import check_runnable
+from tdos_d2.loading.packing import pack
+
+
+def run() -> None:
+    """Pack as the command line says."""
+    args = _parser().parse_args()
+    if args.output.suffix != ".safetensors":
+        raise UserError(f"--output: {args.output} must end in .safetensors")
+    check_output(args.output, "--output")
+    cfg = load_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
+    weights = cfg.MODEL.WEIGHTS
+    if not weights:
+        raise UserError("name the checkpoint to pack: MODEL.WEIGHTS FILE")
+    for note in check_runnable(cfg):
+        print(note)
+    model = build_model(cfg).eval()
+    TDOSCheckpointer(model).load(weights, whole=f"checkpoint {weights} is incomplete: it has")
+    pack(model, args.output, read_checkpoint_info(weights))
+    print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB")
+
+
+def _parser() -> options.Parser:
+    parser = options.Parser(description=__doc__, epilog=EXAMPLES)
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="config of the model")
+    add("--output", type=options.path, required=True, metavar="FILE.safetensors", help="the file")
+    add("opts", nargs="*", metavar="KEY VALUE", help="changes to the config, last on the line")
+    return parser
+
+
+if __name__ == "__main__":
+    exit_with_one_line(run)
