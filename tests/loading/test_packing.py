@@ -37,7 +37,7 @@ def frozen_cfg(tiny_cfg, tmp_path):
 
 
 def predictor(cfg, weights) -> OODPredictor:
-    cfg.MODEL.WEIGHTS = str(weights)
+    cfg.MODEL.WEIGHTS, cfg.INPUT.MIN_SIZE_TEST = str(weights), 0  # 0: images stay as they are
     return OODPredictor(cfg)
 
 
