@@ -62,6 +62,7 @@ setup(
         "tdos_d2.data.datasets": ["*.yaml"],
         "tdos_d2.evaluation.report": ["*.html"],
         "tdos_d2.ood_words": ["*.json", "*.yaml", "lexnames", "WORDNET_LICENSE"],
+        "tdos_d2": ["weights/**/*"],
     },
     entry_points={
         "console_scripts": [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 
 __version__ = "0.1.0"
-__all__ = ["add_tdos_config", "get_config_file"]
+__all__ = ["add_tdos_config", "get_checkpoint_file", "get_config_file"]
 
 try:
     import detectron2  # noqa: F401
@@ -31,4 +31,4 @@ else:
         # Detectron2 compiles with torch.jit when it is imported; nothing anybody can change here.
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
         from . import data, modeling, normality_memory, tdos  # noqa: F401
-        from .config import add_tdos_config, get_config_file
+        from .config import add_tdos_config, get_checkpoint_file, get_config_file

@@ -13,6 +13,7 @@ _PACKAGE = Path(__file__).resolve().parent
 _CONFIG_DIR = _PACKAGE / "configs"
 if not _CONFIG_DIR.is_dir():
     _CONFIG_DIR = _PACKAGE.parent / "configs"
+_WEIGHTS_DIR = _PACKAGE / "weights"
 
 
 def add_tdos_config(cfg: CN) -> None:
@@ -37,6 +38,35 @@ def get_config_file(name: str) -> str:
         return str(path)
     known = sorted(str(p.relative_to(_CONFIG_DIR)) for p in _CONFIG_DIR.rglob("*.yaml"))
     raise FileNotFoundError(f"no config '{name}' in {_CONFIG_DIR}; there are: {', '.join(known)}")
+
+
+def get_checkpoint_file(name: str) -> str:
+    """Path of trained weights that ship with the project (see MODEL_CARD.md beside them).
+
+    Args:
+        name: the config's path below ``configs/``, such as ``"camvid/tdos_lite2"``.
+
+    Raises:
+        FileNotFoundError: no such weights; the message lists those there are.
+    """
+    name = name.removesuffix(".yaml")
+    path = _WEIGHTS_DIR / f"{name}.safetensors"
+    if path.is_file():
+        return str(path)
+    files = sorted(_WEIGHTS_DIR.rglob("*.safetensors"))
+    known = ", ".join(file.relative_to(_WEIGHTS_DIR).with_suffix("").as_posix() for file in files)
+    raise FileNotFoundError(f"no weights of '{name}' ship with tdos_d2, only of: {known}")
+
+
+def shipped_checkpoint(config_file: str) -> str:
+    """The weights that ship for a config of the project; "" for any other file."""
+    path = Path(config_file).resolve()
+    if not path.is_relative_to(_CONFIG_DIR):
+        return ""
+    try:
+        return get_checkpoint_file(path.relative_to(_CONFIG_DIR).as_posix())
+    except FileNotFoundError:
+        return ""
 
 
 def set_key(cfg: CN, key: str, value: Any) -> None:
