@@ -19,6 +19,9 @@ _WEIGHTS_DIR = _PACKAGE / "weights"
 def add_tdos_config(cfg: CN) -> None:
     """Add the TDOS keys, with the defaults of the published recipe, to ``cfg`` in place."""
     _add_model(cfg)
+    _add_tdos(cfg)
+    _add_augmentation(cfg)
+    _add_decoders(cfg)
     _add_input(cfg)
     _add_solver(cfg)
     _add_test(cfg)
@@ -86,17 +89,7 @@ def _add_model(cfg: CN) -> None:
     # Use TF32 for float32 matrix products and convolutions on GPUs that have it (A100 and later).
     # Faster without mixed precision; scores differ from about the third digit on.
     cfg.MODEL.TF32 = False
-    _add_clip(cfg)
-    _add_timm(cfg)
-    _add_memory(cfg)
-    _add_text(cfg)
-    _add_tdos(cfg)
-    _add_augmentation(cfg)
-    _add_regularization(cfg)
-    _add_decoders(cfg)
 
-
-def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP = CN()
     # An open_clip model name ("ViT-B-16", "RN50"), or "tiny" (a four-block ViT) or "tiny-rn" (a
     # four-block ResNet), for tests and the demo. MODEL.BACKBONE.NAME must fit:
@@ -114,33 +107,27 @@ def _add_clip(cfg: CN) -> None:
     # fine-tuned. Those of a randomly initialised ResNet are always trained.
     cfg.MODEL.BACKBONE.FREEZE_NORM = True
 
-
-def _add_timm(cfg: CN) -> None:
-    node = cfg.MODEL.TIMM = CN()
+    timm = cfg.MODEL.TIMM = CN()
     # Image encoder of MODEL.BACKBONE.NAME TimmBackbone: any timm model that gives feature maps. The
     # text side is still chosen by MODEL.CLIP and MODEL.TEXT.
-    node.NAME = "tf_efficientnet_lite2"
+    timm.NAME = "tf_efficientnet_lite2"
     # A file, "timm" (timm's own download), "package" (weights in a package of the extra "lite") or
     # "" for random weights. PIXEL_MEAN and PIXEL_STD are taken from the weights.
-    node.WEIGHTS = "package"
+    timm.WEIGHTS = "package"
     # Four indices into the encoder's levels, finest first; empty = strides 4, 8, 16 and 32 or, for
     # a ViT, the blocks at 4/12, 6/12, 8/12 and 12/12 of its depth.
-    node.LEVELS = []
+    timm.LEVELS = []
     # Freeze the image encoder. Random weights are always trained.
-    node.FREEZE = True
+    timm.FREEZE = True
 
-
-def _add_memory(cfg: CN) -> None:
-    node = cfg.MODEL.MEMORY = CN()
+    memory = cfg.MODEL.MEMORY = CN()
     # For MODEL.META_ARCHITECTURE NormalityMemory, and TDOS's scores "memory" and "combined":
     # feature maps of the encoder that go into the memory; the score's resolution is the first's.
-    node.LEVELS = ["tap3", "tap4"]
+    memory.LEVELS = ["tap3", "tap4"]
     # Largest number of feature vectors in the memory; number of nearest neighbours in the score.
-    node.SIZE = 20000
-    node.NEIGHBOURS = 3
+    memory.SIZE = 20000
+    memory.NEIGHBOURS = 3
 
-
-def _add_text(cfg: CN) -> None:
     cfg.MODEL.TEXT = CN()
     # The text side: "PromptedText" (CLIP's text encoder with learnable prompts), "FixedText" (the
     # vectors of EMBEDDINGS) or "" = FixedText if EMBEDDINGS is set, else PromptedText.
@@ -205,28 +192,26 @@ def _add_tdos(cfg: CN) -> None:
 
 
 def _add_augmentation(cfg: CN) -> None:
-    node = cfg.MODEL.SEM_AUG = CN()
+    noise = cfg.MODEL.SEM_AUG = CN()
     # OOD semantic augmentation: perturb the image encoder's features in a region during training.
-    node.ENABLED = True
+    noise.ENABLED = True
     # The region: "labelled" (pixels labelled OOD), "random" (random ellipses of known pixels, which
     # become OOD targets, so that no pasted object is needed), or "both".
-    node.REGION = "labelled"
+    noise.REGION = "labelled"
     # Probability that a sample is perturbed.
-    node.PROB = 0.5
+    noise.PROB = 0.5
     # ViT: blocks whose attention queries get noise (counted from 1; negative = from the end), and
     # the strength of the noise relative to a token's mean and standard deviation.
-    node.BLOCKS = [-1]
-    node.NOISE = 1.0
+    noise.BLOCKS = [-1]
+    noise.NOISE = 1.0
     # ResNet: how far the region's feature statistics after stage 1 are moved towards those of the
     # rest of the image (1 = fully).
-    node.ALPHA = 0.2
+    noise.ALPHA = 0.2
     # Ranges of the number of random ellipses and of their larger diameter, relative to the crop's
     # shorter side.
-    node.NUM = (1, 3)
-    node.SIZE = (0.1, 0.5)
+    noise.NUM = (1, 3)
+    noise.SIZE = (0.1, 0.5)
 
-
-def _add_regularization(cfg: CN) -> None:
     prompts = cfg.MODEL.PROMPTS = CN()
     # OOD words in M groups, from near to far: a list that ships with the project ("cityscapes"), a
     # JSON file from tools/mine_ood_words.py, or "" = negative prompts without words.
@@ -234,16 +219,16 @@ def _add_regularization(cfg: CN) -> None:
     # Initial negative prompts: "random", or from the words of their "group".
     prompts.INIT = "random"
 
-    node = cfg.MODEL.REG = CN()
+    reg = cfg.MODEL.REG = CN()
     # Language regularizer, which keeps the text queries close to their words: its weight (0 = off),
     # the template that words are inserted into, and the temperature of the cosine similarities.
-    node.LANGUAGE_WEIGHT = 1.0
-    node.TEMPLATE = "a clean origami of a {}"
-    node.TEMPERATURE = 0.07
+    reg.LANGUAGE_WEIGHT = 1.0
+    reg.TEMPLATE = "a clean origami of a {}"
+    reg.TEMPERATURE = 0.07
     # Vision regularizer, which keeps a fine-tuned image encoder close to the pretrained one:
     # weights of the squared and the cosine distance of image embeddings (both 0 = off).
-    node.VISION_MSE_WEIGHT = 10.0
-    node.VISION_COSINE_WEIGHT = 2.0
+    reg.VISION_MSE_WEIGHT = 10.0
+    reg.VISION_COSINE_WEIGHT = 2.0
 
 
 def _add_decoders(cfg: CN) -> None:

@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from tdos_d2.data import read_label
-from tdos_d2.engine import TDOSCheckpointer, check, load_config
+from tdos_d2.engine import TDOSCheckpointer, check_run, load_config
 from tdos_d2.errors import UserError
 from tdos_d2.evaluation import evaluate_scores
 from tdos_d2.evaluation.operating_point import load_operating_point
@@ -176,4 +176,4 @@ def test_wrong_settings_are_told_before_the_start(words, says, tmp_path):
     words = ["OUTPUT_DIR", str(tmp_path), *words]
     with pytest.raises(UserError, match=says):
         cfg = load_config(str(ROOT / "configs" / "demo.yaml"), words)
-        check(cfg, default_argument_parser().parse_args(["--eval-only"]))
+        check_run(cfg, default_argument_parser().parse_args(["--eval-only"]))

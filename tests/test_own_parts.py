@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from layouts import write_image
 
 from tdos_d2.errors import UserError
+from tdos_d2.inference import OODPredictor
 from tdos_d2.loading.config_files import load_config
+from tdos_d2.modeling.registry import PIXEL_DECODER_REGISTRY
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = (ROOT / "docs" / "architecture.md").read_text()
@@ -24,7 +28,19 @@ def listed(kind: str, first: str) -> str:
     return found
 
 
-def test_the_example_of_the_docs_trains(tmp_path):
+def run_tool(folder: Path, script: str, *words: str) -> str:
+    """What a script of the repository prints, started in ``folder`` on ``my_config.yaml``."""
+    done = subprocess.run(
+        [sys.executable, ROOT / script, "--config-file", "my_config.yaml", *words],
+        cwd=folder, capture_output=True, text=True, check=False,
+        env={"PATH": "", "HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+def test_the_example_of_the_docs_trains_and_predicts(tmp_path):
+    """In two processes where they can be on a CPU: each has to import the part for itself."""
     (tmp_path / "my_parts.py").write_text(listed("python", "# my_parts.py"))
     config = listed("yaml", "# my_config.yaml").replace(
         "configs/demo.yaml", str(ROOT / "configs/demo.yaml")
@@ -37,14 +53,60 @@ def test_the_example_of_the_docs_trains(tmp_path):
         label = np.repeat(np.arange(3, dtype=np.uint8), 64)[None].repeat(96, 0)
         write_image(tmp_path / f"my_road/masks/{i}.png", label)
     small = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"]
-    done = subprocess.run(
-        [sys.executable, ROOT / "train_net.py", "--config-file", "my_config.yaml", *small],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={"PATH": "", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "PlainPixelDecoder" in done.stdout + done.stderr
-    assert (tmp_path / "output/my_config/model_final.pth").is_file()
+    processes = "1" if torch.cuda.is_available() else "2"
+    said = run_tool(tmp_path, "train_net.py", "--num-gpus", processes, *small)
+    assert "PlainPixelDecoder" in said
+    weights = ["MODEL.WEIGHTS", "output/my_config/model_final.pth"]
+    images = ["--input", "my_road/images/0.png", "--output", "found"]
+    run_tool(tmp_path, "tools/predict.py", *images, "--opts", *weights)
+    assert list((tmp_path / "found").iterdir())
+
+
+OWN_PART = """
+from tdos_d2.modeling.pixel_decoder import TextPixelDecoder
+from tdos_d2.modeling.registry import PIXEL_DECODER_REGISTRY
+
+@PIXEL_DECODER_REGISTRY.register()
+class PixelDecoderOfOnesOwn(TextPixelDecoder):
+    pass
+"""
+
+
+@pytest.fixture
+def own_part_cfg(tiny_cfg, tmp_path, monkeypatch):
+    """Made by hand, not by ``load_config``; forgotten again after the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "parts_by_hand.py").write_text(OWN_PART)
+    tiny_cfg.MODEL.IMPORTS = ["parts_by_hand"]
+    tiny_cfg.MODEL.PIXEL_DECODER.NAME = "PixelDecoderOfOnesOwn"
+    yield tiny_cfg
+    del sys.modules["parts_by_hand"], PIXEL_DECODER_REGISTRY._obj_map["PixelDecoderOfOnesOwn"]
+
+
+def test_the_predictor_imports_parts_for_itself(own_part_cfg):
+    predictor = OODPredictor(own_part_cfg)
+    assert type(predictor.model.pixel_decoder).__name__ == "PixelDecoderOfOnesOwn"
+
+
+def test_the_model_to_export_has_the_part(own_part_cfg, tmp_path, monkeypatch):
+    """Up to torch.export, which takes a minute."""
+    spec = spec_from_file_location("export_model", ROOT / "tools" / "export_model.py")
+    tool = module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    exported = []
+
+    def stop(model, _) -> None:
+        exported.append(model.model.pixel_decoder)
+        raise UserError("stopped")
+
+    monkeypatch.setattr(tool, "export_program", stop)
+    (tmp_path / "config.yaml").write_text(own_part_cfg.dump())
+    words = ["--config-file", "config.yaml", "--output", "model.pt2"]
+    monkeypatch.setattr(sys, "argv", ["export_model.py", *words])
+    with pytest.raises(UserError, match="stopped"):
+        tool.run()
+    assert [type(part).__name__ for part in exported] == ["PixelDecoderOfOnesOwn"]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ runpy.run_path("setup.py")
 FORBIDDEN = ("detectron2._C", "detectron2.model_zoo")
 # From the bottom up: imports run downwards only, and not between the parts of one line.
 LAYERS = """
-    labels config files errors options cache coco
+    labels config value_checks files errors options cache coco
     ood_words data visualization
     modeling
     tdos normality_memory

@@ -36,7 +36,7 @@ from tdos_d2.data.reading import read_values
 from tdos_d2.engine import (
     TDOSCheckpointer,
     Trainer,
-    check,
+    check_run,
     exit_with_one_line,
     launch_job,
     load_config,
@@ -59,7 +59,7 @@ def run() -> None:
     opts = ["SEED", str(args.seed), "OUTPUT_DIR", args.output, *args.opts]
     cfg = load_config(get_config_file("demo.yaml"), opts)
     launch_args = default_argument_parser().parse_args(["--num-gpus", str(args.num_processes)])
-    notes = check(cfg, launch_args)
+    notes = check_run(cfg, launch_args)
     start = time.time()
     launch_job(train_and_test, launch_args, cfg, notes)
     output = Path(cfg.OUTPUT_DIR)

@@ -17,6 +17,7 @@ from detectron2.data.detection_utils import SizeMismatchError, check_image_size
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
 from ..errors import UserError
+from ..value_checks import check_interval, check_positive, check_share
 from .augmentation import build_train_augmentations, pad
 from .ood_paste import OODPaste, build_ood_paste
 from .reading import check_same_size, read_image, read_label
@@ -168,6 +169,10 @@ class TDOSDatasetMapper:
 
 def _train_kwargs(cfg: CfgNode) -> dict[str, Any]:
     """Arguments of a mapper for training, read from ``cfg``."""
+    check_positive(cfg, "INPUT", "SCALE_RANGE")
+    check_interval(cfg, "INPUT", "SCALE_RANGE")
+    check_positive(cfg, "INPUT.CROP", "SIZE")
+    check_share(cfg, "INPUT.CROP", "SINGLE_CATEGORY_MAX_AREA")
     if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "vertical", "none"):
         raise UserError(
             f"INPUT.RANDOM_FLIP must be horizontal, vertical or none, got {cfg.INPUT.RANDOM_FLIP!r}"
@@ -248,6 +253,7 @@ def size_rule(cfg: CfgNode, dataset_name: str | None = None) -> dict[str, Any]:
     test_size = MetadataCatalog.get(dataset_name).get("test_size") if dataset_name else None
     if test_size is not None:
         return {"size": tuple(test_size)}
+    check_positive(cfg, "INPUT", "MAX_SIZE_TEST")
     sizes = test_sizes(cfg)
     shorter, longer = sizes.get(dataset_name, (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST))
     return {"shorter": shorter, "longer": longer} if shorter > 0 else {}

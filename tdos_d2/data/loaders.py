@@ -20,7 +20,7 @@ from .class_statistics import class_statistics, statistics_cache
 from .dataset_mapper import TDOSDatasetMapper
 from .rare_class import RareClassDataset
 from .samplers import MixedDataset, PositionalDataset, PositionSampler, Seed
-from .verify.quick import check_classes, check_train_weights, class_names, get_dicts
+from .verify.quick import check_classes, check_sampling, class_names, get_dicts
 
 
 def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
@@ -80,7 +80,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
 def _train_dataset(cfg: CfgNode, seed: int) -> Dataset:
     """Position -> dict, each with the name of its set."""
     check_classes(cfg)
-    check_train_weights(cfg)
+    check_sampling(cfg)
     names, weights = cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS
     if not weights:
         return _positions(cfg, names, seed)

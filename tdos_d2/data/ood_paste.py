@@ -12,6 +12,7 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from ..errors import UserError
+from ..value_checks import check_interval, check_share
 from .augmentation import overlap
 from .coco_objects import CocoSource
 from .datasets import data_root
@@ -233,6 +234,8 @@ def build_ood_paste(cfg: CfgNode) -> OODPaste | None:
     Raises:
         UserError: a value that is not possible, or a list of COCO objects that is not there.
     """
+    check_share(cfg, "INPUT.OOD_PASTE", "PROB", "SHADOW")
+    check_interval(cfg, "INPUT.OOD_PASTE", "NUM", "SIZE")
     node = cfg.INPUT.OOD_PASTE
     if node.SOURCE not in CHOICES:
         raise UserError(

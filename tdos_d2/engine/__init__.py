@@ -7,8 +7,8 @@ from ..loading.checkpoint import TDOSCheckpointer, read_checkpoint_info
 from ..loading.config_files import load_config
 from .launch import launch_job
 from .optimizer import build_lr_scheduler, build_optimizer
-from .preflight import check
-from .results import verify
+from .preflight import check_run
+from .results import check_expected_results
 from .trainer import Trainer
 
 __all__ = [
@@ -16,10 +16,10 @@ __all__ = [
     "Trainer",
     "build_lr_scheduler",
     "build_optimizer",
-    "check",
+    "check_expected_results",
+    "check_run",
     "exit_with_one_line",
     "launch_job",
     "load_config",
     "read_checkpoint_info",
-    "verify",
 ]

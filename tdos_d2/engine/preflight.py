@@ -6,6 +6,7 @@ import os
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from detectron2.config import CfgNode
@@ -18,28 +19,24 @@ from ..data.verify.quick import (
     check_classes,
     check_dataset,
     check_registered,
-    check_train_weights,
+    check_sampling,
     present_datasets,
 )
 from ..errors import UserError
 from ..evaluation.evaluators import check_export
 from ..evaluation.score_files import import_h5py
 from ..files import check_output
-from ..loading.config_checks import check_weights
-from ..loading.config_files import (
-    resolve_from_checkpoint,
-    resume_file,
-    use_cpu_without_gpu,
-    use_pixel_statistics,
-)
-from ..loading.config_values import check_values, get_key
-from ..loading.dry_build import check_build
+from ..loading.config_checks import check_runnable
+from ..loading.config_files import resume_file
+from ..modeling.test_time_augmentation import SemanticSegmentorWithTTA
 from ..ood_words import load_groups
+from ..value_checks import check_positive
 from .optimizer import build_lr_scheduler, build_optimizer
+from .trainer import check_periods
 
 
-def check(cfg: CfgNode, args: Namespace) -> list[str]:
-    """Check everything a run needs; fill in ``cfg`` in place what only the machine can tell.
+def check_run(cfg: CfgNode, args: Namespace) -> list[str]:
+    """``check_runnable``, and what only a whole run needs: outputs, processes, datasets.
 
     Called in the parent process, before ``launch``. Test sets that are not on disk leave
     ``DATASETS.TEST`` where ``TEST.MISSING`` is "skip".
@@ -54,45 +51,56 @@ def check(cfg: CfgNode, args: Namespace) -> list[str]:
     Raises:
         UserError: the first thing that is wrong, naming the key, file or dataset.
     """
-    check_values(cfg)
-    _check_output(cfg)
-    notes = [*use_cpu_without_gpu(cfg), *use_pixel_statistics(cfg)]
-    _check_processes(cfg, args)
-    notes += _check_datasets(cfg, args)
-    check_weights(cfg)
-    notes += resolve_from_checkpoint(cfg, resume=args.resume, eval_only=args.eval_only)
-    check_build(cfg, None if args.eval_only else _build_training)
+    notes = check_runnable(
+        cfg,
+        resume=args.resume,
+        eval_only=args.eval_only,
+        check_surroundings=partial(_check_surroundings, args=args),
+        build_from_model=_build_evaluation if args.eval_only else _build_training,
+    )
     if cfg.MODEL.META_ARCHITECTURE == "TDOS" and not args.eval_only:
         _check_method(cfg, args)
-    _check_class_count(cfg, args)
+    _check_class_count(cfg)
     if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume):
         notes.append("MODEL.WEIGHTS is empty: this evaluates an untrained model")
     return notes
 
 
+def _check_surroundings(cfg: CfgNode, args: Namespace) -> list[str]:
+    if cfg.TEST.SHOW_DIR:
+        check_output(cfg.TEST.SHOW_DIR, "TEST.SHOW_DIR", folder=True)
+    for name in ("", "inference", *(["report"] if cfg.TEST.REPORT else [])):
+        check_output(os.path.join(cfg.OUTPUT_DIR, name), "OUTPUT_DIR", folder=True)
+    _check_processes(cfg, args)
+    return _check_datasets(cfg, args)
+
+
 def _check_processes(cfg: CfgNode, args: Namespace) -> None:
-    per_machine, gpus = args.num_gpus, torch.cuda.device_count()
-    if per_machine < 1 or args.num_machines < 1:
+    if args.num_gpus < 1 or args.num_machines < 1:
         raise UserError("--num-gpus (without GPUs: CPU processes) and --num-machines start at 1")
-    world = per_machine * args.num_machines
+    world, gpus = args.num_gpus * args.num_machines, torch.cuda.device_count()
     if world > 1 and torch.cuda.is_available():
-        if per_machine > gpus:
-            raise UserError(f"--num-gpus {per_machine}, but this machine has {gpus}")
+        if args.num_gpus > gpus:
+            raise UserError(f"--num-gpus {args.num_gpus}, but this machine has {gpus}")
         if not cfg.MODEL.DEVICE.startswith("cuda"):
             raise UserError(
                 f"MODEL.DEVICE {cfg.MODEL.DEVICE} with {world} processes: Detectron2 connects them "
                 "through the GPUs; hide those (CUDA_VISIBLE_DEVICES=) or use --num-gpus 1"
             )
-    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
-    # With a reference world size Detectron2 scales the batch to the processes there are.
-    if not args.eval_only and batch % (reference or world):
-        divisor = "SOLVER.REFERENCE_WORLD_SIZE" if reference else "the number of processes"
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH {batch} is not divisible by {divisor} ({reference or world})"
-        )
+    batch, name = cfg.SOLVER.IMS_PER_BATCH, "the number of processes"
+    if cfg.SOLVER.REFERENCE_WORLD_SIZE:  # Detectron2 scales the batch from it
+        world, name = cfg.SOLVER.REFERENCE_WORLD_SIZE, "SOLVER.REFERENCE_WORLD_SIZE"
+    if not args.eval_only and batch % world:
+        raise UserError(f"SOLVER.IMS_PER_BATCH {batch} is not divisible by {name} ({world})")
+
+
+def _build_evaluation(cfg: CfgNode, model: nn.Module) -> None:
+    if cfg.TEST.AUG.ENABLED:
+        SemanticSegmentorWithTTA(cfg, model)
 
 
 def _build_training(cfg: CfgNode, model: nn.Module) -> None:
+    check_periods(cfg)
     build_lr_scheduler(cfg, build_optimizer(cfg, model))
     TDOSDatasetMapper(cfg, is_train=True)
 
@@ -108,7 +116,7 @@ def _check_datasets(cfg: CfgNode, args: Namespace) -> list[str]:
         for name in cfg.DATASETS.TRAIN:
             check_dataset(name, training=True)
         check_classes(cfg)
-        check_train_weights(cfg)
+        check_sampling(cfg)
     threshold_set = cfg.TEST.THRESHOLD_DATASET
     if threshold_set and threshold_set not in cfg.DATASETS.TEST:
         raise UserError(f"TEST.THRESHOLD_DATASET: '{threshold_set}' is not in DATASETS.TEST")
@@ -127,6 +135,7 @@ def _check_datasets(cfg: CfgNode, args: Namespace) -> list[str]:
 def _check_method(cfg: CfgNode, args: Namespace) -> None:
     """What training TDOS needs beyond single values."""
     node, prompts = cfg.MODEL.TDOS, cfg.MODEL.PROMPTS
+    check_positive(cfg, "MODEL.TDOS", "NEGATIVE_LENGTH")  # prompts without tokens learn nothing
     if "{}" not in cfg.MODEL.REG.TEMPLATE:
         raise UserError(f"MODEL.REG.TEMPLATE: '{cfg.MODEL.REG.TEMPLATE}' has no {{}} for the word")
     if prompts.GROUPS and node.NUM_NEGATIVE:
@@ -150,12 +159,12 @@ def _naming(key: str) -> Iterator[None]:
         raise UserError(f"{key}: {error}") from error
 
 
-def _check_class_count(cfg: CfgNode, args: Namespace) -> None:
-    """Labels of these sets are class numbers, so they need the same number of names."""
+def _check_class_count(cfg: CfgNode) -> None:
+    """Labels of a semantic segmentation set are class numbers: it needs as many names."""
     num_classes = len(cfg.MODEL.TDOS.CLASS_NAMES)
     if cfg.MODEL.META_ARCHITECTURE == "TDOS" and not num_classes:
         raise UserError("MODEL.TDOS.CLASS_NAMES is empty, and DATASETS.TRAIN has no class names")
-    for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
+    for name in cfg.DATASETS.TEST:
         metadata = MetadataCatalog.get(name)
         if metadata.get("evaluator_type") == "ood":
             continue
@@ -165,10 +174,3 @@ def _check_class_count(cfg: CfgNode, args: Namespace) -> None:
                 f"dataset {name} has {of_set} classes, the model {num_classes} "
                 "(MODEL.TDOS.CLASS_NAMES, or those of its checkpoint)"
             )
-
-
-def _check_output(cfg: CfgNode) -> None:
-    for key in ("OUTPUT_DIR", *(["TEST.SHOW_DIR"] if cfg.TEST.SHOW_DIR else [])):
-        check_output(get_key(cfg, key), key, folder=True)
-    for name in ["inference", *(["report"] if cfg.TEST.REPORT else [])]:
-        check_output(os.path.join(cfg.OUTPUT_DIR, name), "OUTPUT_DIR", folder=True)

@@ -39,16 +39,6 @@ def by_dataset(cfg: CfgNode, results: Mapping[str, Any]) -> Mapping[str, Any]:
     return OrderedDict({names[0]: results}) if len(names) == 1 else results
 
 
-def results_table(results: Mapping[str, Mapping[str, Mapping[str, float]]], form: str) -> str:
-    """Tables with one row per dataset and task; per-class metrics are left out.
-
-    Args:
-        results: ``{dataset: {task: {metric: value}}}``.
-        form: see ``format_rows``; not JSON or CSV, which hold one table.
-    """
-    return "\n\n".join(format_rows(rows, form) for rows in results_rows(results))
-
-
 def write_results(
     cfg: CfgNode, results: Mapping[str, Any], checkpoint: str | os.PathLike
 ) -> None:
@@ -57,19 +47,22 @@ def write_results(
     ``results.checkpoint.json`` says which checkpoint they are of: its name and SHA-256.
 
     Args:
-        cfg: reads ``OUTPUT_DIR``.
+        cfg: config.
         results: ``{dataset: {task: {metric: value}}}``.
         checkpoint: the file that has the model, or words where there is none.
     """
-    logger.info("Results:\n" + results_table(results, "table"))
-    model, sha256 = _model(cfg, checkpoint), fingerprint(checkpoint)
-    warning = _warning(cfg, checkpoint)
-    tables = results_table(results, "markdown"), results_table(results, "latex")
+    printed, markdown, latex = (
+        "\n\n".join(format_rows(rows, form) for rows in results_rows(results))
+        for form in ("table", "markdown", "latex")
+    )
+    logger.info(f"Results:\n{printed}")
+    model, warning = _model(cfg, checkpoint), _warning(cfg, checkpoint)
+    which = {"checkpoint": str(checkpoint), "sha256": fingerprint(checkpoint)}
     texts = {
         "results.json": to_json(results),
-        "results.checkpoint.json": to_json({"checkpoint": str(checkpoint), "sha256": sha256}),
-        "results.md": f"# Results\n\n{model}\n\n{warning}{tables[0]}\n\n{_MARKDOWN_NOTE}",
-        "results.tex": f"% {model}\n% needs \\usepackage{{booktabs}}\n{tables[1]}",
+        "results.checkpoint.json": to_json(which),
+        "results.md": f"# Results\n\n{model}\n\n{warning}{markdown}\n\n{_MARKDOWN_NOTE}",
+        "results.tex": f"% {model}\n% needs \\usepackage{{booktabs}}\n{latex}",
     }
     for name, text in texts.items():
         with atomic_write(os.path.join(cfg.OUTPUT_DIR, name)) as file:
@@ -84,27 +77,19 @@ def report_results(
 ) -> None:
     """Write ``OUTPUT_DIR/report/index.html`` if ``TEST.REPORT`` asks for it, on the main process.
 
-    Args:
-        cfg: config.
-        results: ``{dataset: {task: {metric: value}}}``.
-        evaluators: those of ``DATASETS.TEST`` in its order, after ``evaluate``.
-        checkpoint: the file that has the model, or words where there is none.
+    Arguments as in :func:`write_results`; the evaluators are those of ``DATASETS.TEST``, after
+    ``evaluate``.
     """
     if not cfg.TEST.REPORT or not comm.is_main_process():
         return
-    sections = [getattr(evaluator, "section", None) for evaluator in evaluators]
+    sections = filter(None, (getattr(evaluator, "section", None) for evaluator in evaluators))
     unlabelled = {
         name: len(DatasetCatalog.get(name))
         for name in cfg.DATASETS.TEST
         if not MetadataCatalog.get(name).get("has_labels", True)
     }
-    path = write_report(
-        os.path.join(cfg.OUTPUT_DIR, "report"),
-        _model(cfg, checkpoint),
-        results_rows(results),
-        [section for section in sections if section],
-        unlabelled,
-    )
+    folder, model = os.path.join(cfg.OUTPUT_DIR, "report"), _model(cfg, checkpoint)
+    path = write_report(folder, model, results_rows(results), list(sections), unlabelled)
     logger.info(f"Report: {path}")
 
 
@@ -124,7 +109,7 @@ def _model(cfg: CfgNode, checkpoint: str | os.PathLike) -> str:
     return f"{cfg.MODEL.META_ARCHITECTURE}, weights {which}"
 
 
-def verify(cfg: CfgNode, results: Mapping[str, Any]) -> None:
+def check_expected_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
     """Compare results with ``TEST.EXPECTED_RESULTS``; exit with status 1 where they differ.
 
     A set whose labels leave nothing to measure is an error, once all results have been written.
@@ -135,14 +120,11 @@ def verify(cfg: CfgNode, results: Mapping[str, Any]) -> None:
     Raises:
         UserError: a row names a task that was not evaluated, or a set has no metrics.
     """
-    check_defined(by_dataset(cfg, results))
+    named = by_dataset(cfg, results)
+    check_defined(named)
     if not cfg.TEST.EXPECTED_RESULTS:
         return
-    tasks = {
-        f"{name}/{task}": metrics
-        for name, result in by_dataset(cfg, results).items()
-        for task, metrics in result.items()
-    }
+    tasks = {f"{name}/{task}": found for name in named for task, found in named[name].items()}
     if len(cfg.DATASETS.TEST) == 1:
         tasks.update(results)
     for task, *_ in cfg.TEST.EXPECTED_RESULTS:
@@ -160,13 +142,12 @@ def keep_operating_point(
     Without a name it is that of the first OOD set evaluated. A folder that cannot be written to is
     a warning: the results are there.
     """
-    points = [getattr(evaluator, "operating_point", None) for evaluator in evaluators]
+    points = (getattr(evaluator, "operating_point", None) for evaluator in evaluators)
     wanted = cfg.TEST.THRESHOLD_DATASET
-    points = [point for point in points if point and wanted in ("", point.dataset)]
-    if not points or math.isnan(points[0].threshold):
+    point = next((point for point in points if point and wanted in ("", point.dataset)), None)
+    if point is None or math.isnan(point.threshold):
         logger.info("No operating threshold saved: it needs an OOD set with OOD and known pixels")
         return
-    point = points[0]
     if cfg.MODEL.META_ARCHITECTURE == "TDOS":
         point = dataclasses.replace(point, score=cfg.MODEL.TDOS.SCORE)
     try:

@@ -15,20 +15,19 @@ from detectron2.utils.logger import setup_logger
 from ..loading.checkpoint import TDOSCheckpointer
 from ..loading.config_files import find_config, load_config, local_weights, resume_file
 from .launch import launch_job
-from .preflight import check
-from .results import verify
+from .preflight import check_run
+from .results import check_expected_results
 from .seeding import settle_seed
 from .trainer import Trainer
 
 
 def setup(args: Namespace, cfg: CfgNode, notes: Sequence[str]) -> None:
     """Loggers, random state and OUTPUT_DIR/config.yaml of this process."""
-    drawn = settle_seed(cfg)
+    if settle_seed(cfg):
+        notes = [f"SEED is negative: this run uses {cfg.SEED}", *notes]
     cfg.freeze()
     default_setup(cfg, args)
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tdos_d2")
-    if drawn:
-        logger.info(f"SEED is negative: this run uses {cfg.SEED}")
     for note in notes:
         logger.info(note)
 
@@ -46,7 +45,7 @@ def main(args: Namespace, cfg: CfgNode, notes: Sequence[str]) -> Mapping[str, An
         checkpoint = resumed or local_weights(cfg)
         results = Trainer.test_checkpoint(cfg, model, checkpoint)
         if comm.is_main_process():
-            verify(cfg, results)
+            check_expected_results(cfg, results)
         return results
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
@@ -67,5 +66,5 @@ def run(eval_only: bool = False) -> None:
     if args.config_file:
         args.config_file = find_config(args.config_file)  # Detectron2 opens it, too
     cfg = load_config(args.config_file, args.opts)
-    notes = check(cfg, args)
+    notes = check_run(cfg, args)
     launch_job(main, args, cfg, notes)

@@ -7,8 +7,9 @@ import logging
 import os
 import shutil
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,15 @@ from ..evaluation.picture_evaluator import PictureEvaluator
 from ..loading.checkpoint import TDOSCheckpointer
 from ..loading.config_files import local_weights
 from ..modeling.test_time_augmentation import SemanticSegmentorWithTTA
+from ..value_checks import check_positive
 from .optimizer import build_lr_scheduler, build_optimizer
-from .results import by_dataset, keep_operating_point, report_results, verify, write_results
+from .results import (
+    by_dataset,
+    check_expected_results,
+    keep_operating_point,
+    report_results,
+    write_results,
+)
 from .seeding import SeededBatches, settle_seed
 
 logger = logging.getLogger(__name__)
@@ -51,6 +59,11 @@ class Trainer(DefaultTrainer):
     A run interrupted and resumed equals the run that was not, bit for bit in one process: samples
     depend on their position in the data order, and random state on (seed, iteration, rank).
     """
+
+    build_optimizer = staticmethod(build_optimizer)
+    build_lr_scheduler = staticmethod(build_lr_scheduler)
+    build_train_loader = staticmethod(build_train_loader)
+    build_test_loader = staticmethod(build_test_loader)
 
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)  # not DefaultTrainer's: this takes its place
@@ -145,11 +158,12 @@ class Trainer(DefaultTrainer):
         TrainerBase.train(self, self.start_iter, self.max_iter)
         results = getattr(self, "_last_eval_results", None)
         if comm.is_main_process():
-            verify(self.cfg, results or {})
+            check_expected_results(self.cfg, results or {})
         return results
 
     def build_hooks(self) -> list[hooks.HookBase]:
         """Detectron2's hooks; each evaluation also draws pictures for TensorBoard."""
+        check_periods(self.cfg)
         # Metrics that a set does not define would be NaN in metrics.json, which is no JSON.
         evaluate = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, lambda: _defined(self._evaluate()))
         built = [evaluate if isinstance(h, hooks.EvalHook) else h for h in super().build_hooks()]
@@ -158,17 +172,17 @@ class Trainer(DefaultTrainer):
         return [*built[:first], MeanStatistics(), *built[first:]]
 
     def _evaluate(self) -> Mapping[str, Any]:
-        names, number = self.cfg.DATASETS.TEST, self.cfg.TEST.NUM_PICTURES
-        evaluators = [self.build_evaluator(self.cfg, name) for name in names]
+        cfg = self.cfg
+        evaluators = [self.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         with_pictures = [
-            DatasetEvaluators([evaluator, PictureEvaluator(name, number)])
-            for name, evaluator in zip(names, evaluators, strict=True)
+            DatasetEvaluators([evaluator, PictureEvaluator(name, cfg.TEST.NUM_PICTURES)])
+            for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True)
         ]
         checkpoint = self._saved_now()
-        results = self.test(self.cfg, self.model, with_pictures, checkpoint)
-        report_results(self.cfg, by_dataset(self.cfg, results), evaluators, checkpoint)
+        results = self.test(cfg, self.model, with_pictures, checkpoint)
+        report_results(cfg, by_dataset(cfg, results), evaluators, checkpoint)
         if self.iter + 1 >= self.max_iter and comm.is_main_process():
-            keep_operating_point(self.cfg, evaluators, checkpoint)
+            keep_operating_point(cfg, evaluators, checkpoint)
         self._last_eval_results = results
         return results
 
@@ -179,26 +193,6 @@ class Trainer(DefaultTrainer):
         if (self.iter + 1) % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
             return os.path.join(self.cfg.OUTPUT_DIR, f"model_{self.iter:07d}.pth")
         return f"of iteration {self.iter}, which were not saved"
-
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """See ``engine.optimizer.build_optimizer``."""
-        return build_optimizer(cfg, model)
-
-    @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
-        """See ``engine.optimizer.build_lr_scheduler``."""
-        return build_lr_scheduler(cfg, optimizer)
-
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode, start_iteration: int = 0) -> Iterable:
-        """Endless training batches, the first being that of ``start_iteration``."""
-        return build_train_loader(cfg, start_iteration)
-
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
-        """The frames of one test set, shared out to the processes."""
-        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(
@@ -225,7 +219,7 @@ class Trainer(DefaultTrainer):
 
         Returns:
             On the main process ``{dataset: {task: {metric: value}}}``, one level less for a
-            single dataset, as in Detectron2. ``OUTPUT_DIR/results.json`` always has all levels.
+            single dataset, as in Detectron2.
         """
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process() and results:
@@ -238,13 +232,8 @@ class Trainer(DefaultTrainer):
     ) -> Mapping[str, Any]:
         """``test``, once more with test-time augmentation if ``TEST.AUG`` asks for it.
 
-        Args:
-            cfg: config.
-            model: model that has been loaded.
-            checkpoint: file that it was loaded from; gets the operating threshold beside it.
-
-        Returns:
-            As ``test``; tasks with augmentation end in ``_TTA``.
+        The file ``checkpoint``, from which the model was loaded, gets the operating threshold
+        beside it. Returns what ``test`` does.
         """
         evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         which = checkpoint or _weights(cfg)
@@ -269,6 +258,12 @@ class Trainer(DefaultTrainer):
         return results
 
 
+def check_periods(cfg: CfgNode) -> None:
+    """Raise UserError where hooks could not count as the config says."""
+    check_positive(cfg, "SOLVER", "CHECKPOINT_PERIOD")
+    check_positive(cfg, "TEST.PRECISE_BN", "NUM_ITER")
+
+
 def start_anew(folder: Path) -> None:
     """Say what a run that does not resume will overwrite in ``folder``, and empty ``metrics.json``.
 
@@ -279,9 +274,7 @@ def start_anew(folder: Path) -> None:
     metrics = folder / "metrics.json"
     kept = ""
     if metrics.is_file() and metrics.stat().st_size:
-        number = 1
-        while (folder / f"metrics.{number}.json").exists():
-            number += 1
+        number = next(i for i in count(1) if not (folder / f"metrics.{i}.json").exists())
         shutil.copy2(metrics, folder / f"metrics.{number}.json")
         os.truncate(metrics, 0)
         kept = f"; its metrics.json is now metrics.{number}.json"
@@ -308,12 +301,11 @@ class MeanStatistics(hooks.HookBase):
     """After each step, BatchNorm statistics become their mean over the processes.
 
     Each process has normalised images of its own, and the checkpoint holds the statistics of one.
-    They are averaged in every step, by all processes, before whatever evaluates or saves: there is
-    no other step or frame that a process could wait for.
+    All processes average in every step, before whatever evaluates or saves: none waits for another
+    that has no more frames.
     """
 
     def after_step(self) -> None:
-        """Average."""
         norms = [norm for norm in get_bn_modules(self.trainer.model) if norm.track_running_stats]
         if comm.get_world_size() == 1 or not norms:
             return
@@ -328,7 +320,7 @@ def _distribute(model: torch.nn.Module, on_gpu: bool) -> torch.nn.Module:
     """Wrap the model where there are several processes, on GPUs or (through gloo) on CPU cores."""
     options = inspect.signature(DistributedDataParallel).parameters
     # torch is renaming the option that spares sending all buffers in every iteration.
-    new_name, old_name = "forward_sync_buffers", "broadcast_buffers"
-    sync_buffers = {new_name if new_name in options else old_name: False}
+    renamed = "forward_sync_buffers" in options
+    sync_buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     device_ids = [comm.get_local_rank()] if on_gpu else None
     return create_ddp_model(model, device_ids=device_ids, **sync_buffers)

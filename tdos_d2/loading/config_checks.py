@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from detectron2.config import CfgNode
 
 from ..errors import UserError
 from .checkpoint import check_address
 from .config_files import (
     local_weights,
+    register_datasets,
     resolve_from_checkpoint,
     use_cpu_without_gpu,
     use_pixel_statistics,
 )
 from .config_values import check_values
-from .dry_build import check_build
+from .dry_build import BuildFromModel, check_build
 
 
 def check_model(cfg: CfgNode) -> list[str]:
-    """Check what running the TDOS of ``MODEL.WEIGHTS`` needs, without datasets.
+    """As :func:`check_runnable`, for the prediction of a TDOS."""
+    if cfg.MODEL.META_ARCHITECTURE != "TDOS":
+        raise UserError(f"MODEL.META_ARCHITECTURE: TDOS, not {cfg.MODEL.META_ARCHITECTURE}")
+    return check_runnable(cfg)
 
-    Fills in ``cfg`` in place, as an evaluation does, what the checkpoint says of its model.
+
+def check_runnable(
+    cfg: CfgNode,
+    *,
+    resume: bool = False,
+    eval_only: bool = True,
+    check_surroundings: Callable[[CfgNode], list[str]] | None = None,
+    build_from_model: BuildFromModel | None = None,
+) -> list[str]:
+    """Check what running the model of a config needs; fill in ``cfg`` in place.
+
+    ``MODEL.IMPORTS`` are imported and ``DATASETS.REGISTER`` is registered. Filled in is what the
+    machine and the checkpoint say. Each part of the model checks its own values when it is built,
+    here on the meta device.
+
+    Args:
+        cfg: the complete config, from ``load_config`` or not.
+        resume, eval_only: see ``resolve_from_checkpoint``.
+        check_surroundings: checks what else a run needs (datasets, processes) once all values are
+            of their kind, before the model; returns lines for the log.
+        build_from_model: see ``check_build``.
 
     Returns:
         Lines for the log: what was filled in.
@@ -27,24 +53,15 @@ def check_model(cfg: CfgNode) -> list[str]:
     Raises:
         UserError: the first thing that is wrong, naming the key or file.
     """
-    if cfg.MODEL.META_ARCHITECTURE != "TDOS":
-        raise UserError(f"MODEL.META_ARCHITECTURE: TDOS, not {cfg.MODEL.META_ARCHITECTURE}")
-    return check_runnable(cfg)
-
-
-def check_runnable(cfg: CfgNode) -> list[str]:
-    """As :func:`check_model`, for any meta-architecture."""
     check_values(cfg)
+    register_datasets(cfg)
     notes = [*use_cpu_without_gpu(cfg), *use_pixel_statistics(cfg)]
-    check_weights(cfg)
-    notes += resolve_from_checkpoint(cfg, resume=False, eval_only=True)
-    check_build(cfg)
-    return notes
-
-
-def check_weights(cfg: CfgNode) -> None:
-    """Raise UserError if there is no checkpoint where ``MODEL.WEIGHTS`` says."""
-    path = local_weights(cfg)
+    if check_surroundings is not None:
+        notes += check_surroundings(cfg)
     check_address(cfg.MODEL.WEIGHTS)
-    if path is not None and not path.is_file():
-        raise UserError(f"MODEL.WEIGHTS: {path} does not exist")
+    weights = local_weights(cfg)
+    if weights is not None and not weights.is_file():
+        raise UserError(f"MODEL.WEIGHTS: {weights} does not exist")
+    notes += resolve_from_checkpoint(cfg, resume=resume, eval_only=eval_only)
+    check_build(cfg, build_from_model)
+    return notes

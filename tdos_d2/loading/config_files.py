@@ -6,7 +6,8 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,14 @@ from ..data import register_from_file
 from ..errors import UserError
 from ..modeling.backbone import pixel_statistics
 from ..modeling.clip import QUICK_GELU_SUFFIX
+from ..value_checks import get_key
 from .checkpoint import read_checkpoint_info
-from .config_values import check_values, default_config, get_key
+from .config_values import check_values, default_config
 
+_TYPE_MISMATCH = re.compile(
+    r"Type mismatch \(<class '(\S+)'> vs\. <class '(\S+)'>\) with values \(.* vs\. (.*)\) "
+    r"for config key: (\S+)"
+)
 _RENAMED = {
     "SOLVER.POLY_POWER": "SOLVER.POLY_LR_POWER",
     "SOLVER.POLY_END": "SOLVER.POLY_LR_CONSTANT_ENDING",
@@ -43,13 +49,16 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     cfg = default_config()
     if config_file:
         config_file = find_config(config_file)
-        _merge(config_file, _merge_file, cfg, config_file)
+        with _user_errors(config_file):
+            # Not merge_from_file, which guesses at configs of Detectron2's first version.
+            cfg.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(config_file)))
     flags = [word for word in opts if word.startswith("--")]
     if flags:
         raise UserError(f"{flags[0]} must come before the KEY VALUE pairs")
     if len(opts) % 2:
         raise UserError(f"KEY VALUE pairs expected, but there is an odd number: {' '.join(opts)}")
-    _merge("command line", cfg.merge_from_list, list(opts))
+    with _user_errors("command line"):
+        cfg.merge_from_list(list(opts))
     check_values(cfg)
     register_datasets(cfg)
     return cfg
@@ -160,23 +169,29 @@ def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> l
         UserError: a checkpoint that is missing or damaged, or class names that contradict it.
     """
     path = resume_file(cfg) if resume else None
-    notes = []
-    if resume and path is None:
+    resumed, notes = path is not None, []
+    if resume and not resumed:
         notes.append(f"{cfg.OUTPUT_DIR} has no checkpoint: --resume starts from the beginning")
-    resumed = path is not None
     if path is None and eval_only:
         path = local_weights(cfg)
     info = read_checkpoint_info(path) if path else {}
-    if resumed:
-        notes += _take(cfg, "SEED", info.get("seed"), path)
+    taken = {"SEED": info.get("seed")} if resumed else {}
     if info.get("clip_name") and (resumed or eval_only):
         quick = info["clip_name"].endswith(QUICK_GELU_SUFFIX)
-        notes += _take(cfg, "MODEL.CLIP.ACTIVATION", "quick_gelu" if quick else "gelu", path)
+        taken["MODEL.CLIP.ACTIVATION"] = "quick_gelu" if quick else "gelu"
+    if eval_only and info:
+        taken |= _of_model(cfg, info)
+        # The file has the prompts as they became: the words behind them need not be there.
+        set_key(cfg, "MODEL.PROMPTS.GROUPS", "")
+    for key, value in taken.items():
+        if value is not None and value != get_key(cfg, key):
+            set_key(cfg, key, value)
+            notes.append(f"{key} is {value!r}, as in {path}")
     names = list(info.get("class_names", []))
-    if eval_only:
-        notes += _take_model(cfg, info, path)
     if not cfg.MODEL.TDOS.CLASS_NAMES:
-        set_key(cfg, "MODEL.TDOS.CLASS_NAMES", (eval_only and names) or _training_names(cfg))
+        sets = cfg.DATASETS.TRAIN[:1]
+        of_set = MetadataCatalog.get(sets[0]).get("stuff_classes", ()) if sets else ()
+        set_key(cfg, "MODEL.TDOS.CLASS_NAMES", (eval_only and names) or list(of_set))
     given = list(cfg.MODEL.TDOS.CLASS_NAMES)
     if names and given and given != names:
         if resumed or len(given) != len(names):
@@ -188,32 +203,23 @@ def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> l
     return notes
 
 
+def _of_model(cfg: CfgNode, info: dict[str, Any]) -> dict[str, Any]:
+    """Keys that evaluation takes from the checkpoint, and their values there."""
+    taken = {}
+    if cfg.MODEL.TDOS.OOD_NAME == default_config().MODEL.TDOS.OOD_NAME:  # not chosen
+        taken["MODEL.TDOS.OOD_NAME"] = info.get("ood_name")
+    weights = cfg.MODEL.CLIP.WEIGHTS
+    if info.get("clip_name") and weights and not Path(weights).expanduser().is_file():
+        taken |= {"MODEL.CLIP.NAME": info["clip_name"], "MODEL.CLIP.WEIGHTS": ""}
+    return taken
+
+
 def local_weights(cfg: CfgNode) -> Path | None:
     """``MODEL.WEIGHTS`` as a path; None where it is empty or an address to download from."""
     weights = cfg.MODEL.WEIGHTS
     if not weights or "://" in weights:
         return None
     return Path(weights.partition("?")[0])
-
-
-def _take(cfg: CfgNode, key: str, value: Any, path: Path | None) -> list[str]:
-    if value is None or value == get_key(cfg, key):
-        return []
-    set_key(cfg, key, value)
-    return [f"{key} is {value!r}, as in {path}"]
-
-
-def _take_model(cfg: CfgNode, info: dict[str, Any], path: Path | None) -> list[str]:
-    notes = []
-    if cfg.MODEL.TDOS.OOD_NAME == default_config().MODEL.TDOS.OOD_NAME:  # not chosen
-        notes += _take(cfg, "MODEL.TDOS.OOD_NAME", info.get("ood_name"), path)
-    if info:  # the file has the prompts as they became: the words behind them need not be there
-        set_key(cfg, "MODEL.PROMPTS.GROUPS", "")
-    weights = cfg.MODEL.CLIP.WEIGHTS
-    if info.get("clip_name") and weights and not Path(weights).expanduser().is_file():
-        notes += _take(cfg, "MODEL.CLIP.NAME", info["clip_name"], path)
-        notes += _take(cfg, "MODEL.CLIP.WEIGHTS", "", path)
-    return notes
 
 
 def find_config(name: str) -> str:
@@ -231,57 +237,41 @@ def find_config(name: str) -> str:
         raise UserError(f"config file {name} does not exist") from None
 
 
-def _training_names(cfg: CfgNode) -> list[str]:
-    if not cfg.DATASETS.TRAIN:
-        return []
-    return list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("stuff_classes", []))
-
-
-def _merge_file(cfg: CfgNode, path: str) -> None:
-    """``cfg.merge_from_file`` without guesses at configs of Detectron2's first version."""
-    cfg.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(path)))
-
-
-def _merge(source: str, merge: Any, *args: Any) -> None:
-    """Call ``merge``, turning what yacs and PyYAML raise into one line."""
+@contextmanager
+def _user_errors(source: str) -> Iterator[None]:
+    """Turn what yacs and PyYAML raise about ``source`` into one line."""
     try:
-        merge(*args)
-    except FileNotFoundError as error:
-        raise UserError(f"{source}: its _BASE_ {error.filename} does not exist") from error
-    except OSError as error:
-        reason = error.strerror or _one_line(error)
-        raise UserError(f"{source}: it or its _BASE_ cannot be read: {reason}") from error
-    except RecursionError:
-        raise UserError(f"{source}: _BASE_ leads back to a file that it came from") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: not valid YAML: {_one_line(error)}") from error
-    except (TypeError, AttributeError) as error:
-        raise UserError(
-            f"{source}: not a config, a YAML mapping of keys is expected, "
-            "in which _BASE_, if it is there, names a file or a list of files"
-        ) from error
-    except (KeyError, AssertionError) as error:
-        key = re.search(r"[Nn]on-existent (?:config )?key: ([\w.]+)", str(error))
-        reason = f"unknown config key {key[1]}" if key else _one_line(error)
-        if key and key[1] in _RENAMED:
-            reason += f": it is {_RENAMED[key[1]]} now"
-        raise UserError(f"{source}: {reason}") from error
-    except ValueError as error:
-        raise UserError(f"{source}: {_type_mismatch(error)}") from error
+        yield
+    except (OSError, RecursionError, yaml.YAMLError, TypeError, AttributeError, KeyError,
+            AssertionError, ValueError) as error:  # fmt: skip
+        raise UserError(f"{source}: {_reason(error)}") from error
 
 
-def _type_mismatch(error: ValueError) -> str:
+def _reason(error: Exception) -> str:
     text = _one_line(error)
-    found = re.search(
-        r"Type mismatch \(<class '(\S+)'> vs\. <class '(\S+)'>\) with values \(.* vs\. (.*)\) "
-        r"for config key: (\S+)",
-        text,
-    )
-    if not found:
-        return text
-    wanted, got, value, key = found.groups()
-    wanted, got = (name.rpartition(".")[2] for name in (wanted, got))
-    return f"{key} must be of type {wanted}, not {got} ({value})"
+    match error:
+        case FileNotFoundError():
+            return f"its _BASE_ {error.filename} does not exist"
+        case OSError():
+            return f"it or its _BASE_ cannot be read: {error.strerror or text}"
+        case RecursionError():
+            return "_BASE_ leads back to a file that it came from"
+        case yaml.YAMLError():
+            return f"not valid YAML: {text}"
+        case TypeError() | AttributeError():
+            return (
+                "not a config, a YAML mapping of keys is expected, "
+                "in which _BASE_, if it is there, names a file or a list of files"
+            )
+    if unknown := re.search(r"[Nn]on-existent (?:config )?key: ([\w.]+)", text):
+        key = unknown[1]
+        renamed = f": it is {_RENAMED[key]} now" if key in _RENAMED else ""
+        return f"unknown config key {key}{renamed}"
+    if mismatch := _TYPE_MISMATCH.search(text):
+        wanted, got, value, key = mismatch.groups()
+        wanted, got = (name.rpartition(".")[2] for name in (wanted, got))
+        return f"{key} must be of type {wanted}, not {got} ({value})"
+    return text
 
 
 def _one_line(error: Exception) -> str:

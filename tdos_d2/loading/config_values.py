@@ -1,7 +1,7 @@
-"""Whether the values of a config have the kind, the length and the range that their keys take.
+"""Whether the values of a config have the kind and length of their defaults.
 
-Names (of rules, norms, schedules) and what values mean together are checked by the parts that use
-them; :mod:`tdos_d2.loading.dry_build` builds all of these.
+Narrower ranges, names (of rules, norms, schedules) and what values mean together are checked by the
+parts that use them; :mod:`tdos_d2.loading.dry_build` builds all of these.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_tdos_config, set_key
 from ..errors import UserError
+from ..value_checks import get_key, numbers_in
 
 # Examples of values for keys whose default is None or an empty list.
 _EXAMPLES = {
@@ -38,33 +39,8 @@ _PATHS = (
     "MODEL.PROMPTS.GROUPS", "MODEL.TEXT.EMBEDDINGS", "MODEL.TIMM.WEIGHTS", "MODEL.WEIGHTS",
     "TEST.SHOW_DIR",
 )  # fmt: skip
-# Numbers, and those in lists, are 0 or greater unless they are named here.
+# Numbers, and those in lists, are finite, and 0 or greater unless they are named here.
 _ANY_NUMBER = ("SEED", "MODEL.PIXEL_MEAN", "MODEL.SEM_AUG.BLOCKS", "TEST.EXPECTED_RESULTS")
-_POSITIVE = (
-    "DATASETS.TRAIN_WEIGHTS", "INPUT.CROP.SIZE", "INPUT.MAX_SIZE_TEST",
-    "INPUT.RARE_CLASS.TEMPERATURE", "INPUT.SCALE_RANGE", "INPUT.TEST_SIZES",
-    "MODEL.CONTEXT_DECODER.HIDDEN_DIM", "MODEL.CONTEXT_DECODER.NUM_HEADS",
-    "MODEL.MEMORY.NEIGHBOURS", "MODEL.MEMORY.SIZE", "MODEL.NECK.CHANNELS",
-    "MODEL.PIXEL_DECODER.FFN_DIM", "MODEL.PIXEL_DECODER.HIDDEN_DIM",
-    "MODEL.PIXEL_DECODER.NUM_HEADS", "MODEL.PIXEL_DECODER.NUM_LAYERS",
-    "MODEL.PIXEL_DECODER.NUM_SAMPLING_POINTS", "MODEL.PIXEL_STD", "MODEL.REG.TEMPERATURE",
-    "MODEL.SEM_AUG.NUM", "MODEL.TDOS.NEGATIVE_LENGTH", "MODEL.TDOS.NUM_POINTS",
-    "MODEL.TDOS.SCORE_MAP_TEMPERATURE", "MODEL.TRANSFORMER_DECODER.FFN_DIM",
-    "MODEL.TRANSFORMER_DECODER.NUM_HEADS", "MODEL.TRANSFORMER_DECODER.NUM_LAYERS", "SOLVER.BASE_LR",
-    "SOLVER.CHECKPOINT_PERIOD", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
-    "SOLVER.CLIP_GRADIENTS.NORM_TYPE", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER",
-    "SOLVER.NUM_DECAYS", "TEST.AUG.MAX_SIZE", "TEST.AUG.MIN_SIZES", "TEST.PRECISE_BN.NUM_ITER",
-    "TEST.WINDOW.BATCH", "TEST.WINDOW.STRIDE",
-)  # fmt: skip
-_SHARES = (
-    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", "INPUT.OOD_PASTE.PROB", "INPUT.OOD_PASTE.SHADOW",
-    "MODEL.CONTEXT_DECODER.DROPOUT", "MODEL.SEM_AUG.ALPHA", "MODEL.SEM_AUG.PROB",
-    "MODEL.TDOS.IMPORTANCE_SAMPLE_RATIO", "SOLVER.POLY_LR_CONSTANT_ENDING",
-)  # fmt: skip
-_RANGES = (
-    "INPUT.OOD_PASTE.NUM", "INPUT.OOD_PASTE.SIZE", "INPUT.SCALE_RANGE", "MODEL.SEM_AUG.NUM",
-    "MODEL.SEM_AUG.SIZE",
-)  # fmt: skip
 # What Detectron2 reads without looking, or what is left of a choice that it has and we do not.
 _CHOICES = {
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
@@ -73,14 +49,13 @@ _CHOICES = {
 
 
 def check_values(cfg: CfgNode) -> None:
-    """Compare each value with its default.
+    """Compare each value with its default; sections of other models of Detectron2 are left alone.
 
     In place, ``~`` in paths is expanded and a whole number becomes a float where that is meant.
 
-    Sections of other models of Detectron2 are left alone.
-
     Raises:
-        UserError: a value of another kind, length or range; the message names its key.
+        UserError: a value of another kind or length, or a number that is not finite or negative
+            where none can be; the message names its key.
     """
     for key, default in _defaults().items():
         value = get_key(cfg, key)
@@ -131,16 +106,6 @@ def _defaults() -> dict[str, Any]:
     return {key: value for key, value in keys if not f"{key}.".startswith(skipped)}
 
 
-def get_key(cfg: CfgNode, key: str) -> Any:
-    """The value of a key such as "MODEL.TDOS.SCORE"."""
-    value: Any = cfg
-    for name in key.split("."):
-        if name not in value:
-            raise UserError(f"{key} is missing from the config")
-        value = value[name]
-    return value
-
-
 def _fits(value: Any, example: Any) -> bool:
     """Whether ``value`` is of the kind of ``example``, in lists down to each element."""
     if isinstance(example, (list, tuple)):
@@ -171,28 +136,11 @@ def _describe(example: Any) -> str:
 
 
 def _check_numbers(key: str, value: Any) -> None:
-    """Range of a number or of those in a list."""
-    numbers = list(_numbers(value))
+    numbers = list(numbers_in(value))
     limitless = key == "SOLVER.CLIP_GRADIENTS.NORM_TYPE"  # infinity is a norm
     if not all(math.isfinite(number) or (limitless and number > 0) for number in numbers):
         raise UserError(f"{key} must be finite, not {value}")
-    if key == "MODEL.TDOS.OVERSAMPLE_RATIO" and value < 1:
-        raise UserError(f"{key} must be 1 or greater, not {value}")
-    if key in _POSITIVE and min(numbers, default=1) <= 0:
-        raise UserError(f"{key} must be greater than 0, not {value}")
-    if key in _SHARES and not 0 <= value <= 1:
-        raise UserError(f"{key} must be 0 to 1, not {value}")
-    if key in _RANGES and not 0 <= value[0] <= value[1] > 0:
-        raise UserError(f"{key} must be (smallest, largest), not {value}")
-    if key == "SEED" and value >= 2**32:
-        raise UserError(f"SEED must be below 2**32, not {value}")
     if key not in _ANY_NUMBER and min(numbers, default=0) < 0:
         raise UserError(f"{key} must be 0 or greater, not {value}")
-
-
-def _numbers(value: Any) -> Iterator[float]:
-    if isinstance(value, (list, tuple)):
-        for element in value:
-            yield from _numbers(element)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        yield value
+    if key == "SEED" and value >= 2**32:
+        raise UserError(f"SEED must be below 2**32, not {value}")

@@ -17,12 +17,16 @@ from ..data import TDOSDatasetMapper
 from ..errors import UserError
 from .config_values import default_config, leaves
 
-More = Callable[[CfgNode, nn.Module], None]
+BuildFromModel = Callable[[CfgNode, nn.Module], None]
+# What torch says where a value is asked for, or a tensor of another device comes in.
+_NEEDS_VALUES = re.compile(
+    r"\b[Mm]eta (tensors?|device|kernel)\b|\bdevice meta\b|register_meta|'Meta' backend"
+)
 _UNREGISTERED = re.compile(r"No object named '(.*)' found in '.*' registry")
 
 
-def check_build(cfg: CfgNode, more: More | None = None) -> None:
-    """Build the model, and what ``more`` builds from it, on the meta device.
+def check_build(cfg: CfgNode, build_from_model: BuildFromModel | None = None) -> None:
+    """Build the model, and what ``build_from_model`` builds from it, on the meta device.
 
     Tensors there have shapes and no values: a large model takes less than a second. Neither CLIP's
     weights nor word lists are read. Parts need not know their keys: where one raises something
@@ -30,12 +34,12 @@ def check_build(cfg: CfgNode, more: More | None = None) -> None:
 
     Args:
         cfg: with class names; it is not changed.
-        more: builds what else the config describes, from it and the model.
+        build_from_model: builds what else the config describes, from it and the model.
 
     Raises:
         UserError: something cannot be built; the message names the key.
     """
-    error = _build(cfg, more)
+    error = _build(cfg, build_from_model)
     if error is None:
         return
     if isinstance(error, UserError):
@@ -46,13 +50,13 @@ def check_build(cfg: CfgNode, more: More | None = None) -> None:
         keys = [key for key, value in leaves(cfg) if value == name]
         raise UserError(f"{' or '.join(keys)}: '{name}' is not registered") from error
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    keys = _guilty(cfg, more, reason)
+    keys = _guilty(cfg, build_from_model, reason)
     if not keys:
         raise UserError(f"the model of this config cannot be built: {reason}") from error
     raise UserError(f"{' or '.join(keys)}: this cannot be built ({reason})") from error
 
 
-def _build(cfg: CfgNode, more: More | None) -> Exception | None:
+def _build(cfg: CfgNode, build_from_model: BuildFromModel | None) -> Exception | None:
     """What was raised, if anything."""
     cfg = cfg.clone()
     set_key(cfg, "MODEL.DEVICE", "meta")
@@ -63,34 +67,32 @@ def _build(cfg: CfgNode, more: More | None) -> Exception | None:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = build_model(cfg)
-            if more is not None:
-                more(cfg, model)
+            if build_from_model is not None:
+                build_from_model(cfg, model)
         TDOSDatasetMapper(cfg, is_train=False)
     except Exception as error:
         # A custom part that reads values while it is built can only be checked by the run.
-        needs_values = isinstance(error, (RuntimeError, NotImplementedError)) and (
-            "meta" in str(error)
-        )
-        return None if needs_values else error
+        known_wrong = isinstance(error, UserError) or not _NEEDS_VALUES.search(str(error))
+        return error if known_wrong else None
     finally:
         logging.disable(disabled)
     return None
 
 
-def _guilty(cfg: CfgNode, more: More | None, reason: str) -> list[str]:
+def _guilty(
+    cfg: CfgNode, build_from_model: BuildFromModel | None, reason: str
+) -> list[str]:
     """Keys of which each alone, put back to its default, lets everything be built."""
     defaults = dict(leaves(default_config()))
     changed = {k: v for k, v in leaves(cfg) if k in defaults and v != defaults[k]}
     words = re.findall(r"[^\s'\"()\[\],:]+", reason)
+
+    def is_guilty(key: str) -> bool:
+        other = cfg.clone()
+        set_key(other, key, defaults[key])
+        return _build(other, build_from_model) is None
+
     # Those with a value that the reason tells of come first: mostly no other need be tried.
     told = [key for key, value in changed.items() if str(value) in words]
-    for group in (told, [key for key in changed if key not in told]):
-        found = []
-        for key in group:
-            other = cfg.clone()
-            set_key(other, key, defaults[key])
-            if _build(other, more) is None:
-                found.append(key)
-        if found:
-            return found
-    return []
+    others = [key for key in changed if key not in told]
+    return list(filter(is_guilty, told)) or list(filter(is_guilty, others))

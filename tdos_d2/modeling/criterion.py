@@ -12,6 +12,9 @@ from detectron2.projects.point_rend.point_features import point_sample
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from ..errors import UserError
+from ..value_checks import check_positive, check_share
+
 IGNORE = 255
 
 
@@ -67,7 +70,13 @@ class TDOSCriterion(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, num_known: int) -> dict:
+        check_positive(cfg, "MODEL.TDOS", "NUM_POINTS", "SCORE_MAP_TEMPERATURE")
+        check_share(cfg, "MODEL.TDOS", "IMPORTANCE_SAMPLE_RATIO")
         node = cfg.MODEL.TDOS
+        if node.OVERSAMPLE_RATIO < 1:
+            raise UserError(
+                f"MODEL.TDOS.OVERSAMPLE_RATIO must be 1 or greater, not {node.OVERSAMPLE_RATIO}"
+            )
         return {
             "num_known": num_known,
             "class_weight": node.CLASS_WEIGHT,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..value_checks import check_positive
 from .sliding_window import check_window, slide
 
 
@@ -42,6 +43,8 @@ class ImageModel(nn.Module):
     @staticmethod
     def image_config(cfg) -> dict[str, Any]:
         """The arguments, as the config has them."""
+        check_positive(cfg, "MODEL", "PIXEL_STD")
+        check_positive(cfg, "TEST.WINDOW", "STRIDE", "BATCH")
         return {
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,

@@ -16,6 +16,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..value_checks import check_positive
 
 # Similarities held at a time in the search: 64 MiB in float32.
 _BLOCK = 2**24
@@ -132,6 +133,7 @@ def build_memory(cfg, shapes: Mapping[str, ShapeSpec]) -> FeatureMemory:
     Raises:
         UserError: no level, or one that the encoder does not have.
     """
+    check_positive(cfg, "MODEL.MEMORY", "SIZE", "NEIGHBOURS")
     node = cfg.MODEL.MEMORY
     if not node.LEVELS or not set(node.LEVELS) <= set(shapes):
         raise UserError(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from detectron2.config import configurable
 from torch import Tensor, nn
 
+from ..value_checks import check_positive
 from .deformable_attention import MultiScaleDeformableAttention
 from .registry import PIXEL_DECODER_REGISTRY
 from .transformer_layers import Attention, FeedForward, sine_positions
@@ -81,6 +82,8 @@ class TextPixelDecoder(nn.Module):
     def from_config(
         cls, cfg, in_channels: Sequence[int], text_dim: int, num_queries: int
     ) -> dict:
+        sizes = "HIDDEN_DIM", "NUM_LAYERS", "NUM_HEADS", "NUM_SAMPLING_POINTS", "FFN_DIM"
+        check_positive(cfg, "MODEL.PIXEL_DECODER", *sizes)
         node = cfg.MODEL.PIXEL_DECODER
         return {
             "in_channels": in_channels,

@@ -15,6 +15,8 @@ from detectron2.modeling import Backbone
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import Tensor, nn
 
+from ..value_checks import check_positive
+
 logger = logging.getLogger(__name__)
 
 References = Callable[[], tuple[Tensor, Tensor]]
@@ -162,6 +164,7 @@ def build_regularization(
         text: the text side, with ``build_references``.
         backbone: the image encoder.
     """
+    check_positive(cfg, "MODEL.REG", "TEMPERATURE")
     node = cfg.MODEL.REG
     language = vision = None
     if node.LANGUAGE_WEIGHT:

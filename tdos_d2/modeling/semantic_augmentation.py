@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..value_checks import check_interval, check_positive, check_share
 
 REGIONS = ("labelled", "random", "both")
 
@@ -193,6 +194,9 @@ def _statistics(x: Tensor, weight: Tensor, eps: float = 1e-5) -> tuple[Tensor, T
 
 def build_augmentation(cfg, num_known: int) -> SemanticAugmentation | None:
     """What chooses the region that is perturbed in training; None where it is off."""
+    check_share(cfg, "MODEL.SEM_AUG", "ALPHA", "PROB")
+    check_positive(cfg, "MODEL.SEM_AUG", "NUM")
+    check_interval(cfg, "MODEL.SEM_AUG", "NUM", "SIZE")
     node = cfg.MODEL.SEM_AUG
     if not node.ENABLED:
         return None

@@ -11,6 +11,8 @@ from detectron2.config import configurable
 from detectron2.data.transforms import ResizeShortestEdge
 from torch import Tensor, nn
 
+from ..value_checks import check_positive
+
 _OUTPUTS = ("sem_seg", "ood_score", "ood_scores")
 
 
@@ -41,6 +43,7 @@ class SemanticSegmentorWithTTA(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, model: nn.Module) -> dict[str, Any]:
+        check_positive(cfg, "TEST.AUG", "MIN_SIZES", "MAX_SIZE")
         node = cfg.TEST.AUG
         return {
             "model": model,

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from detectron2.config import configurable
 from torch import Tensor, nn
 
+from ..value_checks import check_positive
 from .registry import TRANSFORMER_DECODER_REGISTRY
 from .transformer_layers import MLP, Attention, FeedForward, sine_positions
 
@@ -55,6 +56,8 @@ class TextQueryDecoder(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, text_dim: int, num_queries: int, num_classes: int) -> dict:
+        sizes = "NUM_LAYERS", "NUM_HEADS", "FFN_DIM"
+        check_positive(cfg, "MODEL.TRANSFORMER_DECODER", *sizes)
         node = cfg.MODEL.TRANSFORMER_DECODER
         return {
             "text_dim": text_dim,

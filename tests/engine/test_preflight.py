@@ -10,7 +10,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from tdos_d2.engine import check, exit_with_one_line, load_config
+from tdos_d2.engine import check_run, exit_with_one_line, load_config
 from tdos_d2.engine import train_command as command
 from tdos_d2.errors import UserError
 from tdos_d2.loading.checkpoint import TDOSCheckpointer
@@ -54,7 +54,8 @@ def error_of(config_file, monkeypatch, capsys):
         ("SOLVER.MAX_ITER 1 --resume", "--resume must come before"),
         ("SOLVER.MAX_ITER many", "SOLVER.MAX_ITER must be of type int, not str (many)"),
         ("SOLVER.MAX_ITER 0", "SOLVER.MAX_ITER must be greater than 0, not 0"),
-        ("SOLVER.IMS_PER_BATCH -2", "SOLVER.IMS_PER_BATCH must be greater than 0"),
+        ("SOLVER.IMS_PER_BATCH 0", "SOLVER.IMS_PER_BATCH must be greater than 0"),
+        ("SOLVER.IMS_PER_BATCH -2", "SOLVER.IMS_PER_BATCH must be 0 or greater, not -2"),
         ("SOLVER.CHECKPOINT_PERIOD 0", "SOLVER.CHECKPOINT_PERIOD"),
         ("TEST.EVAL_PERIOD -1", "TEST.EVAL_PERIOD must be 0 or greater, not -1"),
         ("TEST.WINDOW.STRIDE 600", "TEST.WINDOW.STRIDE must be 1 to TEST.WINDOW.SIZE (512)"),
@@ -171,16 +172,16 @@ def test_resume_takes_seed_and_refuses_other_classes(small_cfg):
     output = Path(small_cfg.OUTPUT_DIR)
     save(output, ["road", "traffic sign", "car"])
     small_cfg.MODEL.TDOS.CLASS_NAMES = []
-    notes = check(small_cfg, Namespace(**{**ARGS, "resume": True}))
+    notes = check_run(small_cfg, Namespace(**{**ARGS, "resume": True}))
     assert small_cfg.SEED == 11 and any("SEED is 11" in note for note in notes)
     save(output, ["road", "sky", "car"])
     with pytest.raises(UserError, match="road, sky, car"):
-        check(small_cfg, Namespace(**{**ARGS, "resume": True}))
+        check_run(small_cfg, Namespace(**{**ARGS, "resume": True}))
 
 
 def test_class_names_are_filled_in(small_cfg, tmp_path):
     small_cfg.MODEL.TDOS.CLASS_NAMES = []
-    check(small_cfg, Namespace(**ARGS))
+    check_run(small_cfg, Namespace(**ARGS))
     assert small_cfg.MODEL.TDOS.CLASS_NAMES == ["road", "traffic sign", "car"]
 
     names = ["street", "sign", "vehicle"]
@@ -188,12 +189,12 @@ def test_class_names_are_filled_in(small_cfg, tmp_path):
     small_cfg.MODEL.WEIGHTS = str(weights)
     small_cfg.DATASETS.TEST = small_cfg.DATASETS.TRAIN
     finetuned = small_cfg.clone()
-    notes = check(finetuned, Namespace(**ARGS))
+    notes = check_run(finetuned, Namespace(**ARGS))
     assert finetuned.MODEL.TDOS.CLASS_NAMES == ["road", "traffic sign", "car"]
 
     small_cfg.MODEL.TDOS.CLASS_NAMES = []
     small_cfg.MODEL.CLIP.WEIGHTS = "pretrained/gone.pt"  # not needed: the checkpoint has all
-    notes = check(small_cfg, Namespace(**{**ARGS, "eval_only": True}))
+    notes = check_run(small_cfg, Namespace(**{**ARGS, "eval_only": True}))
     assert names == small_cfg.MODEL.TDOS.CLASS_NAMES
     assert small_cfg.MODEL.TDOS.OOD_NAME == "thing"
     assert (small_cfg.MODEL.CLIP.NAME, small_cfg.MODEL.CLIP.WEIGHTS) == ("tiny-quickgelu", "")
@@ -202,7 +203,7 @@ def test_class_names_are_filled_in(small_cfg, tmp_path):
     assert finetuned.MODEL.CLIP.ACTIVATION == "auto"  # not a checkpoint that goes on
 
     small_cfg.MODEL.TDOS.OOD_NAME = "animal"
-    check(small_cfg, Namespace(**{**ARGS, "eval_only": True}))
+    check_run(small_cfg, Namespace(**{**ARGS, "eval_only": True}))
     assert small_cfg.MODEL.TDOS.OOD_NAME == "animal"
 
 
@@ -217,7 +218,7 @@ def test_test_set_of_other_classes(small_cfg):
     )
     try:
         with pytest.raises(UserError, match="has 3 classes, the model 2"):
-            check(small_cfg, Namespace(**ARGS))
+            check_run(small_cfg, Namespace(**ARGS))
     finally:
         DatasetCatalog.remove("two_classes")
         MetadataCatalog.remove("two_classes")
@@ -228,9 +229,9 @@ def test_missing_test_sets_are_left_out_on_request(small_cfg, monkeypatch, tmp_p
     present = small_cfg.DATASETS.TRAIN[0]
     small_cfg.DATASETS.TEST = (present, "road_anomaly")
     with pytest.raises(UserError, match="road_anomaly"):
-        check(small_cfg.clone(), Namespace(**ARGS))
+        check_run(small_cfg.clone(), Namespace(**ARGS))
     small_cfg.TEST.MISSING = "skip"
-    notes = check(small_cfg, Namespace(**ARGS))
+    notes = check_run(small_cfg, Namespace(**ARGS))
     assert tuple(small_cfg.DATASETS.TEST) == (present,)
     assert any("road_anomaly" in note for note in notes)
 
@@ -238,7 +239,7 @@ def test_missing_test_sets_are_left_out_on_request(small_cfg, monkeypatch, tmp_p
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_device_without_gpu(small_cfg):
     small_cfg.MODEL.DEVICE = "cuda"
-    notes = check(small_cfg, Namespace(**ARGS))
+    notes = check_run(small_cfg, Namespace(**ARGS))
     assert small_cfg.MODEL.DEVICE == "cpu" and any("MODEL.DEVICE" in note for note in notes)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tdos_d2.engine import Trainer, verify
+from tdos_d2.engine import Trainer, check_expected_results
 from tdos_d2.engine.results import write_results
 from tdos_d2.errors import UserError
 
@@ -16,10 +16,10 @@ from tdos_d2.errors import UserError
 def test_results_without_metrics_are_an_error(small_cfg, small_dataset, row):
     small_cfg.DATASETS.TEST = (small_dataset,)
     with pytest.raises(UserError, match=f"'{small_dataset}' has no metrics"):
-        verify(small_cfg, row)
+        check_expected_results(small_cfg, row)
     small_cfg.DATASETS.TEST = ("a", "b")
     with pytest.raises(UserError, match="'b' has no metrics"):
-        verify(small_cfg, {"a": {"ood": {"AP": 1.0}}, "b": row})
+        check_expected_results(small_cfg, {"a": {"ood": {"AP": 1.0}}, "b": row})
 
 
 def test_results_say_what_auto_fell_back_to(small_cfg, tmp_path):

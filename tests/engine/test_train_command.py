@@ -19,7 +19,7 @@ from tdos_d2.errors import UserError
 def started(monkeypatch):
     """(main, args, cfg, notes) of what was started."""
     started = []
-    monkeypatch.setattr(command, "check", lambda cfg, args: [])
+    monkeypatch.setattr(command, "check_run", lambda cfg, args: [])
     monkeypatch.setattr(command, "launch_job", lambda *args: started.extend(args))
     return started
 

@@ -18,7 +18,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 
 import tdos_d2.engine.trainer as trainer_module
-from tdos_d2.engine import TDOSCheckpointer, Trainer, read_checkpoint_info, verify
+from tdos_d2.engine import TDOSCheckpointer, Trainer, check_expected_results, read_checkpoint_info
 from tdos_d2.errors import UserError
 
 
@@ -246,7 +246,7 @@ def test_amp_is_ignored_without_gpu(small_cfg, tmp_path, caplog):
 
 def test_evaluation_needs_neither_clip_file_nor_words(small_cfg, tmp_path):
     """A checkpoint holds the frozen encoders too, and says what they are."""
-    from tdos_d2.engine import check
+    from tdos_d2.engine import check_run
     from tdos_d2.modeling.clip import build_clip
 
     clip, _ = build_clip("tiny-quickgelu", "")
@@ -260,7 +260,7 @@ def test_evaluation_needs_neither_clip_file_nor_words(small_cfg, tmp_path):
     small_cfg.MODEL.CLIP.NAME = "tiny"
     small_cfg.MODEL.WEIGHTS = str(tmp_path / "a" / "model_final.pth")
     small_cfg.DATASETS.TEST = small_cfg.DATASETS.TRAIN
-    check(small_cfg, Namespace(num_gpus=1, num_machines=1, resume=False, eval_only=True))
+    check_run(small_cfg, Namespace(num_gpus=1, num_machines=1, resume=False, eval_only=True))
     model = build_model(small_cfg).eval()
     TDOSCheckpointer(model).load(small_cfg.MODEL.WEIGHTS)
     frame = [{"image": torch.randint(0, 256, (3, 64, 64))}]
@@ -357,19 +357,19 @@ def test_training_again_in_a_folder(small_cfg, tmp_path, caplog):
 def test_expected_results(evaluated_cfg, small_dataset):
     results = {"ood": {"AP": 50.0}}
     evaluated_cfg.TEST.EXPECTED_RESULTS = [["ood", "AP", 50.0, 0.1]]
-    verify(evaluated_cfg, results)
+    check_expected_results(evaluated_cfg, results)
     with pytest.raises(SystemExit):
-        verify(evaluated_cfg, {"ood": {"AP": 49.0}})
+        check_expected_results(evaluated_cfg, {"ood": {"AP": 49.0}})
     evaluated_cfg.TEST.EXPECTED_RESULTS = [["sem_seg", "mIoU", 50.0, 0.1]]
     with pytest.raises(UserError, match="sem_seg"):
-        verify(evaluated_cfg, results)
+        check_expected_results(evaluated_cfg, results)
 
 
 def test_expected_results_of_several_sets(evaluated_cfg):
     evaluated_cfg.DATASETS.TEST = ("a", "b")
     results = {"a": {"ood": {"AP": 1.0}}, "b": {"ood": {"AP": 2.0}}}
     evaluated_cfg.TEST.EXPECTED_RESULTS = [["b/ood", "AP", 2.0, 0.1]]
-    verify(evaluated_cfg, results)
+    check_expected_results(evaluated_cfg, results)
     evaluated_cfg.TEST.EXPECTED_RESULTS = [["a/ood", "AP", 2.0, 0.1]]
     with pytest.raises(SystemExit):
-        verify(evaluated_cfg, results)
+        check_expected_results(evaluated_cfg, results)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
 from tdos_d2.config import set_key
-from tdos_d2.engine import check, load_config
+from tdos_d2.engine import check_run, load_config
 from tdos_d2.errors import UserError
 from tdos_d2.loading.config_checks import check_model
 from tdos_d2.loading.config_values import _defaults, check_values, default_config, leaves
@@ -51,7 +52,7 @@ def test_every_key_with_wrong_values(demo_cfg, section):
             set_key(cfg, key, wrong)
             message = refusal(check_values, cfg)  # anything but a UserError fails
             if not message and not built:  # one value of a key is enough, it takes the longest
-                message, built = refusal(check, cfg, ARGS), True
+                message, built = refusal(check_run, cfg, ARGS), True
             assert "\n" not in message
             if key not in message:
                 assert not message and (wrong is not None or key in LEGAL_NONE), (wrong, message)
@@ -89,7 +90,7 @@ def test_every_key_with_wrong_values(demo_cfg, section):
 def test_what_is_said(demo_cfg, key, value, expected):
     cfg = demo_cfg.clone()
     set_key(cfg, key, value)
-    message = refusal(check, cfg, ARGS)
+    message = refusal(check_run, cfg, ARGS)
     assert key in message and expected in message
 
 
@@ -115,6 +116,26 @@ def test_files(tmp_path, files, expected):
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("MODEL.PIXEL_STD", [1.0, 0.0, 1.0], "greater than 0"),
+        ("MODEL.PIXEL_DECODER.FFN_DIM", 0, "greater than 0"),
+        ("MODEL.CONTEXT_DECODER.DROPOUT", 1.5, "0 to 1"),
+        ("MODEL.SEM_AUG.NUM", (0, 3), "greater than 0"),
+        ("MODEL.SEM_AUG.SIZE", (0.5, 0.1), "(smallest, largest)"),
+        ("MODEL.TDOS.OVERSAMPLE_RATIO", 0.5, "1 or greater"),
+        ("TEST.WINDOW.BATCH", 0, "greater than 0"),
+    ],
+)
+def test_parts_check_their_own_values(tiny_cfg, key, value, expected):
+    """Built without any check before."""
+    set_key(tiny_cfg, key, value)
+    with pytest.raises(UserError) as caught:
+        build_model(tiny_cfg)
+    assert str(caught.value) == f"{key} must be {expected}, not {value}"
+
+
 def test_predictor_checks_the_same(demo_cfg):
     cfg = demo_cfg.clone()
     set_key(cfg, "MODEL.PIXEL_DECODER.NUM_HEADS", 7)
@@ -129,7 +150,7 @@ def test_nothing_is_read_or_drawn(demo_cfg, tmp_path):
     cfg = demo_cfg.clone()
     set_key(cfg, "MODEL.CLIP.WEIGHTS", str(weights))
     state = torch.get_rng_state()
-    assert refusal(check, cfg, ARGS) == ""
+    assert refusal(check_run, cfg, ARGS) == ""
     assert torch.equal(state, torch.get_rng_state())
 
 

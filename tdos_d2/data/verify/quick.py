@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ...errors import UserError
+from ...value_checks import check_positive
 from ..datasets.cityscapes import cityscapes_frames, is_cityscapes
 from ..datasets.folder import MissingDatasetError, check_labels_exist
 from ..reading import check_same_size, read_image, read_label
@@ -89,8 +90,13 @@ def check_classes(cfg: CfgNode) -> None:
         )
 
 
-def check_train_weights(cfg: CfgNode) -> None:
-    """Raise UserError unless ``DATASETS.TRAIN_WEIGHTS`` is empty or fits ``DATASETS.TRAIN``."""
+def check_sampling(cfg: CfgNode) -> None:
+    """Raise UserError unless training frames can be drawn as the config says.
+
+    ``DATASETS.TRAIN_WEIGHTS`` must be empty or fit ``DATASETS.TRAIN``.
+    """
+    check_positive(cfg, "SOLVER", "IMS_PER_BATCH")
+    check_positive(cfg, "INPUT.RARE_CLASS", "TEMPERATURE")
     names, weights = cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS
     if not weights:
         return

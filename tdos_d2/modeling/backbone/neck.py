@@ -12,6 +12,7 @@ from detectron2.modeling import FPN, Backbone
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ...value_checks import check_positive
 from ..registry import NECK_REGISTRY
 
 # Stride of the finest level, exact where the patch size is a power of two (14 gives 3.5).
@@ -107,6 +108,7 @@ class FPNNeck(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, in_shapes: Sequence[ShapeSpec], num_queries: int) -> dict:
+        check_positive(cfg, "MODEL.NECK", "CHANNELS")
         node = cfg.MODEL.NECK
         return {
             "in_shapes": in_shapes,

@@ -6,6 +6,7 @@ import torch
 from detectron2.config import configurable
 from torch import Tensor, nn
 
+from ...value_checks import check_positive, check_share
 from ..registry import CONTEXT_DECODER_REGISTRY
 from ..transformer_layers import Attention, FeedForward
 
@@ -55,6 +56,8 @@ class ContextDecoder(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, text_dim: int, visual_dim: int) -> dict:
+        check_positive(cfg, "MODEL.CONTEXT_DECODER", "HIDDEN_DIM", "NUM_HEADS")
+        check_share(cfg, "MODEL.CONTEXT_DECODER", "DROPOUT")
         node = cfg.MODEL.CONTEXT_DECODER
         return {
             "text_dim": text_dim,
