@@ -51,13 +51,13 @@ def check_output(path: str | os.PathLike, option: str, *, folder: bool = False) 
     """Find out, before the work, whether its result can be written. Nothing is left behind.
 
     Args:
-        path: a file whose folder must be there, or a folder, which may be made with its parents.
+        path: a file whose folder must be there, or (``folder``) a folder, which may be made with
+            its parents.
         option: option or config key that names it, for messages.
         folder: which of the two it is.
 
     Raises:
-        UserError: a file is in the place of a folder or a folder in that of a file, a folder is
-            missing, or it cannot be written to.
+        UserError: it cannot be written, or there is a file for a folder or a folder for a file.
     """
     path = Path(path)
     if folder:
@@ -69,11 +69,8 @@ def check_output(path: str | os.PathLike, option: str, *, folder: bool = False) 
     else:
         place = path.parent
     if not place.is_dir():
-        raise UserError(
-            f"{option}: {place} is no folder"
-            if os.path.lexists(place)
-            else f"{option}: no folder {place}"
-        )
+        reason = f"{place} is no folder" if os.path.lexists(place) else f"no folder {place}"
+        raise UserError(f"{option}: {reason}")
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
@@ -167,9 +164,7 @@ def decode_image(file: IO[bytes]) -> np.ndarray:
         Exception: nearly every kind there is, from Pillow's decoders.
     """
     with Image.open(file) as opened:
-        bits = 16
-        if opened.format == "TIFF":
-            bits = opened.tag_v2.get(_TIFF_BITS, (bits,))[0]
+        bits = opened.tag_v2.get(_TIFF_BITS, (16,))[0] if opened.format == "TIFF" else 16
         image = ImageOps.exif_transpose(opened)
         # Pillow has PNG and PGM files of 16 bits as "I", too, depending on its version.
         if image.mode.startswith("I;16") or (image.mode == "I" and opened.format in ("PNG", "PPM")):
@@ -204,11 +199,10 @@ def image_size(file: IO[bytes]) -> tuple[int, int]:
     """Width and height that :func:`decode_image` gives, from the header; raises as it does."""
     with Image.open(file) as image:
         width, height = image.size
-        # Of TIFF files Pillow turns the size itself. The PNG class's own getexif would decode the
-        # whole image where it has no EXIF data.
-        turned = image.format != "TIFF" and (
-            Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1) >= 5
-        )
+        if image.format == "TIFF":  # Pillow has turned the size itself
+            return width, height
+        # The PNG class's own getexif would decode the whole image where it has no EXIF data.
+        turned = Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1) >= 5
         return (height, width) if turned else (width, height)
 
 

@@ -24,7 +24,7 @@ from tabulate import tabulate
 
 from tdos_d2 import options
 from tdos_d2.engine import exit_with_one_line, load_config
-from tdos_d2.engine.model_info import Part, count_multiply_adds, describe_prompts, load_model
+from tdos_d2.engine.model_info import ModelPart, count_multiply_adds, describe_prompts, load_model
 
 
 def run() -> None:
@@ -42,7 +42,7 @@ def run() -> None:
     print("\n".join(describe_prompts(cfg, model)))
 
 
-def _table(parts: Sequence[Part], total: int) -> str:
+def _table(parts: Sequence[ModelPart], total: int) -> str:
     rows = [
         [
             part.name,

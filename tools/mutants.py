@@ -207,11 +207,11 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "other true components in the union": ("(pred_area - on_true)[pred]", "pred_area[pred]"),
     },
     ("tdos_d2/engine/optimizer.py", "tests/engine/test_optimizer.py"): {
-        "gradients not clipped": ("optimizer.register_step_pre_hook(clippers[clip.CLIP_TYPE])",
+        "gradients not clipped": ("optimizer.register_step_pre_hook(clip_gradients)",
             "pass"),
         "norms decay": ("decay = weight_decay_norm", "decay = weight_decay"),
-        "linear schedule": ("** self._power", "** 1"),
-        "shortest prefix wins": ("-len(item[0])", "len(item[0])"),
+        "linear schedule": ("** solver.POLY_LR_POWER", "** 1"),
+        "shortest prefix wins": ("max(fitting", "min(fitting"),
         "fused step with mixed precision": ("fused = not solver.AMP.ENABLED", "fused = True"),
     },
     ("tdos_d2/engine/optimizer.py", "tests/engine/test_learning.py"): {

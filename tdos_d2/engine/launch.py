@@ -47,10 +47,15 @@ def launch_job(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more
 
 
 def _worker(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more: object) -> None:
-    _share_cores(comm.get_local_size())
+    num_processes = comm.get_local_size()
+    if num_processes > 1 and not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        # Otherwise each process starts a thread per core.
+        torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
     register_datasets(cfg)  # again: a new process knows the built-in sets only
     # The trainer logs exceptions with their traceback; users' own mistakes need none.
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_user_error)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(
+        lambda record: not (record.exc_info and isinstance(record.exc_info[1], UserError))
+    )
     try:
         main(args, cfg, *more)
     except UserError:
@@ -64,13 +69,3 @@ def _worker(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more: o
     if comm.get_world_size() > 1:
         comm.synchronize()
         torch.distributed.destroy_process_group()
-
-
-def _share_cores(num_processes: int) -> None:
-    """Without this every process on a CPU starts a thread per core."""
-    if num_processes > 1 and not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
-
-
-def _is_no_user_error(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], UserError))

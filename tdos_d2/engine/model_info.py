@@ -20,12 +20,10 @@ from ..modeling.clip import missing_weights_file
 from ..ood_words import load_groups
 from ..tdos import TDOS
 
-RANDOM = "random"
-
 
 @dataclass
-class Part:
-    """A direct part of the model.
+class ModelPart:
+    """A direct child of the model that has tensors.
 
     Attributes:
         name: such as "pixel_decoder".
@@ -42,7 +40,7 @@ class Part:
     multiply_adds: int | None = None
 
 
-def load_model(cfg: CfgNode, random: bool = False) -> tuple[TDOS, list[Part], list[str]]:
+def load_model(cfg: CfgNode, random: bool = False) -> tuple[TDOS, list[ModelPart], list[str]]:
     """Build the model of ``cfg`` on the CPU and load its weights.
 
     Args:
@@ -65,7 +63,7 @@ def load_model(cfg: CfgNode, random: bool = False) -> tuple[TDOS, list[Part], li
             "MODEL.CLIP.WEIGHTS": missing_weights_file(cfg.MODEL.CLIP.WEIGHTS),
             "MODEL.WEIGHTS": path is not None and not path.is_file(),
         }
-        for key in (key for key, there_is_none in missing.items() if there_is_none):
+        for key in filter(missing.get, missing):
             notes.append(f"{key} is not there: random weights take its place")
             set_key(cfg, key, "")
     set_key(cfg, "MODEL.DEVICE", "cpu")
@@ -81,21 +79,18 @@ def load_model(cfg: CfgNode, random: bool = False) -> tuple[TDOS, list[Part], li
     return model, _parts(model, cfg, not_loaded), notes
 
 
-def _parts(model: TDOS, cfg: CfgNode, not_loaded: set[str]) -> list[Part]:
-    """Every direct part that has tensors."""
+def _parts(model: TDOS, cfg: CfgNode, not_loaded: set[str]) -> list[ModelPart]:
     parts = []
     for name, module in model.named_children():
-        tensors = [f"{name}.{key}" for key in module.state_dict()]
-        if not tensors:
-            continue
-        numbers = {True: 0, False: 0}
-        for parameter in module.parameters():
-            numbers[parameter.requires_grad] += parameter.numel()
         sources = Counter(
             _start(key, cfg) if key in not_loaded else f"checkpoint {cfg.MODEL.WEIGHTS}"
-            for key in tensors
+            for key in (f"{name}.{key}" for key in module.state_dict())
         )
-        parts.append(Part(name, numbers[True], numbers[False], sources))
+        numbers = Counter()
+        for parameter in module.parameters():
+            numbers[parameter.requires_grad] += parameter.numel()
+        if sources:
+            parts.append(ModelPart(name, numbers[True], numbers[False], sources))
     return parts
 
 
@@ -105,10 +100,10 @@ def _start(key: str, cfg: CfgNode) -> str:
     if key == "text.vectors" and embeddings:
         return f"text embeddings {embeddings}"
     of_clip = key.startswith(("backbone.tower.visual.", "text.tower."))
-    return f"CLIP {clip}" if of_clip and clip else RANDOM
+    return f"CLIP {clip}" if of_clip and clip else "random"
 
 
-def count_multiply_adds(model: TDOS, parts: list[Part], size: tuple[int, int]) -> int:
+def count_multiply_adds(model: TDOS, parts: list[ModelPart], size: tuple[int, int]) -> int:
     """fvcore's count for one window, per part (written into ``parts``) and in all.
 
     fvcore calls them flops: a multiply-add is one. Matrix products, convolutions, attention,
@@ -169,22 +164,21 @@ def describe_prompts(cfg: CfgNode, model: TDOS, num_words: int = 6) -> list[str]
         model: its model.
         num_words: shown of each group.
     """
-    node, prompts = cfg.MODEL.TDOS, cfg.MODEL.PROMPTS
-    fixed = cfg.MODEL.TEXT.EMBEDDINGS
+    node, prompts, fixed = cfg.MODEL.TDOS, cfg.MODEL.PROMPTS, cfg.MODEL.TEXT.EMBEDDINGS
+    if fixed:
+        text, length = f"text: fixed embeddings of {fixed}, each with a learnable residual", ""
+    else:
+        text = f"prompt of a name: {node.CONTEXT_LENGTH} learnable tokens, then the name"
+        length = f" of {node.NEGATIVE_LENGTH} learnable tokens"
     lines = [
         f"{model.num_known} known classes: {', '.join(model.class_names)}",
         f"OOD word: {model.ood_name}",
+        text,
+        f"negatives: {node.NUM_NEGATIVE}{length}",
     ]
-    if fixed:
-        lines.append(f"text: fixed embeddings of {fixed}, each with a learnable residual")
-    else:
-        lines.append(f"prompt of a name: {node.CONTEXT_LENGTH} learnable tokens, then the name")
-    length = "" if fixed else f" of {node.NEGATIVE_LENGTH} learnable tokens"
-    lines.append(f"negatives: {node.NUM_NEGATIVE}{length}")
     if not prompts.GROUPS or not node.NUM_NEGATIVE:
         return [*lines, "no groups of OOD words"]
-    groups = load_groups(prompts.GROUPS, node.NUM_NEGATIVE)
-    uses = []
+    groups, uses = load_groups(prompts.GROUPS, node.NUM_NEGATIVE), []
     if prompts.INIT == "group":
         uses.append("negatives start at them")
     if cfg.MODEL.REG.LANGUAGE_WEIGHT:

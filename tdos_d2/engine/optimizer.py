@@ -9,10 +9,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.solver import LRMultiplier, WarmupParamScheduler
 from detectron2.solver import build_lr_scheduler as build_detectron2_lr_scheduler
-from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
 
 from ..errors import UserError
+from ..value_checks import check_positive, check_share
 
 # By name, because Detectron2 and open_clip have norm layers of their own beside torch's.
 _NORM_LAYER = re.compile(r"Norm(\dd|Fp32)?$")
@@ -28,6 +28,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         UserError: an unknown optimizer or clipping type, a prefix that names no module, or a model
             that has nothing to train.
     """
+    check_positive(cfg, "SOLVER", "BASE_LR")
+    check_positive(cfg, "SOLVER.CLIP_GRADIENTS", "CLIP_VALUE", "NORM_TYPE")
     solver = cfg.SOLVER
     if solver.OPTIMIZER.upper() != "ADAMW":
         raise UserError(f"SOLVER.OPTIMIZER '{solver.OPTIMIZER}' is not known; there is ADAMW")
@@ -41,9 +43,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         multipliers=solver.MULTIPLIERS,
     )
     # The fused step undoes GradScaler's scaling itself, so clipping before it would act on scaled
-    # gradients.
-    on_meta = next(model.parameters()).is_meta  # there is no such step there
-    fused = not solver.AMP.ENABLED and not on_meta
+    # gradients. On the meta device there is none.
+    fused = not solver.AMP.ENABLED and not next(model.parameters()).is_meta
     optimizer = torch.optim.AdamW(
         groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=fused
     )
@@ -84,27 +85,24 @@ def parameter_groups(
     factors = _check_multipliers(model, multipliers)
     exempt = _listed_without_decay(model)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    seen: set[nn.Parameter] = set()
-    for prefix, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            full_name = f"{prefix}.{name}" if prefix else name
-            factor = _factor(full_name, factors)
-            if parameter in seen:  # shared by two modules: the first name counts
-                continue
-            seen.add(parameter)
-            if factor == 0:
-                parameter.requires_grad_(False)
-            if not parameter.requires_grad:
-                continue
-            decay = weight_decay
-            if _NORM_LAYER.search(type(module).__name__):
-                decay = weight_decay_norm
-            elif full_name in exempt or _is_embedding(module, name, parameter):
-                decay = 0.0
-            elif name.endswith("bias") and weight_decay_bias is not None:
-                decay = weight_decay_bias
-            lr = base_lr * factor * (bias_lr_factor if name.endswith("bias") else 1.0)
-            groups.setdefault((lr, decay), []).append(parameter)
+    # Shared by two modules, a parameter comes once, under its first name.
+    for full_name, parameter in model.named_parameters():
+        path, _, name = full_name.rpartition(".")
+        module = model.get_submodule(path)
+        factor = _factor(full_name, factors)
+        if factor == 0:
+            parameter.requires_grad_(False)
+        if not parameter.requires_grad:
+            continue
+        decay = weight_decay
+        if _NORM_LAYER.search(type(module).__name__):
+            decay = weight_decay_norm
+        elif full_name in exempt or _is_embedding(module, name, parameter):
+            decay = 0.0
+        elif name.endswith("bias") and weight_decay_bias is not None:
+            decay = weight_decay_bias
+        lr = base_lr * factor * (bias_lr_factor if name.endswith("bias") else 1.0)
+        groups.setdefault((lr, decay), []).append(parameter)
     if not groups:
         raise UserError("nothing to train: every parameter is frozen (see SOLVER.MULTIPLIERS)")
     return [
@@ -113,32 +111,26 @@ def parameter_groups(
     ]
 
 
-class PolynomialDecay(ParamScheduler):
-    """(1 - where)^power, but never less than ``ending``: DeepLab's schedule in Detectron2."""
-
-    def __init__(self, power: float, ending: float) -> None:
-        self._power, self._ending = power, ending
-
-    def __call__(self, where: float) -> float:
-        return max(max(0.0, 1.0 - where) ** self._power, self._ending)
-
-
 def build_lr_scheduler(
     cfg: CfgNode, optimizer: torch.optim.Optimizer
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """The schedule ``SOLVER.LR_SCHEDULER_NAME``: "WarmupPolyLR", or one of Detectron2's.
+    """``SOLVER.LR_SCHEDULER_NAME``: "WarmupPolyLR", or one of Detectron2's.
 
-    The schedule is a function of iteration / MAX_ITER that keeps no state, so that a run can be
-    resumed with a larger MAX_ITER.
+    A function of iteration / MAX_ITER without state: a run can be resumed with a larger MAX_ITER.
     """
+    check_positive(cfg, "SOLVER", "MAX_ITER", "NUM_DECAYS")
+    check_share(cfg, "SOLVER", "POLY_LR_CONSTANT_ENDING")
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
         return build_detectron2_lr_scheduler(cfg, optimizer)
+
+    def decay(where: float) -> float:
+        """DeepLab's schedule in Detectron2."""
+        return max(max(0.0, 1.0 - where) ** solver.POLY_LR_POWER, solver.POLY_LR_CONSTANT_ENDING)
+
+    warmup_length = min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0)
     schedule = WarmupParamScheduler(
-        PolynomialDecay(solver.POLY_LR_POWER, solver.POLY_LR_CONSTANT_ENDING),
-        solver.WARMUP_FACTOR,
-        min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0),
-        solver.WARMUP_METHOD,
+        decay, solver.WARMUP_FACTOR, warmup_length, solver.WARMUP_METHOD
     )
     return LRMultiplier(optimizer, multiplier=schedule, max_iter=solver.MAX_ITER)
 
@@ -149,52 +141,48 @@ def _clip_before_step(optimizer: torch.optim.Optimizer, clip: CfgNode) -> None:
     def parameters() -> Iterable[nn.Parameter]:
         return (p for group in optimizer.param_groups for p in group["params"])
 
-    def full_model(*_: object) -> None:
-        nn.utils.clip_grad_norm_(parameters(), clip.CLIP_VALUE, clip.NORM_TYPE)
+    def clip_norm(clipped: nn.Parameter | Iterable[nn.Parameter]) -> None:
+        nn.utils.clip_grad_norm_(clipped, clip.CLIP_VALUE, clip.NORM_TYPE)
 
-    def norm(*_: object) -> None:
-        for parameter in parameters():
-            nn.utils.clip_grad_norm_(parameter, clip.CLIP_VALUE, clip.NORM_TYPE)
-
-    def value(*_: object) -> None:
-        nn.utils.clip_grad_value_(parameters(), clip.CLIP_VALUE)
-
-    clippers = {"full_model": full_model, "norm": norm, "value": value}
+    clippers = {
+        "full_model": lambda: clip_norm(parameters()),
+        "norm": lambda: [clip_norm(parameter) for parameter in parameters()],
+        "value": lambda: nn.utils.clip_grad_value_(parameters(), clip.CLIP_VALUE),
+    }
     if clip.CLIP_TYPE not in clippers:
         raise UserError(
             f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE '{clip.CLIP_TYPE}' is not known; "
             f"there are {', '.join(clippers)}"
         )
-    optimizer.register_step_pre_hook(clippers[clip.CLIP_TYPE])
+
+    def clip_gradients(*_: object) -> None:
+        clippers[clip.CLIP_TYPE]()
+
+    optimizer.register_step_pre_hook(clip_gradients)
 
 
-def _check_multipliers(
-    model: nn.Module, multipliers: Sequence[Sequence]
-) -> list[tuple[tuple[str, ...], float]]:
-    """The multipliers as (path components, factor), longest path first."""
-    names = [*(name for name, _ in model.named_modules()), *dict(model.named_parameters())]
-    paths = {tuple(name.split(".")) for name in names}
-    checked = []
-    for prefix, factor in multipliers:
-        path = tuple(prefix.split("."))
-        if path not in paths:
+def _check_multipliers(model: nn.Module, multipliers: Sequence[Sequence]) -> dict[str, float]:
+    """The multipliers as {prefix: factor}."""
+    known = {*dict(model.named_modules()), *dict(model.named_parameters())}
+    for prefix, _ in multipliers:
+        if prefix not in known:
             top = ", ".join(name for name, _ in model.named_children())
             raise UserError(f"SOLVER.MULTIPLIERS: the model has no module '{prefix}'; it has {top}")
-        checked.append((path, float(factor)))
-    return sorted(checked, key=lambda item: -len(item[0]))
+    return {prefix: float(factor) for prefix, factor in multipliers}
 
 
-def _factor(name: str, factors: list[tuple[tuple[str, ...], float]]) -> float:
-    path = tuple(name.split("."))
-    return next((factor for prefix, factor in factors if path[: len(prefix)] == prefix), 1.0)
+def _factor(name: str, factors: dict[str, float]) -> float:
+    fitting = [prefix for prefix in factors if f"{name}.".startswith(f"{prefix}.")]
+    return factors[max(fitting, key=len)] if fitting else 1.0
 
 
 def _listed_without_decay(model: nn.Module) -> set[str]:
-    names = set()
-    for prefix, module in model.named_modules():
-        if hasattr(module, "no_weight_decay"):
-            names |= {f"{prefix}.{name}" if prefix else name for name in module.no_weight_decay()}
-    return names
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if hasattr(module, "no_weight_decay")
+        for name in module.no_weight_decay()
+    }
 
 
 def _is_embedding(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:

@@ -18,21 +18,18 @@ def settle_seed(cfg: CfgNode) -> bool:
 
     Every process must call it. Returns whether a seed was drawn.
     """
-    seed = int(comm.all_gather(cfg.SEED)[0])
-    drawn = seed < 0
-    if drawn:
-        own = int(np.random.SeedSequence().generate_state(1)[0] >> 1)  # 31 bits fit everywhere
-        seed = comm.all_gather(own)[0]
-    set_key(cfg, "SEED", seed)
+    drawn = cfg.SEED < 0
+    own = int(np.random.SeedSequence().generate_state(1)[0] >> 1)  # 31 bits fit everywhere
+    set_key(cfg, "SEED", comm.all_gather(own if drawn else cfg.SEED)[0])
     return drawn
 
 
 def seed_iteration(seed: int, iteration: int, rank: int) -> None:
     """Seed python's, NumPy's and torch's global generators for one training iteration."""
-    words = np.random.SeedSequence([seed, iteration, rank]).generate_state(3)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1]))
-    torch.manual_seed(int(words[2]))
+    words = np.random.SeedSequence([seed, iteration, rank]).generate_state(3).tolist()
+    random.seed(words[0])
+    np.random.seed(words[1])
+    torch.manual_seed(words[2])
 
 
 class SeededBatches:

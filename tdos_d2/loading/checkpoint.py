@@ -31,8 +31,7 @@ _MAX_SHOWN = 20
 def read_checkpoint_info(path: str | Path) -> dict[str, Any]:
     """What a checkpoint says of itself: ``class_names``, ``ood_name``, ``clip_name``, ``seed`` ...
 
-    Returns:
-        Plain Python types; empty for a file that was not written by ``TDOSCheckpointer``.
+    Plain Python types; empty for a file that was not written by ``TDOSCheckpointer``.
 
     Raises:
         UserError: the file is missing or cannot be read; the message names it.
@@ -46,8 +45,7 @@ def read_checkpoint_info(path: str | Path) -> dict[str, Any]:
         read_file(path)  # a damaged file has its one line
         return read_packed_info(path)
     checkpoint = read_file(path, mmap=zipfile.is_zipfile(path))
-    info = checkpoint.get("tdos", {}) if isinstance(checkpoint, Mapping) else {}
-    return dict(info)
+    return dict(checkpoint.get("tdos", {})) if isinstance(checkpoint, Mapping) else {}
 
 
 class TDOSCheckpointer(DetectionCheckpointer):
@@ -97,8 +95,7 @@ class TDOSCheckpointer(DetectionCheckpointer):
         """Load the model, and the checkpointables asked for, from ``path``.
 
         What fits is loaded, whatever the number of classes or negatives the file was trained with.
-        The log says which parts of the model were and were not; the names of tensors that were not
-        are in ``not_loaded``.
+        The log says which parts of the model were; tensors that were not are in ``not_loaded``.
 
         Args:
             path: file or address; "" loads nothing.
@@ -106,8 +103,8 @@ class TDOSCheckpointer(DetectionCheckpointer):
                 if it is not.
 
         Raises:
-            UserError: the file is missing or damaged, or nothing in it fits, or not all where all
-                must; an address that cannot be reached. The message names it.
+            UserError: ``path`` is missing, damaged or cannot be reached, nothing in it fits, or not
+                all where all must. The message names it.
         """
         self._source, self._whole = path, whole
         check_address(path)
@@ -198,19 +195,19 @@ def _by_part(keys: list[str], not_loaded: list[str]) -> str:
 
 def check_address(path: str) -> None:
     """Raise UserError where ``path`` is an address that is neither kept here nor can be reached."""
-    web = path.startswith(("http://", "https://"))
     if "://" not in path:
         return
-    if web and os.path.isfile(os.path.join(get_cache_dir(), urlparse(path).path.lstrip("/"))):
-        return  # where PathManager keeps it
+    web = path.startswith(("http://", "https://"))
+    kept = os.path.join(get_cache_dir(), urlparse(path).path.lstrip("/"))  # PathManager's copy
+    if web and os.path.isfile(kept):
+        return
     try:
         if web:
             urlopen(path, timeout=30).close()
         else:
             PathManager.get_local_path(path)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
         raise UserError(
-            f"MODEL.WEIGHTS: {path} cannot be reached ({reason}): download it elsewhere and name "
-            "the file"
+            f"MODEL.WEIGHTS: {path} cannot be reached ({getattr(error, 'reason', error)}): "
+            "download it elsewhere and name the file"
         ) from error

@@ -33,12 +33,7 @@ def wup_distances(words: Sequence[Synset], known: Sequence[Synset]) -> np.ndarra
 def path_distances(words: Sequence[Synset], known: Sequence[Synset]) -> np.ndarray:
     """Number of edges to the nearest known sense, going up and down WordNet's hypernyms.
 
-    Args:
-        words: n senses.
-        known: senses of the known classes.
-
-    Returns:
-        (n,) float64; infinite where nothing is above both.
+    Arguments as in :func:`wup_distances`; (n,) float64, infinite where nothing is above both.
     """
     classes = [_above(sense) for sense in known]
     return np.array([min(_edges(_above(w), c) for c in classes) for w in words])
@@ -74,13 +69,5 @@ def _edges(a: dict[Synset, int], b: dict[Synset, int]) -> float:
 @cache
 def _above(sense: Synset) -> dict[Synset, int]:
     """Every synset from ``sense`` up, with the number of edges on the shortest way there."""
-    found = {sense: 0}
-    level = [sense]
-    while level:
-        level = [
-            up
-            for s in level
-            for up in (*s.hypernyms(), *s.instance_hypernyms())
-            if found.setdefault(up, found[s] + 1) == found[s] + 1
-        ]
-    return found
+    ways = sorted(sense.hypernym_distances(), key=lambda way: -way[1])
+    return dict(ways)  # of several ways to one synset the last, shortest one stays

@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..errors import UserError
 from .distance import embedding_distances, path_distances, wup_distances
 from .groups import WordGroups, cut_evenly
-from .mining import Candidate, class_senses, mine
+from .mining import class_senses, mine
 from .prototypes import Encode, embed_words
 from .wordnet import version
 
@@ -52,10 +50,10 @@ def build_groups(
     Raises:
         UserError: a class or synset that WordNet does not have, or too few words.
     """
-    senses = dict(senses or {})
-    unknown = [name for name in senses if name not in names]
-    if unknown:
-        raise UserError(f"a sense is given for '{unknown[0]}', which is no known class")
+    senses = senses or {}
+    for name in senses:
+        if name not in names:
+            raise UserError(f"a sense is given for '{name}', which is no known class")
     known = {name: class_senses(reader, name, senses.get(name, ())) for name in names}
     found = mine(reader, known, drop, tokenize=tokenize)
     if not found:
@@ -75,20 +73,13 @@ def build_groups(
     parameters["senses"] = {name: [s.name() for s in ss] for name, ss in known.items()}
     if drop:
         parameters["drop"] = list(drop)
-    order = _sorted(found, distances)
+    # NLTK gives the ways up to the root in an order that changes from run to run.
+    places = [min(tuple(s.name() for s in way) for way in c.sense.hypernym_paths()) for c in found]
+    rounded = [round(float(distance), 4) for distance in distances]
+    order = sorted(range(len(found)), key=lambda i: (rounded[i], places[i], found[i].word))
     return WordGroups(
         known=tuple(names), words=tuple(found[i].word for i in order),
-        distances=tuple(round(float(distances[i]), 4) for i in order),
+        distances=tuple(rounded[i] for i in order),
         bounds=cut_evenly(len(order), num_groups), source=version(reader), parameters=parameters,
         licence=Path(__file__).with_name("WORDNET_LICENSE").read_text(encoding="utf-8"),
     )
-
-
-def _sorted(found: Sequence[Candidate], distances: np.ndarray) -> list[int]:
-    # NLTK gives the ways up to the root in an order that changes from run to run
-    places = [min(tuple(s.name() for s in way) for way in c.sense.hypernym_paths()) for c in found]
-    keys = [
-        (round(float(d), 4), place, c.word)
-        for d, place, c in zip(distances, places, found, strict=True)
-    ]
-    return sorted(range(len(found)), key=keys.__getitem__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -50,19 +50,14 @@ class WordGroups:
         return replace(self, bounds=cut_evenly(len(self.words), num_groups))
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON that :func:`load_groups` reads; one word and its distance per line."""
-        head = {key: getattr(self, key) for key in ("source", "licence", "parameters", "known")}
+        """Write the JSON that :func:`load_groups` reads, long lists in lines of eight."""
         as_json = partial(json.dumps, ensure_ascii=False, allow_nan=False)
-        lines = [f" {as_json(k)}: {as_json(v)}" for k, v in head.items()]
-        for key, values, per_line in (
-            ("groups", self.bounds, 10),
-            ("words", self.words, 8),
-            ("distances", self.distances, 16),
-        ):
-            texts = [as_json(value) for value in values]
-            rows = [texts[i : i + per_line] for i in range(0, len(texts), per_line)]
-            body = ",\n  ".join(", ".join(row) for row in rows)
-            lines.append(f' "{key}": [\n  {body}\n ]')
+        head = {key: getattr(self, key) for key in ("source", "licence", "parameters", "known")}
+        lines = [f' "{key}": {as_json(value)}' for key, value in head.items()]
+        lists = {"groups": self.bounds, "words": self.words, "distances": self.distances}
+        for key, values in lists.items():
+            rows = [as_json(values[i : i + 8])[1:-1] for i in range(0, len(values), 8)]
+            lines.append(f' "{key}": [\n  ' + ",\n  ".join(rows) + "\n ]")
         Path(path).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
@@ -96,8 +91,7 @@ def load_groups(name_or_path: str | Path, num_groups: int | None = None) -> Word
         names = ", ".join(sorted(p.stem for p in _FOLDER.glob("*.json")))
         raise UserError(f"OOD words: no file '{name_or_path}', and no list of that name ({names})")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        groups = _from_json(data)
+        groups = _from_json(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, OSError) as error:
         raise UserError(f"OOD words: '{path}' is no word list: {error}") from error
     return groups if num_groups is None else groups.cut(num_groups)
@@ -117,15 +111,10 @@ def _from_json(data: Any) -> WordGroups:
         raise ValueError(f"{len(words)} words, but {len(distances)} distances")
     if any(b < a for a, b in pairwise(distances)):
         raise ValueError("the distances are not sorted")
-    if not _covers(bounds, len(words)):
+    starts, stops = [[bound[side] for bound in bounds] for side in (0, 1)]
+    if [*starts, len(words)] != [0, *stops] or any(start >= stop for start, stop in bounds):
         raise ValueError("the groups must follow each other, none empty, and cover all words")
     return WordGroups(
         tuple(data["known"]), words, distances, bounds, str(data["source"]),
         dict(data["parameters"]), str(data["licence"]),
     )
-
-
-def _covers(bounds: Sequence[tuple[int, int]], num_words: int) -> bool:
-    edges = [0, *(stop for _, stop in bounds)]
-    follow = [start for start, _ in bounds] == edges[:-1]
-    return follow and all(start < stop for start, stop in bounds) and edges[-1] == num_words

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -44,7 +46,15 @@ def class_senses(
     if override:
         return [_synset(reader, sense) for sense in override]
     rule = _RULES["classes"].get(name.lower(), {"senses": ()})
-    return _present(reader, rule["senses"]) or _first_sense(reader, name)
+    if found := _present(reader, rule["senses"]):
+        return found
+    first = _first(reader, name.lower().replace(" ", "_"))
+    if first is None:
+        raise UserError(
+            f"class '{name}': WordNet has no such noun; say what it is with "
+            f"--sense '{name}=SYNSET' (such as 'dog.n.01')"
+        )
+    return [first]
 
 
 def mine(
@@ -104,10 +114,9 @@ def is_familiar(lemma: Lemma, is_token: Callable[[str], bool]) -> bool:
     word = _text(lemma)
     if lemma.count() or is_token(word):
         return True
-    first, _, second = word.partition(" ")
-    splits = (
-        [(first, second)] if second else [(word[:i], word[i:]) for i in range(3, len(word) - 2)]
-    )
+    splits = [(word[:i], word[i:]) for i in range(3, len(word) - 2)]
+    if " " in word:
+        splits = [tuple(word.split(" ", 1))]
     above = [lemma.synset(), *lemma.synset().closure(lambda sense: sense.hypernyms())]
     heads = {name.lower() for sense in above for name in sense.lemma_names()}
     return any(b in heads and is_token(a) and is_token(b) for a, b in splits)
@@ -116,25 +125,17 @@ def is_familiar(lemma: Lemma, is_token: Callable[[str], bool]) -> bool:
 def _left_out(
     reader: WordNetCorpusReader, known: Mapping[str, Sequence[Synset]], drop: Sequence[Synset]
 ) -> set[Synset]:
-    own = _subtrees(sense for senses in known.values() for sense in senses)
-    above = {
-        s
-        for senses in known.values()
-        for sense in senses
-        for s in sense.closure(lambda s: s.hypernyms() + s.instance_hypernyms())
-    }
+    senses = [sense for of_class in known.values() for sense in of_class]
+    own = _subtrees(senses)
+    above = _closure(senses, lambda s: s.hypernyms() + s.instance_hypernyms())
     rules = [_RULES["classes"][c.lower()] for c in known if c.lower() in _RULES["classes"]]
     near = [name for rule in rules for kind in rule["near"] for name in _RULES["near"][kind]]
-    belonging = _subtrees(_parts(own | above))
+    parts = (part for sense in own | above for part in sense.part_meronyms())
+    belonging = _subtrees(_closure(parts, lambda s: s.part_meronyms()))  # and parts of parts
     belonging |= _subtrees(_present(reader, (*near, *_RULES["unseen"])))
     keep = _subtrees(_present(reader, _RULES["keep"]))
     belonging |= set(_present(reader, _RULES["seen"]))  # "animal" and "food" say too little
     return own | above | (belonging - keep) | _subtrees(drop)
-
-
-def _parts(senses: Iterable[Synset]) -> set[Synset]:
-    """What the things named by ``senses`` are made of, and what that is made of."""
-    return _closure((p for s in senses for p in s.part_meronyms()), lambda s: s.part_meronyms())
 
 
 def _subtrees(roots: Iterable[Synset]) -> set[Synset]:
@@ -154,9 +155,7 @@ def _closure(roots: Iterable[Synset], following: Callable[[Synset], list[Synset]
 
 def _common_names(sense: Synset) -> list[Lemma]:
     """Names without capitals, or all names if there are no others ("Frisbee")."""
-    names = [
-        lemma for lemma in sense.lemmas() if not any(c.isdigit() or c == "." for c in lemma.name())
-    ]
+    names = [lemma for lemma in sense.lemmas() if not re.search(r"[\d.]", lemma.name())]
     return [lemma for lemma in names if lemma.name().islower()] or names
 
 
@@ -197,18 +196,6 @@ def _present(reader: WordNetCorpusReader, names: Iterable[str]) -> list[Synset]:
     """Those of our own names that this WordNet has: another version may lack some."""
     found = []
     for name in names:
-        try:
+        with suppress(UserError):
             found.append(_synset(reader, name))
-        except UserError:
-            continue
     return found
-
-
-def _first_sense(reader: WordNetCorpusReader, name: str) -> list[Synset]:
-    first = _first(reader, name.lower().replace(" ", "_"))
-    if first is None:
-        raise UserError(
-            f"class '{name}': WordNet has no such noun; say what it is with "
-            f"--sense '{name}=SYNSET' (such as 'dog.n.01')"
-        )
-    return [first]

@@ -44,9 +44,8 @@ def prototypes(
     """
     words = [word for group in groups for word in group]
     embeddings = embed_words(words, encode, template, weights=weights, batch_size=batch_size)
-    ends = np.cumsum([len(group) for group in groups])
-    parts = np.split(embeddings, ends[:-1])
-    return unit_length(np.stack([part.sum(axis=0) for part in parts]))
+    ends = np.cumsum([len(group) for group in groups])[:-1]
+    return unit_length(np.stack([part.sum(axis=0) for part in np.split(embeddings, ends)]))
 
 
 def embed_words(

@@ -50,11 +50,16 @@ def open_wordnet(folder: str | Path | None = None) -> Iterator[WordNetCorpusRead
     # Private, as NLTK demands of what it reads.
     with tempfile.TemporaryDirectory() as root:
         copy = Path(root, "corpora", "wordnet")
-        _copy_files(source, copy)
+        copy.mkdir(parents=True)
+        for name in (*_NEEDED, *_OPENED):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, copy / name)
+            else:
+                (copy / name).touch()
+        shutil.copyfile(Path(__file__).with_name("lexnames"), copy / "lexnames")
         nltk.data.path.insert(0, root)
         try:
-            reader = _reader(copy, source)
-            yield reader
+            yield _reader(copy, source)
         finally:
             nltk.data.path.remove(root)
 
@@ -80,16 +85,6 @@ def _own_corpus() -> WordNetCorpusReader:
     except Exception as error:  # an archive that is cut or something else
         raise UserError(f"WordNet: NLTK's corpus \"wordnet\" cannot be read: {error}") from error
     return wordnet
-
-
-def _copy_files(source: Path, copy: Path) -> None:
-    copy.mkdir(parents=True)
-    for name in (*_NEEDED, *_OPENED):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, copy / name)
-        else:
-            (copy / name).touch()
-    shutil.copyfile(Path(__file__).with_name("lexnames"), copy / "lexnames")
 
 
 def _reader(copy: Path, source: Path) -> WordNetCorpusReader:
