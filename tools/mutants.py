@@ -201,10 +201,12 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "found only above the threshold": ("siou >= threshold", "siou > threshold"),
         "false at the threshold": ("ppv < threshold", "ppv <= threshold"),
         "4-connected": ("connectivity=8", "connectivity=4"),
-        "strict threshold": ("(score >= limit))", "(score > limit))"),
-        "predictions on void": (" & (label != VOID)", ""),
         "smallest size is dropped": (">= size", "> size"),
         "other true components in the union": ("(pred_area - on_true)[pred]", "pred_area[pred]"),
+    },
+    ("tdos_d2/evaluation/frames.py", "tests/evaluation/test_component_metrics.py"): {
+        "strict threshold": ("(self.score >= limit))", "(self.score > limit))"),
+        "predictions on void": (" & (self.label != VOID)", ""),
     },
     ("tdos_d2/engine/optimizer.py", "tests/engine/test_optimizer.py"): {
         "gradients not clipped": ("optimizer.register_step_pre_hook(clip_gradients)",

@@ -1,13 +1,12 @@
-"""Confidence intervals: what the metrics of a dataset would be on other frames of its kind.
+"""Confidence intervals by the bootstrap over frames.
 
-Frames are drawn with replacement, as many as there are, and the metrics of the drawn set are those
-of the whole dataset again. Of each frame at most ``MAX_BINS`` counts of scores are kept, in bins
-between quantiles of the scores of all frames, so the metrics of a drawn set have an error; its
-bound follows from the counts, as in ``pixel_metrics``. Percentiles move no further than the largest
-error of what they are percentiles of: that is the error of the interval.
+As many frames as the dataset has are drawn with replacement, and evaluated as a dataset. Of each
+frame at most ``MAX_BINS`` counts of scores are kept, in bins between quantiles of the scores of all
+frames, so the pixel metrics of a drawn dataset have an error; its bound follows from the counts, as
+in ``pixel_metrics``, and the largest one is a bound for the percentiles, too.
 
-Component metrics are those of the one operating threshold of the whole set: exact, but how much the
-threshold itself depends on the frames is not in their intervals.
+Component metrics are exact, at the threshold of the whole dataset: that the threshold depends on
+the frames as well is not in their intervals.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ MAX_BINS = 4096
 # Each quantile makes up to two bins per class: between two of them, and around one.
 _QUANTILES = MAX_BINS // 4 - 1
 _BATCH = 32  # drawn sets evaluated together: some 20 MB
-_PIXEL = ("AP", "AUROC", "FPR95", "F1")
-_COMPONENT = ("sIoU", "PPV", "mF1")
+_METRICS = ("AP", "AUROC", "FPR95", "F1", "sIoU", "PPV", "mF1")
 
 
 class Intervals(NamedTuple):
@@ -35,7 +33,7 @@ class Intervals(NamedTuple):
     Attributes:
         intervals: (low, high) of each metric, over the drawn sets in which it is defined; NaN if
             there is none.
-        errors: no end of an interval is further from that of exact metrics, in points.
+        errors: largest error of the ends of the interval, in percentage points.
         undefined: number of drawn sets without an OOD or without a known pixel.
     """
 
@@ -58,8 +56,7 @@ def bootstrap(
     Args:
         frames: the frames of the dataset.
         components: of each frame, at one threshold.
-        bins: fine bins, such as the last that ``pixel_metrics`` asked for.
-        counts: (2, len(bins)) counts of all frames in them.
+        bins, counts: the last that ``pixel_metrics`` asked for, and (2, len(bins)) counts in them.
         replicates: number of drawn sets.
         seed: of the random draws.
     """
@@ -67,20 +64,19 @@ def bootstrap(
     per_frame = [
         np.add.reduceat(count_pixels([frame], bins), starts, axis=1)[:, ::-1] for frame in frames
     ]
-    table = component_table(components)
     number = len(per_frame)
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(number, np.full(number, 1 / number), replicates).astype(np.float64)
     values, bounds = pixel_replicates(draws, np.stack(per_frame), hidden[::-1])
-    values = np.concatenate([values, component_replicates(draws, table)])
+    values = np.concatenate([values, component_replicates(draws, component_table(components))])
     return _intervals(100 * values, 100 * bounds)
 
 
 def quantile_bins(counts: np.ndarray, single: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Join bins to at most ``MAX_BINS``, none of which joins much of either class.
+    """Join bins to at most ``MAX_BINS``, with about equal shares of known or of OOD pixels.
 
     Args:
-        counts: (2, n) int64 counts of known and of OOD pixels, neither class without any.
+        counts: (2, n) int64 counts of known and of OOD pixels; there are some of both.
         single: (n,) bool, the bin holds one float32 value.
 
     Returns:
@@ -113,22 +109,21 @@ def pixel_replicates(
     """
     number, _, num_bins = per_frame.shape
     flat = per_frame.reshape(number, -1).astype(np.float64)
-    values, bounds = [], []
+    values, bounds = np.empty((2, 4, len(draws)))
     for first in range(0, len(draws), _BATCH):
-        sums = (draws[first : first + _BATCH] @ flat).reshape(-1, 2, num_bins)
+        part = slice(first, first + _BATCH)
+        sums = (draws[part] @ flat).reshape(-1, 2, num_bins)
         curve = curve_of_counts(sums[:, 0], sums[:, 1], hidden)
         defined = sums.any(axis=2).all(axis=1)
-        metrics = np.stack([curve.ap, curve.auroc, curve.fpr95, curve.f1])
-        values.append(np.where(defined, metrics, np.nan))
-        bounds.append(np.where(defined, curve.bounds, np.nan))
-    return np.concatenate(values, axis=1), np.concatenate(bounds, axis=1)
+        values[:, part] = np.where(defined, curve.metrics, np.nan)
+        bounds[:, part] = np.where(defined, curve.bounds, np.nan)
+    return values, bounds
 
 
 def component_table(components: Sequence[ComponentScores]) -> np.ndarray:
     """(N, 4 + 2 * 11) sums over the components of each frame.
 
-    Number and sum of sIoU, number and sum of PPV; then true components found, and false predicted
-    ones, at each threshold.
+    Number and sum of sIoU, number and sum of PPV; then TP and FP at each threshold.
     """
     rows = [
         [
@@ -152,13 +147,12 @@ def component_replicates(draws: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def _intervals(values: np.ndarray, bounds: np.ndarray) -> Intervals:
-    names = _PIXEL + _COMPONENT
-    intervals = {}
-    for name, row in zip(names, values, strict=True):
-        defined = row[~np.isnan(row)]
-        ends = np.percentile(defined, (2.5, 97.5)) if len(defined) else (np.nan, np.nan)
-        intervals[name] = float(ends[0]), float(ends[1])
-    undefined = int(np.isnan(bounds[0]).sum())
-    largest = bounds[:, ~np.isnan(bounds[0])].max(axis=1, initial=0)
-    errors = dict(zip(names, [*map(float, largest), *[0.0] * len(_COMPONENT)], strict=True))
-    return Intervals(intervals, errors, undefined)
+    ends = [
+        np.percentile(row, (2.5, 97.5)).tolist() if len(row) else (np.nan, np.nan)
+        for row in (row[~np.isnan(row)] for row in values)
+    ]
+    intervals = {name: (low, high) for name, (low, high) in zip(_METRICS, ends, strict=True)}
+    defined = ~np.isnan(bounds[0])
+    largest = bounds[:, defined].max(axis=1, initial=0)
+    errors = dict.fromkeys(_METRICS, 0.0) | dict(zip(_METRICS, largest.tolist(), strict=False))
+    return Intervals(intervals, errors, int((~defined).sum()))

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from ..errors import UserError
-from ..labels import OOD, VOID
+from ..labels import OOD
 from .frames import Frame
 
 # Smallest predicted and true component in pixels, for frames of 1280x720 and larger.
@@ -50,11 +50,8 @@ def component_sizes(
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}: there are {', '.join(PROTOCOLS)}")
-    default_pred, default_gt = PROTOCOLS[protocol]
-    return (
-        default_pred if min_pred is None else min_pred,
-        default_gt if min_gt is None else min_gt,
-    )
+    pred, gt = PROTOCOLS[protocol]
+    return pred if min_pred is None else min_pred, gt if min_gt is None else min_gt
 
 
 def score_components(
@@ -63,13 +60,13 @@ def score_components(
     """sIoU and PPV of all components of some frames.
 
     Args:
-        frames: frames as ``check_frame`` gives them.
-        threshold: scores from here on are predicted OOD.
+        frames: as ``check_frame`` gives them.
+        threshold: score >= threshold is predicted OOD.
         sizes: smallest predicted and true component in pixels.
-        strict: scores have to be above the threshold, as in the official tool.
+        strict: predict score > threshold, as the official tool does.
 
     Returns:
-        scores of the components; concatenated over parts of a dataset they are those of the whole.
+        Those of parts of a dataset are concatenated to those of the whole.
     """
     return concatenate(_score_frame(frame, threshold, sizes, strict) for frame in frames)
 
@@ -105,52 +102,36 @@ def _percent(values: np.ndarray | list[float]) -> float:
 def _score_frame(
     frame: Frame, threshold: float, sizes: tuple[int, int], strict: bool
 ) -> ComponentScores:
-    score, label = frame
-    limit = np.float32(threshold)
-    predicted = ((score > limit) if strict else (score >= limit)) & (label != VOID)
-    is_true = label == OOD
-    # All that follows needs only the pixels of components: runs of them that belong to the same.
+    predicted, is_true = frame.predicted(threshold, strict), frame.label == OOD
+    # Only pixels of components are needed, as runs of the same pair of components.
     pixels = np.flatnonzero(predicted | is_true)
     pred, true = (_components(mask).ravel()[pixels] for mask in (predicted, is_true))
-    starts_run = np.ones(len(pixels), bool)
-    starts_run[1:] = (pred[1:] != pred[:-1]) | (true[1:] != true[:-1])
-    starts = np.flatnonzero(starts_run)
+    starts = np.flatnonzero(np.diff(pred, prepend=-1) | np.diff(true, prepend=-1))
     length = np.diff(starts, append=len(pixels))
-    pred, true = pred[starts], true[starts]
+    # One number per pair (predicted, true), 0 being the background, and the pixels they share.
+    num_pred = pred.max(initial=0) + 1
+    pairs = true[starts].astype(np.int64) * num_pred + pred[starts]
+    pairs, pair = np.unique(pairs, return_inverse=True)
+    true, pred = np.divmod(pairs, num_pred)
+    area = np.bincount(pair, length, len(pairs))
 
     pred_counts, true_counts = (
-        np.bincount(component, length, minlength=1) >= size
+        np.bincount(component, area, minlength=1) >= size
         for component, size in zip((pred, true), sizes, strict=True)
     )
-    pred_counts[0] = true_counts[0] = False  # the background
     inside = (true == 0) | true_counts[true]  # the others became void
-    pred, true, length = (pred * pred_counts[pred])[inside], true[inside], length[inside]
+    pred, true, area = (pred * pred_counts[pred])[inside], true[inside], area[inside]
+    pred_area = np.bincount(pred, area, len(pred_counts))
+    true_area = np.bincount(true, area, len(true_counts))
 
-    pred_area = np.bincount(pred, length, len(pred_counts))
-    true_area = np.bincount(true, length, len(true_counts))
-    shared = (true > 0) & (pred > 0)
-    # One number per pair of components that touch, and the pixels that they share.
-    pairs = true[shared].astype(np.int64) * len(pred_counts) + pred[shared]
-    pairs, pair = np.unique(pairs, return_inverse=True)
-    shared_area = np.bincount(pair, length[shared], len(pairs))
-    return _ratios(*np.divmod(pairs, len(pred_counts)), shared_area, true_area, pred_area)
-
-
-def _ratios(
-    true: np.ndarray,
-    pred: np.ndarray,
-    shared_area: np.ndarray,
-    true_area: np.ndarray,
-    pred_area: np.ndarray,
-) -> ComponentScores:
-    """sIoU and PPV; ``shared_area`` is that of true component ``true[i]`` with ``pred[i]``."""
-    hit = np.bincount(true, shared_area, len(true_area))
-    on_true = np.bincount(pred, shared_area, len(pred_area))
+    touch = (true > 0) & (pred > 0)
+    true, pred, shared = true[touch], pred[touch], area[touch]
+    hit = np.bincount(true, shared, len(true_area))
+    on_true = np.bincount(pred, shared, len(pred_area))
     # The union of a true component with those that touch it, less their pixels on other true ones:
     # the component itself, and their pixels on none.
     union = true_area + np.bincount(true, (pred_area - on_true)[pred], len(true_area))
-    has_true, has_pred = true_area > 0, pred_area > 0
-    has_true[0] = has_pred[0] = False  # the background
+    has_true, has_pred = (np.flatnonzero(area[1:]) + 1 for area in (true_area, pred_area))
     return ComponentScores(hit[has_true] / union[has_true], on_true[has_pred] / pred_area[has_pred])
 
 

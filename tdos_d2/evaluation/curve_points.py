@@ -1,4 +1,4 @@
-"""What a report draws of a dataset: points of its curves, and histograms of its scores."""
+"""Data of a report's figures: points of the curves, and histograms of the scores."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ from ..labels import KNOWN, OOD
 from .frames import Frame
 from .pixel_metrics import KeyBins
 
-# Points of a curve: more than the pixels of a figure.
-_POINTS = 1000
+_POINTS = 1000  # more than the pixels of a figure
 _HISTOGRAM_BINS = 100
-# A histogram leaves a thousandth of either class to each of its outermost bars.
-_OUTSIDE = 1e-3
+_OUTSIDE = 1e-3  # share of either class beyond each end of a histogram
 
 
 class CurvePoints(NamedTuple):
     """Points of the PR and the ROC curve, from the largest threshold down, as fractions.
 
     Attributes:
-        threshold: (n,) float32 values; OOD is predicted where ``float32(score) >= threshold``.
-        recall: (n,) share of the OOD pixels found, the true positive rate.
-        precision: (n,) share of OOD among what is predicted.
-        fpr: (n,) share of the known pixels predicted OOD.
+        threshold: (n,) float32; OOD is predicted where ``float32(score) >= threshold``.
+        recall, precision, fpr: (n,), of OOD pixels.
         best: the point of the best F1.
         at_95: the first point with a recall of 0.95 or more.
     """
@@ -39,13 +35,10 @@ class CurvePoints(NamedTuple):
 
 
 def curve_points(bins: KeyBins, counts: np.ndarray) -> CurvePoints | None:
-    """Points of the exact curve, close enough to draw it.
-
-    Each point is one of the exact curve; left out are points between which neither recall nor false
-    positive rate changes by more than a thousandth.
+    """Points of the exact curve: enough that recall and FPR differ by at most about 1 / 1000.
 
     Args:
-        bins: division of the scores, such as the last that ``pixel_metrics`` asked for.
+        bins: such as the last that ``pixel_metrics`` asked for.
         counts: (2, len(bins)) known and OOD pixels of the whole dataset.
 
     Returns:
@@ -74,16 +67,15 @@ def curve_points(bins: KeyBins, counts: np.ndarray) -> CurvePoints | None:
 
 
 def central_range(bins: KeyBins, counts: np.ndarray) -> tuple[float, float]:
-    """Low and high end of the scores, less the outermost thousandth of either class.
+    """Lowest and highest score, less the outermost thousandth of known and of OOD pixels.
 
-    Args:
-        bins, counts: as in ``curve_points``; one of the classes may be empty, not both.
+    Takes what ``curve_points`` takes; there may be no OOD or no known pixel, but not neither.
     """
-    ends = []
-    for row in counts[counts.any(axis=1)]:
-        cumulative = row.cumsum()
-        for share in (_OUTSIDE, 1 - _OUTSIDE):
-            ends.append(bins.smallest(int(np.argmax(cumulative >= share * cumulative[-1]))))
+    ends = [
+        bins.smallest(int(np.argmax(cumulative >= share * cumulative[-1])))
+        for cumulative in counts[counts.any(axis=1)].cumsum(axis=1)
+        for share in (_OUTSIDE, 1 - _OUTSIDE)
+    ]
     low, high = min(ends), max(ends)
     margin = max(0.5, abs(low) / 100) if low == high else 0.0
     return low - margin, high + margin
@@ -93,7 +85,7 @@ class Histogram(NamedTuple):
     """Pixels by score.
 
     Attributes:
-        edges: (n + 1,) of bars of equal width; the outermost bars also hold what lies beyond.
+        edges: (n + 1,) of bars of equal width; the outermost bars also count what is beyond.
         counts: (2, n) int64 known and OOD pixels.
     """
 
@@ -102,7 +94,7 @@ class Histogram(NamedTuple):
 
 
 def histogram(frames: Iterable[Frame], low: float, high: float) -> Histogram:
-    """Count pixels by score between ``low`` and ``high``; void pixels count nowhere.
+    """Count pixels by score between ``low`` and ``high``, void left out.
 
     Counts of parts of a dataset add up to those of the whole.
     """

@@ -1,22 +1,24 @@
-"""All metrics of a dataset from score maps and labels, whoever made them."""
+"""All metrics of a dataset, and of single frames, from score maps and labels."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import closing
 from functools import partial
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import UserError
+from ..labels import KNOWN, OOD, VOID
 from .component_metrics import (
     ComponentScores,
     component_metrics,
     component_sizes,
     score_components,
 )
-from .frames import CheckedFrames, Spool
+from .frames import CheckedFrames, Frame, Spool
 from .pixel_metrics import PixelMetrics, count_pixels, pixel_metrics
 
 
@@ -36,8 +38,8 @@ def evaluate_scores(
     Args:
         frames: ``(score, label)`` per frame. score: (H, W) finite real numbers, larger = more
             anomalous, compared as float32. label: (H, W) integers 0 (known), 1 (OOD), 255 (void).
-            Several passes are needed: a list, or whatever else can be gone through again, is; an
-            iterator is written to a temporary file first, 5 bytes per pixel, in ``TMPDIR``.
+            There are several passes over them: an iterator is written to a temporary file first, 5
+            bytes per pixel, in ``TMPDIR``.
         protocol: smallest components in pixels: "anomaly" (predicted 500, true 100) or "obstacle"
             (50 and 10). Absolute sizes, meant for frames of 1280x720 and larger.
         min_pred, min_gt: smallest predicted and true component in place of the protocol's.
@@ -52,41 +54,65 @@ def evaluate_scores(
         UserError: shapes that differ, scores that are not finite, undeclared labels, each
             naming the frame by its number; unknown protocol.
     """
-    sizes = component_sizes(protocol, min_pred, min_gt)
-    passes = CheckedFrames(frames)
-    with ExitStack() as stack:
-        if isinstance(frames, Iterator):
-            spool = stack.enter_context(closing(Spool()))
-            for frame in passes:
-                spool.append(frame)
-            passes = spool
-        pixels = pixel_metrics(partial(count_pixels, passes), "evaluate_scores")
-        components = score_components(passes, pixels.threshold, sizes, strict)
-    return all_metrics(pixels, components)
+    sizes, checked = component_sizes(protocol, min_pred, min_gt), CheckedFrames(frames)
+    if not isinstance(frames, Iterator):
+        return _evaluate(checked, sizes, strict)
+    with closing(Spool()) as spool:
+        for frame in checked:
+            spool.append(frame)
+        return _evaluate(spool, sizes, strict)
+
+
+def _evaluate(frames: Iterable[Frame], sizes: tuple[int, int], strict: bool) -> dict[str, float]:
+    pixels = pixel_metrics(partial(count_pixels, frames), "evaluate_scores")
+    return all_metrics(pixels, score_components(frames, pixels.threshold, sizes, strict))
 
 
 def all_metrics(pixels: PixelMetrics, components: ComponentScores) -> dict[str, float]:
-    """The metrics of ``evaluate_scores`` from the two kinds they are made of."""
-    metrics = {
-        "AP": pixels.ap,
-        "AUROC": pixels.auroc,
-        "FPR95": pixels.fpr95,
-        "F1": pixels.f1,
-        **component_metrics(components),
-    }
-    # Without a threshold there are no predicted components to speak of.
+    """The metrics of ``evaluate_scores``; all NaN where there is no threshold."""
+    metrics = {**pixels.as_dict(), **component_metrics(components)}
     return dict.fromkeys(metrics, math.nan) if math.isnan(pixels.threshold) else metrics
 
 
-def check_defined(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Refuse results of labels in which there is nothing to find or to leave out.
+def frame_metrics(
+    frame: Frame, threshold: float, components: ComponentScores, strict: bool = False
+) -> dict[str, float]:
+    """Metrics of one frame. No metric of a dataset is a mean of these.
 
     Args:
-        results: ``{dataset: {task: {metric: value}}}``.
+        frame: as ``check_frame`` gives it.
+        threshold: operating threshold of the whole dataset.
+        components: of this frame, at that threshold.
+        strict: predict score > threshold.
 
-    Raises:
-        UserError: AP or mIoU of a task is NaN.
+    Returns:
+        Number of "known", "OOD" and "void" pixels; "AP", "AUROC", "FPR95" and best "F1" of the
+        frame's own curve in percent, NaN without OOD or known pixels; "F1_at_threshold" in percent;
+        "true_components" and "predicted_components", and the metrics of ``component_metrics``.
     """
+    label = frame.label
+    pixels = {
+        name: np.count_nonzero(label == value)
+        for name, value in (("known", KNOWN), ("OOD", OOD), ("void", VOID))
+    }
+    curve = dict.fromkeys(("AP", "AUROC", "FPR95", "F1"), math.nan)
+    if pixels["known"] and pixels["OOD"]:
+        curve = pixel_metrics(partial(count_pixels, [frame]), "frame").as_dict()
+    predicted = frame.predicted(threshold, strict)
+    tp = np.count_nonzero(predicted & (label == OOD))
+    either = pixels["OOD"] + np.count_nonzero(predicted)
+    return {
+        **pixels,
+        **curve,
+        "F1_at_threshold": 200 * tp / either if either else math.nan,
+        "true_components": len(components.siou),
+        "predicted_components": len(components.ppv),
+        **component_metrics(components),
+    }
+
+
+def check_defined(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Raise UserError if AP or mIoU is NaN in ``results``: {dataset: {task: {metric: value}}}."""
     for name, tasks in results.items():
         if any(math.isnan(row.get("AP", row.get("mIoU", 0.0))) for row in tasks.values()):
             raise UserError(

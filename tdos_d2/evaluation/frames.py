@@ -1,13 +1,13 @@
-"""What is evaluated: score maps with labels, checked, and kept on disk for further passes."""
+"""Score maps with labels: checked, and kept on disk for further passes."""
 
 from __future__ import annotations
 
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from ..errors import UserError
 from ..labels import KNOWN, OOD, VOID
 
-# What is wrong with scores of 8 bits or less, or of half precision.
+# What is wrong with ``coarse`` scores.
 COARSE = (
     "scores that differ become equal, which changes the metrics (by tens of points of AP with 8 "
     "bits or less, under one with float16); save float32, or logits"
@@ -35,18 +35,27 @@ class Frame(NamedTuple):
     score: np.ndarray
     label: np.ndarray
 
+    def predicted(self, threshold: float, strict: bool = False) -> np.ndarray:
+        """(H, W) bool: score >= threshold, or > if ``strict``, where the label is not void."""
+        limit = np.float32(threshold)
+        return ((self.score > limit) if strict else (self.score >= limit)) & (self.label != VOID)
+
+
+def frame_id(record: Mapping[str, Any]) -> str:
+    """What the frame of a dataset dict is called in reports, files and messages."""
+    return str(record.get("image_id", record["file_name"]))
+
 
 def check_frame(score: ArrayLike, label: ArrayLike, name: str) -> Frame:
-    """Bring a score map and its label into the form that the metrics need.
+    """Check a score map and its label, and convert them to what the metrics need.
 
     Args:
-        score: (H, W) real numbers; taken as float32, whatever they come as.
+        score: (H, W) real numbers of any type; converted to float32.
         label: (H, W) integers 0 (known), 1 (OOD) or 255 (void).
         name: what the frame is called in messages.
 
     Raises:
-        UserError: shapes differ, or there are scores that are not finite (in float32) or other
-            labels.
+        UserError: shapes differ, a score is not finite (in float32), or a label has another value.
     """
     score, label = np.asarray(score), np.asarray(label)
     if score.ndim != 2 or score.shape != label.shape:
@@ -66,7 +75,7 @@ def check_frame(score: ArrayLike, label: ArrayLike, name: str) -> Frame:
 
 
 def check_finite(values: np.ndarray, what: str, hint: str = "") -> None:
-    """Raise UserError, which begins with ``what`` and ends with ``hint``, unless all are finite."""
+    """Raise UserError, with ``what`` before and ``hint`` after it, unless all are finite."""
     finite = np.isfinite(values)
     if not finite.all():
         bad = finite.size - np.count_nonzero(finite)
@@ -74,7 +83,7 @@ def check_finite(values: np.ndarray, what: str, hint: str = "") -> None:
 
 
 def coarse(score: ArrayLike) -> bool:
-    """Whether scores come in a type, or as integers in a range, that ties what differs."""
+    """Whether scores have so few values that different ones may have become equal."""
     score = np.asarray(score)
     if score.dtype.kind in "iub" and score.size:
         return int(score.max()) - int(score.min()) < 256
@@ -82,7 +91,10 @@ def coarse(score: ArrayLike) -> bool:
 
 
 class CheckedFrames:
-    """(score, label) pairs that can be gone through again and again, checked each time."""
+    """Checks (score, label) pairs in every pass over them.
+
+    It warns once of ``coarse`` scores, and raises what ``check_frame`` does.
+    """
 
     def __init__(self, frames: Iterable[tuple[ArrayLike, ArrayLike]]) -> None:
         self._frames = frames
@@ -96,15 +108,13 @@ class CheckedFrames:
             yield check_frame(score, label, f"frame {i} (counted from 0)")
 
 
-class Spool:
-    """Frames kept in a temporary file, to be gone through again and again.
+class Spool(Sequence[Frame]):
+    """Frames in a temporary file, 5 bytes per pixel.
 
-    The file has no name (on POSIX systems): its space is free again when the process ends, whatever
-    ends it.
+    On POSIX systems the file has no name, so it is gone when the process ends, however it ends.
 
     Args:
-        folder: where the file lies, it takes 5 bytes per pixel; the system's folder for temporary
-            files (``TMPDIR``) by default.
+        folder: where the file is (default: ``TMPDIR``).
 
     Raises:
         UserError: the file cannot be made; from ``append``: the disk is full.
@@ -114,38 +124,32 @@ class Spool:
         self._folder = os.fspath(folder or tempfile.gettempdir())
         self._places: list[tuple[int, tuple[int, int]]] = []  # in the file, and (H, W)
         with self._named_errors():
-            # Unbuffered, so that closing has nothing left to write and cannot fail.
-            self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
 
     def append(self, frame: Frame) -> None:
         """Add a frame."""
         with self._named_errors():
             start = self._file.seek(0, os.SEEK_END)
             for array in frame:
-                left = _bytes(array)
-                while left:
-                    left = left[self._file.write(left) :]
+                self._file.write(array)
+            self._file.flush()  # a full disk is an error here, not later
         self._places.append((start, frame.score.shape))
 
     def __getitem__(self, index: int) -> Frame:
         start, shape = self._places[index]
+        frame = Frame(np.empty(shape, np.float32), np.empty(shape, np.uint8))
         self._file.seek(start)
-        return Frame(self._read(np.float32, shape), self._read(np.uint8, shape))
-
-    def __iter__(self) -> Iterator[Frame]:
-        return (self[index] for index in range(len(self)))
+        for array in frame:
+            self._file.readinto(array)
+        return frame
 
     def __len__(self) -> int:
         return len(self._places)
 
     def close(self) -> None:
-        """Give the disk space back."""
-        self._file.close()
-
-    def _read(self, dtype: type, shape: tuple[int, int]) -> np.ndarray:
-        array = np.empty(shape, dtype)
-        self._file.readinto(_bytes(array))
-        return array
+        """Delete the file."""
+        with suppress(OSError):  # of what could not be written
+            self._file.close()
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -155,7 +159,3 @@ class Spool:
             raise UserError(
                 f"cannot keep scores in {self._folder} (5 bytes per pixel): {error.strerror}"
             ) from error
-
-
-def _bytes(array: np.ndarray) -> memoryview:
-    return array.reshape(-1).view(np.uint8).data

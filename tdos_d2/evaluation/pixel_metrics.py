@@ -1,15 +1,15 @@
 """Pixel metrics over all labelled pixels of a dataset: AP, AUROC, FPR95 and best F1.
 
-Definitions are those of SegmentMeIfYouCan and scikit-learn, on the exact curve of the whole data
-set (never a mean over images): AP by the step rule, AUROC by the trapezoid rule, FPR95 at the first
+Definitions are those of SegmentMeIfYouCan and scikit-learn, on the curve of the whole dataset
+(never a mean over images): AP by the step rule, AUROC by the trapezoid rule, FPR95 at the first
 point of the curve whose TPR is at least 0.95, best F1 along the curve.
 
-The curve needs every score in order, but not every score at hand. Scores are counted in bins of
-float32 values, known and OOD pixels apart, and these integer counts are the whole state: they are
-added over frames and processes, in any order. What the bins hide, the order of the scores inside a
-bin, bounds the error of each metric. While a bound exceeds ``TOLERANCE``, the bins that cause it
-are split and the frames are counted again; a bin of one float32 value hides nothing. So the result
-is as good for ``100 - tiny`` or a saturated sigmoid as for well spread scores, mostly in 2 passes.
+Scores are counted in bins of float32 values, known and OOD pixels apart. These integer counts are
+the whole state: they are added over frames and processes, in any order. The order of the scores
+inside a bin is not known, which bounds the error of each metric. While a bound exceeds
+``TOLERANCE``, the bins that cause it are split and the frames are counted again; a bin of one
+float32 value causes no error. So ``100 - tiny`` or a saturated sigmoid are measured as exactly as
+well spread scores, mostly in 2 passes.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class PixelMetrics:
 
     Attributes:
         ap, auroc, fpr95, f1: see the module.
-        threshold: ``float32(score) >= threshold`` is the prediction that ``f1`` belongs to.
-        bound: no metric is further from that of the exact curve, in points.
+        threshold: of the best F1: ``float32(score) >= threshold`` is predicted OOD.
+        bound: largest error of a metric, in percentage points.
     """
 
     ap: float
@@ -52,25 +52,24 @@ class PixelMetrics:
     threshold: float
     bound: float
 
+    def as_dict(self) -> dict[str, float]:
+        """{"AP", "AUROC", "FPR95", "F1"} in percent."""
+        return {"AP": self.ap, "AUROC": self.auroc, "FPR95": self.fpr95, "F1": self.f1}
 
+
+@dataclass(frozen=True, eq=False)
 class KeyBins:
     """A division of the float32 values, ordered by size, into bins.
 
-    Args:
+    Attributes:
         low: (n,) uint32, the smallest key (``float_keys``) of each bin, ascending.
         bits: (n,) uint8, a bin holds 2**bits consecutive keys.
-        levels: how ``refined`` came here from the bins of the first pass.
+        levels: shift and base of each refinement since the first pass, see ``index``.
     """
 
-    def __init__(
-        self,
-        low: np.ndarray,
-        bits: np.ndarray,
-        levels: tuple[tuple[np.ndarray, np.ndarray], ...] = (),
-    ) -> None:
-        self._low = low
-        self._bits = bits
-        self._levels = levels
+    low: np.ndarray
+    bits: np.ndarray
+    levels: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
     @classmethod
     def coarse(cls) -> KeyBins:
@@ -79,45 +78,47 @@ class KeyBins:
         return cls(low, np.full(len(low), 32 - _COARSE_BITS, dtype=np.uint8))
 
     def __len__(self) -> int:
-        return len(self._low)
+        return len(self.low)
 
     @property
     def single(self) -> np.ndarray:
         """(len,) bool: the bin holds one float32 value, so its scores are equal."""
-        return self._bits == 0
+        return self.bits == 0
 
     def smallest(self, index: int) -> float:
         """The smallest float32 value of a bin."""
-        return float(_floats(self._low[index : index + 1])[0])
+        key = int(self.low[index])
+        bits = key ^ (2**31 if key >> 31 else 2**32 - 1)  # float_keys turned round
+        return float(np.uint32(bits).view(np.float32))
 
     def index(self, keys: np.ndarray) -> np.ndarray:
         """The bin of each of the ``keys`` that ``float_keys`` gives."""
         index = keys >> np.uint32(32 - _COARSE_BITS)
-        for shift, base in self._levels:
+        for shift, base in self.levels:
             index = (keys >> shift[index]) - base[index]
         return index
 
     def refined(self, doubt: np.ndarray) -> KeyBins:
-        """Bins split where ``doubt`` (len,), what a bin adds to the error bound, is large.
+        """Split the bins whose ``doubt`` (len,), their share of the error bound, is large.
 
-        Cutting a bin into n parts divides its doubt by about n, so the sum over all bins is least
+        Splitting a bin into n parts divides its doubt by about n, so the sum over all bins is least
         when each gets new bins in proportion to the square root of its doubt.
         """
         weight = np.sqrt(doubt)
         parts = np.maximum(weight * (_NEW_BINS / weight.sum()), 1)
-        split = np.minimum(np.log2(parts).astype(np.uint8), self._bits)
+        split = np.minimum(np.log2(parts).astype(np.uint8), self.bits)
         worst = doubt.argmax()
-        split[worst] = max(split[worst], 1)  # every pass gets further
+        split[worst] = max(split[worst], 1)  # at least one bin is split in every pass
 
         size = 1 << split.astype(np.int64)
         first = np.cumsum(size) - size
-        shift = self._bits - split
+        shift = self.bits - split
         # Modulo 2**32: (key >> shift) - base = first + ((key - low) >> shift).
-        base = (self._low >> shift) - first.astype(np.uint32)
+        base = (self.low >> shift) - first.astype(np.uint32)
         parent = np.repeat(np.arange(len(self)), size)
         part = (np.arange(len(parent)) - first[parent]).astype(np.uint32)
-        low = self._low[parent] + (part << shift[parent])
-        return KeyBins(low, shift[parent], (*self._levels, (shift, base)))
+        low = self.low[parent] + (part << shift[parent])
+        return KeyBins(low, shift[parent], (*self.levels, (shift, base)))
 
 
 def float_keys(score: np.ndarray) -> np.ndarray:
@@ -127,22 +128,10 @@ def float_keys(score: np.ndarray) -> np.ndarray:
     return (bits ^ ((bits >> 31) | np.int32(-(2**31)))).view(np.uint32)
 
 
-def _floats(keys: np.ndarray) -> np.ndarray:
-    """The float32 scores that have these keys."""
-    flip = np.where(keys >> np.uint32(31), np.uint32(2**31), np.uint32(2**32 - 1))
-    return (keys ^ flip).view(np.float32)
-
-
 def count_pixels(frames: Iterable[Frame], bins: KeyBins) -> np.ndarray:
-    """Count pixels by class and score.
+    """(2, len(bins)) int64 counts of known and of OOD pixels, void left out.
 
-    Args:
-        frames: frames as ``check_frame`` gives them; void pixels count nowhere.
-        bins: the division of the scores.
-
-    Returns:
-        (2, len(bins)) int64 counts of known and of OOD pixels; counts of parts of a dataset add up
-        to those of the whole.
+    Counts of parts of a dataset add up to those of the whole.
     """
     counts = np.zeros((2, len(bins)), dtype=np.int64)
     for frame in frames:
@@ -161,7 +150,7 @@ def pixel_metrics(count: Callable[[KeyBins], np.ndarray], name: str) -> PixelMet
         name: what the dataset is called in messages.
 
     Returns:
-        the metrics; all NaN, with a warning in the log, if no pixel is OOD or none is known.
+        The metrics; all NaN, with a warning in the log, if no pixel is OOD or none is known.
 
     Raises:
         UserError: ``count`` did not count the same pixels every time.
@@ -174,9 +163,15 @@ def pixel_metrics(count: Callable[[KeyBins], np.ndarray], name: str) -> PixelMet
         logger.warning(f"{name}: no {lacking} pixel in the labels, so all metrics are NaN")
         return PixelMetrics(*[math.nan] * 6)
     while True:
-        metrics, doubt = _measure(bins, counts)
-        if metrics.bound <= 100 * TOLERANCE:
-            return metrics
+        occupied = np.flatnonzero(counts.any(axis=0))[::-1]  # from the largest score down
+        neg, pos = counts[:, occupied].astype(np.float64)
+        curve = curve_of_counts(neg, pos, ~bins.single[occupied])
+        bound = 100 * float(curve.bounds.max())
+        if bound <= 100 * TOLERANCE:
+            threshold = bins.smallest(occupied[curve.best])
+            return PixelMetrics(*(100 * curve.metrics).tolist(), threshold, bound)
+        doubt = np.zeros(len(bins))
+        doubt[occupied] = curve.doubt
         bins = bins.refined(doubt)
         counts = count(bins)
         if (counts.sum(axis=1) != total).any():
@@ -184,34 +179,19 @@ def pixel_metrics(count: Callable[[KeyBins], np.ndarray], name: str) -> PixelMet
 
 
 class Curve(NamedTuple):
-    """What counts in bins say of a curve, as fractions, and what they leave open.
-
-    Leading axes (...) are datasets of their own.
+    """Metrics of one or more curves, as fractions; leading axes (...) are datasets of their own.
 
     Attributes:
-        ap, auroc, fpr95, f1: (...,) the metrics, NaN without an OOD or without a known pixel.
-        at_95, best: (...,) bin that FPR95 and F1 belong to.
-        ap_doubt, auroc_doubt: (..., n) share of each bin in the error bound of the metric.
-        fpr_doubt: (...,) error bound of FPR95.
-        f1_gain: (..., n) how much larger F1 may be inside the bin.
+        metrics: (4, ...) AP, AUROC, FPR95 and best F1; NaN without OOD or without known pixels.
+        bounds: (4, ...) largest difference to the metrics of the exact curve.
+        doubt: (..., n) share of each bin in the bounds.
+        best: (...,) bin of the best F1.
     """
 
-    ap: np.ndarray
-    auroc: np.ndarray
-    fpr95: np.ndarray
-    f1: np.ndarray
-    at_95: np.ndarray
+    metrics: np.ndarray
+    bounds: np.ndarray
+    doubt: np.ndarray
     best: np.ndarray
-    ap_doubt: np.ndarray
-    auroc_doubt: np.ndarray
-    fpr_doubt: np.ndarray
-    f1_gain: np.ndarray
-
-    @property
-    def bounds(self) -> np.ndarray:
-        """(4, ...) AP, AUROC, FPR95 and F1 of the exact curve are no further away than this."""
-        doubts = self.ap_doubt.sum(-1), self.auroc_doubt.sum(-1)
-        return np.stack([*doubts, self.fpr_doubt, self.f1_gain.max(-1)])
 
 
 @np.errstate(invalid="ignore", divide="ignore")  # NaN without OOD or known pixels
@@ -226,51 +206,29 @@ def curve_of_counts(neg: np.ndarray, pos: np.ndarray, hidden: np.ndarray) -> Cur
     num_neg, num_pos = fp[..., -1:], tp[..., -1:]
 
     ap_low, ap_high = _precision_range(pos, neg, tp, fp, hidden)
+    ap = (ap_low + ap_high).sum(-1) / 2 / num_pos[..., 0]
+    ap_doubt = (ap_high - ap_low) / 2 / num_pos
 
     # Inside a bin, between none and all of the pos * neg pairs are in the right order.
     num_pairs = num_pos * num_neg
-    ordered = pos * (num_neg - fp + neg / 2)
+    auroc = (pos * (num_neg - fp + neg / 2)).sum(-1) / num_pairs[..., 0]
+    auroc_doubt = hidden * pos * neg / 2 / num_pairs
 
-    at_95 = np.argmax(20 * tp >= 19 * num_pos, axis=-1)
-    fp_95, neg_95 = (np.take_along_axis(x, at_95[..., None], -1)[..., 0] for x in (fp, neg))
-    fpr_doubt = hidden[at_95] * neg_95 / 2 / num_neg[..., 0]
+    at_95 = np.argmax(20 * tp >= 19 * num_pos, axis=-1, keepdims=True)
+    fpr_doubt = hidden * (np.arange(len(hidden)) == at_95) * neg / 2 / num_neg
+    fpr_bound = fpr_doubt.sum(-1)
+    fpr95 = (np.take_along_axis(fp, at_95, -1) / num_neg)[..., 0] - fpr_bound
 
     f1 = 2 * tp / (num_pos + tp + fp)  # of score >= the smallest value of the bin
-    best = f1.argmax(-1)
-    best_f1 = np.take_along_axis(f1, best[..., None], -1)
+    best_f1 = f1.max(-1, keepdims=True)
+    # How much larger F1 may be inside the bin.
+    f1_doubt = hidden * (2 * tp / (num_pos + tp + fp - neg) - best_f1).clip(min=0)
     return Curve(
-        ap=(ap_low + ap_high).sum(-1) / 2 / num_pos[..., 0],
-        auroc=ordered.sum(-1) / num_pairs[..., 0],
-        fpr95=fp_95 / num_neg[..., 0] - fpr_doubt,
-        f1=best_f1[..., 0],
-        at_95=at_95,
-        best=best,
-        ap_doubt=(ap_high - ap_low) / 2 / num_pos,
-        auroc_doubt=hidden * pos * neg / 2 / num_pairs,
-        fpr_doubt=fpr_doubt,
-        f1_gain=hidden * (2 * tp / (num_pos + tp + fp - neg) - best_f1).clip(min=0),
+        metrics=np.stack([ap, auroc, fpr95, best_f1[..., 0]]),
+        bounds=np.stack([ap_doubt.sum(-1), auroc_doubt.sum(-1), fpr_bound, f1_doubt.max(-1)]),
+        doubt=ap_doubt + auroc_doubt + f1_doubt * (f1_doubt > TOLERANCE) + fpr_doubt,
+        best=f1.argmax(-1),
     )
-
-
-def _measure(bins: KeyBins, counts: np.ndarray) -> tuple[PixelMetrics, np.ndarray]:
-    """Metrics and error bound that follow from the counts, and each bin's share in the bound."""
-    occupied = np.flatnonzero(counts.any(axis=0))[::-1]  # from the largest score down
-    neg, pos = counts[:, occupied].astype(np.float64)
-    curve = curve_of_counts(neg, pos, ~bins.single[occupied])
-    doubt = np.zeros(len(bins))
-    doubt[occupied] = (
-        curve.ap_doubt + curve.auroc_doubt + curve.f1_gain * (curve.f1_gain > TOLERANCE)
-    )
-    doubt[occupied[curve.at_95]] += curve.fpr_doubt
-    metrics = PixelMetrics(
-        ap=100 * float(curve.ap),
-        auroc=100 * float(curve.auroc),
-        fpr95=100 * float(curve.fpr95),
-        f1=100 * float(curve.f1),
-        threshold=bins.smallest(occupied[curve.best]),
-        bound=100 * float(curve.bounds.max()),
-    )
-    return metrics, doubt
 
 
 def _precision_range(
@@ -278,10 +236,10 @@ def _precision_range(
 ) -> np.ndarray:
     """(2, ..., n): least and largest sum of the precisions at the OOD pixels of each bin.
 
-    Equal scores share one precision, tp / (tp + fp). Else it is largest when all OOD pixels tie
-    above the known ones, and smallest when each stands alone below them: the sum over j = 1 ... pos
-    of f(tp - pos + j) with f(t) = t / (t + fp). As f is concave, f(t) is at least its mean from
-    t - 1/2 to t + 1/2, and the sum at least the integral.
+    Equal scores have one precision, tp / (tp + fp). Else it is largest when all OOD pixels have one
+    score above the known ones, and smallest when their scores differ and are all below: the sum
+    over j = 1 ... pos of f(tp - pos + j) with f(t) = t / (t + fp). As f is concave, f(t) is at
+    least its mean from t - 1/2 to t + 1/2, and the sum at least the integral.
     """
     tied = pos * tp / np.maximum(tp + fp, 1)
     largest = pos * tp / np.maximum(tp + fp - neg, 1)

@@ -1,22 +1,20 @@
-"""Score maps in files, whoever wrote them: where that of a frame lies, and reading it.
+"""Files with score maps: which belongs to which frame, and reading them.
 
-The scores of frame ``a/b`` (``image_id`` of its dataset: the path of the image below the set's
+The scores of frame ``a/b`` (``image_id`` of its dataset: the path of the image below the dataset's
 image folder, without extension) are one (H, W) map of the size of the image, larger = more
-anomalous, in ``FOLDER/a/b`` and one of these endings:
+anomalous, in ``FOLDER/a/b`` with one of these endings:
 
 - ``.npy``: the array; also ``_anomaly.npy`` of a Fishyscapes pair, whose ``_segmentation.npy`` is
-  left alone;
+  ignored;
 - ``.npz``: the only array, or the one called "value";
 - ``.h5``, ``.hdf5``: the dataset "value", as in SegmentMeIfYouCan's tool (needs h5py);
-- ``.png``: one channel of 16 bits (8 would tie what AP keeps apart); where the text of the file has
-  "offset" and "step", the score is offset + step * value.
+- ``.png``: one channel of 16 bits (in 8 bits different scores become equal); where the text of the
+  file has "offset" and "step", the score is offset + step * value;
+- ``_raw.png``, ``_raw.npy`` of tools/predict.py, whose pictures beside it are ignored.
 
-What tools/predict.py writes serves as it is: ``FOLDER/a/b_raw.png`` or ``_raw.npy``; the pictures
-beside it are left alone.
-
-Where no two frames share it, ``FOLDER/b`` serves too, also without Cityscapes' "_leftImg8bit": so
-does the official ``outputs/anomaly_p/<method>/<dataset>/<frame>.hdf5``. Files of other kinds are
-left alone. Maps are not resized, other than by the official tool: a wrong size is an error.
+Where only one frame is called ``b``, ``FOLDER/b`` serves too, also without Cityscapes'
+"_leftImg8bit", as in the official ``outputs/anomaly_p/<method>/<dataset>/<frame>.hdf5``. Files of
+other kinds are ignored. Maps of another size than the image are an error: they are not resized.
 """
 
 from __future__ import annotations
@@ -36,7 +34,6 @@ from PIL import Image
 from ..errors import UserError
 from ..files import find_files
 
-SUFFIXES = (".npy", ".npz", ".h5", ".hdf5", ".png")
 KEY = "value"  # of the dataset in a HDF5 file
 CITYSCAPES_END = "_leftImg8bit"
 RAW_END = "_raw"
@@ -45,11 +42,9 @@ _PICTURE = re.compile(r"(.+)_(?:score|segmentation|word\d+_[0-9a-zA-Z-]*)", re.D
 
 
 def short_names(frames: Iterable[str], without: str = CITYSCAPES_END) -> dict[str, str]:
-    """Last part of each frame's id, as in official tools; the whole id where frames would share it.
+    """Last part of each frame's id, less the ending ``without``; the whole id if it is not unique.
 
-    Args:
-        frames: the frames' ids.
-        without: an ending to leave out.
+    These are the names of frames in official tools.
     """
     short = {frame: PurePosixPath(frame).name.removesuffix(without) for frame in frames}
     times = Counter(short.values())
@@ -64,7 +59,7 @@ def find_score_files(
     Args:
         folder: see the module.
         frames: the frames' ids.
-        allow_extra: leave score files alone that belong to none of the frames.
+        allow_extra: ignore score files that belong to none of the frames.
 
     Raises:
         UserError: no such folder; frames without file or with two; files that fit no frame.
@@ -78,24 +73,21 @@ def find_score_files(
         for frame, name in names.items()
     }
     found: dict[str, Path] = {}
-    extra = []
-    for name in find_files(folder):
-        path = folder / name
-        if path.suffix.lower() not in SUFFIXES:
+    extra, problems = [], []
+    for path in map(folder.joinpath, find_files(folder)):
+        if path.suffix.lower() not in _READERS:
             continue
-        frame = _frame_of(name.removesuffix(path.suffix), path, owners)
+        frame = _frame_of(path.relative_to(folder).with_suffix("").as_posix(), path, owners)
         if frame is None:
             extra.append(path)
         elif frame in found:
             raise UserError(f"scores: two files for frame {frame}: {found[frame]} and {path}")
         elif frame:
             found[frame] = path
-    missing = [frame for frame in frames if frame not in found]
-    problems = []
-    if missing:
+    if missing := [frame for frame in frames if frame not in found]:
         problems.append(
             f"{len(missing)} of {len(frames)} frames have no file, first {folder / missing[0]} "
-            f"({', '.join(SUFFIXES)})"
+            f"({', '.join(_READERS)})"
         )
     if extra and not allow_extra:
         problems.append(f"{len(extra)} files belong to no frame, first {extra[0]}")
@@ -130,7 +122,7 @@ def import_h5py() -> ModuleType:
 
 
 def _frame_of(stem: str, path: Path, owners: dict[str, str]) -> str | None:
-    """The frame that a file belongs to, "" for one to leave alone, None where there is none."""
+    """The frame that a file belongs to, "" for a file to ignore, None where there is none."""
     suffix = path.suffix.lower()
     if stem in owners:
         return owners[stem]
@@ -149,7 +141,11 @@ def _frame_of(stem: str, path: Path, owners: dict[str, str]) -> str | None:
 
 def _read_npz(path: Path) -> np.ndarray:
     with np.load(path, allow_pickle=False) as arrays:
-        return arrays[_only_key(path, arrays.files)]
+        keys = arrays.files
+        if KEY not in keys and len(keys) != 1:
+            expected = f"one array, or one called '{KEY}', expected"
+            raise UserError(f"scores {path}: {expected}, not {keys}")
+        return arrays[KEY if KEY in keys else keys[0]]
 
 
 def _read_hdf5(path: Path) -> np.ndarray:
@@ -169,22 +165,17 @@ def _read_png(path: Path) -> np.ndarray:
             f"scores {path}: a PNG must have one channel of 16 bits, not {values.shape} of "
             f"{values.dtype}"
         )
-    if "offset" not in texts and "step" not in texts:
+    scale = {key: texts.get(key) for key in ("offset", "step")}
+    if not scale.keys() & texts.keys():
         return values.astype(np.uint16)
     try:
-        offset, step = (float(texts[key]) for key in ("offset", "step"))
-    except (KeyError, ValueError):
+        offset, step = map(float, scale.values())
+    except (TypeError, ValueError):
         offset = step = math.nan
     if not (math.isfinite(offset) and math.isfinite(step) and step > 0):
-        scale = ", ".join(f"{key} {texts.get(key)!r}" for key in ("offset", "step"))
-        raise UserError(f"scores {path}: its text has {scale}: two numbers, step above 0, expected")
+        shown = ", ".join(f"{key} {text!r}" for key, text in scale.items())
+        raise UserError(f"scores {path}: its text has {shown}: two numbers, step above 0, expected")
     return offset + step * values.astype(np.float64)
-
-
-def _only_key(path: Path, keys: list[str]) -> str:
-    if KEY not in keys and len(keys) != 1:
-        raise UserError(f"scores {path}: one array, or one called '{KEY}', expected, not {keys}")
-    return KEY if KEY in keys else keys[0]
 
 
 _READERS: dict[str, Any] = {

@@ -178,7 +178,7 @@ import sys
 for name in ("torch", "torchvision", "detectron2", "h5py"):
     sys.modules[name] = None
 from tdos_d2.evaluation import (
-    bootstrap, operating_point, per_frame, score_files, submission, tables
+    bootstrap, calibration, curve_points, operating_point, score_files, submission, tables
 )
 """
 

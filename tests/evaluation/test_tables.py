@@ -11,8 +11,8 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
 from tdos_d2.evaluation.component_metrics import ComponentScores, score_components
+from tdos_d2.evaluation.dataset_metrics import frame_metrics
 from tdos_d2.evaluation.frames import check_frame
-from tdos_d2.evaluation.per_frame import frame_metrics
 from tdos_d2.evaluation.tables import FORMATS, format_rows, results_rows, to_json
 
 ROWS = [

@@ -22,8 +22,8 @@ from ...labels import VOID
 from ...visualization.drawing import detection_picture, overlay, palette, score_picture, shrink
 from ..component_metrics import ComponentScores
 from ..curve_points import CurvePoints, Histogram, histogram
+from ..dataset_metrics import frame_metrics
 from ..frames import Frame, Spool
-from ..per_frame import frame_metrics
 from ..pixel_metrics import PixelMetrics
 
 # Best and worst frames in a report, and how wide their pictures are, in pixels.
