@@ -44,7 +44,7 @@ from tdos_d2.engine import (
 from tdos_d2.engine.train_command import main as train_and_test
 from tdos_d2.evaluation import evaluate_scores
 from tdos_d2.evaluation.tables import to_json
-from tdos_d2.visualization.drawing import Panel, contact_sheet, palette
+from tdos_d2.visualization.drawing import OOD_COLOUR, colourise, contact_sheet, heat_map, palette
 
 COUNTED, SHOWN = "demo_ood", "demo_ood_hard"
 SHEET = {"animal": 2, "sofa": 2, "barrel": 2, "ladder": 1, "tyre": 1}
@@ -158,7 +158,11 @@ def _draw(
     path: Path,
 ) -> None:
     """The first scenes of every kind: chosen by number, not by how good they look."""
-    panels, left = [], dict(SHEET)
+    names = list(cfg.MODEL.TDOS.CLASS_NAMES)
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    colours = palette(len(names), metadata.get("stuff_colors"))
+    truth_colours = np.concatenate([colours, [OOD_COLOUR]])
+    rows, left = [], dict(SHEET)
     for name, items in frames.items():
         scores, predictions = outputs[name]["ood_score"], outputs[name]["prediction"]
         for (image, truth, _, kind), score, prediction in zip(
@@ -167,17 +171,14 @@ def _draw(
             if left.get(kind, 0) > 0:
                 left[kind] -= 1
                 title = kind if name == COUNTED else f"{kind} (shown only)"
-                panels.append(Panel(title, image, truth, prediction, np.exp(score)))
-    names = list(cfg.MODEL.TDOS.CLASS_NAMES)
-    colours = palette(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]), len(names))
-    contact_sheet(
-        panels,
-        path,
-        class_names=names,
-        colours=colours,
-        score_label="OOD score $S_{ood}$",
-        score_range=(0.0, 1.0),
-    )
+                rows.append([
+                    (title, image),
+                    ("truth", colourise(truth, truth_colours)),
+                    ("prediction (known classes)", colourise(prediction, colours)),
+                    ("OOD score", heat_map(np.exp(score), 0.0, 1.0)),
+                ])  # fmt: skip
+    scale = "OOD score $S_{ood}$", 0.0, 1.0
+    contact_sheet(rows, path, class_names=names, colours=colours, scale=scale)
 
 
 def _table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:

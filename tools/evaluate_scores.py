@@ -197,7 +197,8 @@ def _write_pictures(
         _note(f"overlays: {args.show_dir}")
     if args.report is not None:
         curve = curve_points(count.bins, count.counts)
-        section = make_section(evaluated, display, sizes, pixels, curve, Communicator())
+        curve = curve and (curve, pixels)
+        section = make_section(evaluated, display, sizes, curve, Communicator())
         subject = f"scores in {args.scores}"
         _note(f"report: {write_report(args.report, subject, [[row]], [section])}")
 

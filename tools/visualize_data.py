@@ -32,7 +32,7 @@ from tdos_d2.config import set_key
 from tdos_d2.data import build_train_loader, check_classes, check_dataset, class_names
 from tdos_d2.engine import exit_with_one_line, load_config
 from tdos_d2.files import check_output
-from tdos_d2.visualization.drawing import palette, sample_sheet
+from tdos_d2.visualization.drawing import contact_sheet, overlay, palette
 
 PER_SHEET = 12
 
@@ -49,13 +49,17 @@ def run() -> None:
         check_dataset(name, training=True)
     names = class_names(cfg)
     samples = read_samples(cfg, args.first, args.num, names)
-    colours = palette(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]), len(names))
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    colours = palette(len(names), metadata.get("stuff_colors"))
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     for start in range(0, args.num, PER_SHEET):
         path = output / f"samples_{args.first + start:06d}.png"
         part = samples[start : start + PER_SHEET]
-        sample_sheet(part, path, class_names=names, colours=colours)
+        pairs = [[(title, x), ("", overlay(x, label, colours))] for title, x, label in part]
+        # Two samples in a row.
+        rows = [[*itertools.chain(*pairs[i : i + 2])] for i in range(0, len(pairs), 2)]
+        contact_sheet(rows, path, class_names=names, colours=colours)
         print(f"Picture: {path}")
     print(summary(samples, len(names)))
 

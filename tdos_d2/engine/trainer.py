@@ -35,7 +35,7 @@ from ..data import build_test_loader, build_train_loader
 from ..data.ood_paste import fallback_warning
 from ..errors import UserError
 from ..evaluation import build_evaluator
-from ..evaluation.picture_evaluator import PictureEvaluator
+from ..evaluation.writers import PictureEvaluator
 from ..loading.checkpoint import TDOSCheckpointer
 from ..loading.config_files import local_weights
 from ..modeling.test_time_augmentation import SemanticSegmentorWithTTA

@@ -21,7 +21,7 @@ class CurvePoints(NamedTuple):
 
     Attributes:
         threshold: (n,) float32; OOD is predicted where ``float32(score) >= threshold``.
-        recall, precision, fpr: (n,), of OOD pixels.
+        recall, precision, fpr: (n,), with OOD as the positive class.
         best: the point of the best F1.
         at_95: the first point with a recall of 0.95 or more.
     """
@@ -69,7 +69,8 @@ def curve_points(bins: KeyBins, counts: np.ndarray) -> CurvePoints | None:
 def central_range(bins: KeyBins, counts: np.ndarray) -> tuple[float, float]:
     """Lowest and highest score, less the outermost thousandth of known and of OOD pixels.
 
-    Takes what ``curve_points`` takes; there may be no OOD or no known pixel, but not neither.
+    Args:
+        bins, counts: as in ``curve_points``, with an OOD or a known pixel.
     """
     ends = [
         bins.smallest(int(np.argmax(cumulative >= share * cumulative[-1])))

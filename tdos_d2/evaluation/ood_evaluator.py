@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections import Counter
@@ -16,15 +17,10 @@ from detectron2.utils import comm
 
 from ..data import get_dicts, read_label
 from ..errors import UserError
-from .component_metrics import (
-    ComponentScores,
-    component_sizes,
-    concatenate,
-    score_components,
-)
+from .component_metrics import ComponentScores, component_sizes, concatenate, score_components
 from .curve_points import CurvePoints, central_range, curve_points
 from .dataset_metrics import all_metrics
-from .frames import Spool, check_frame
+from .frames import Spool, check_frame, frame_id
 from .operating_point import OperatingPoint
 from .pixel_metrics import KeyBins, PixelMetrics, count_pixels, pixel_metrics
 from .report.sections import (
@@ -39,34 +35,83 @@ from .report.sections import (
 logger = logging.getLogger(__name__)
 
 
-def main_score(output: Mapping[str, Any]) -> torch.Tensor:
-    """(H, W) score in a model's output: ``ood_score``, else the negative maximum of ``sem_seg``."""
-    return output["ood_score"] if "ood_score" in output else -output["sem_seg"].amax(dim=0)
+def score_of(output: Mapping[str, Any], name: str = "ood_score") -> np.ndarray:
+    """(H, W) float32 score in a model's output.
+
+    ``ood_score`` of a model without it is the negative maximum of ``sem_seg``.
+
+    Raises:
+        UserError: ``ood_scores`` has no other score of this name.
+    """
+    scores = output.get("ood_scores", {})
+    if name == "ood_score":
+        score = output["ood_score"] if "ood_score" in output else -output["sem_seg"].amax(dim=0)
+    elif name in scores:
+        score = scores[name]
+    else:
+        there = ", ".join(scores) or "none"
+        raise UserError(f"the model gives no score '{name}' (ood_scores: {there})")
+    return score.detach().to("cpu", torch.float32).numpy()
 
 
-class OODEvaluator(DatasetEvaluator):
+class FrameEvaluator(DatasetEvaluator):
+    """Base class of evaluators that take one frame after the other.
+
+    Raises UserError if the dataset is unknown or missing.
+    """
+
+    def __init__(self, dataset_name: str) -> None:
+        self._name = dataset_name
+        self._metadata = MetadataCatalog.get(dataset_name)
+        self._records = {record["file_name"]: record for record in get_dicts(dataset_name)}
+
+    def process(
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Call ``process_frame`` for each of ``inputs``, which have a ``file_name``.
+
+        Raises:
+            UserError: a frame that is not in the dataset; see ``process_frame``.
+        """
+        for input_, output in zip(inputs, outputs, strict=True):
+            record = self._records.get(input_["file_name"])
+            if record is None:
+                raise UserError(f"{input_['file_name']} is not a frame of dataset '{self._name}'")
+            self.process_frame({**record, **input_}, output)
+
+    def process_frame(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> None:
+        """Take a dataset dict, with what the model got, and the model's output."""
+        raise NotImplementedError
+
+    def read_label(self, record: Mapping[str, Any]) -> np.ndarray:
+        """(H, W) uint8 label of a frame, see ``tdos_d2.data.read_label``."""
+        mask = record.get("region_mask_file_name")
+        return read_label(record["sem_seg_file_name"], self._metadata, mask)
+
+
+class OODEvaluator(FrameEvaluator):
     """Evaluates per-pixel OOD scores over a dataset of ``evaluator_type`` "ood".
 
     Works with every Detectron2 semantic segmentation model. Metrics are those of
-    ``evaluate_scores``; any number of processes gives the same, bit for bit. Scores wait in a
-    temporary file, 5 bytes per pixel, and are evaluated at the end.
+    ``evaluate_scores``, and do not depend on the number of processes. Scores are kept in a
+    temporary file, 5 bytes per pixel, and evaluated at the end.
 
     Args:
-        dataset_name: a registered set; every frame has a ``sem_seg_file_name``, unless the
+        dataset_name: a registered dataset; every frame has a ``sem_seg_file_name``, unless the
             metadata say ``has_labels=False`` (a hidden test split): then the result is empty and
             the log says so. The metadata give the label values (``tdos_d2.data.read_label``),
             ``protocol``, ``min_pred``, ``min_gt``; a frame's ``region_mask_file_name`` is void.
         score: "ood_score", or the name of another score in the model's ``ood_scores``.
-        output_dir: where the temporary file lies (default: ``TMPDIR``).
+        output_dir: folder of the temporary file (default: ``TMPDIR``).
         distributed: gather the frames of all processes; else each evaluates its own.
         report: gather a section for a report.
-        show_dir: folder for pictures of all frames, see ``inference.sections``; None for none.
-        label: what the score is called in both; ``score`` by default.
+        show_dir: folder for pictures of all frames, see ``report.sections``; None for none.
+        label: name of the score in report and pictures; ``score`` by default.
 
     Attributes, on the main process after ``evaluate``:
         operating_point: threshold and value of the best pixel F1.
         curve: points of the curve, and its metrics; None without OOD or without known pixels.
-        section: what a report says of the dataset; None if none was asked for.
+        section: what a report shows of the dataset; None unless ``report``.
 
     Raises:
         UserError: unknown or missing dataset, a frame without label file, unknown protocol.
@@ -83,20 +128,16 @@ class OODEvaluator(DatasetEvaluator):
         show_dir: str | os.PathLike | None = None,
         label: str = "",
     ) -> None:
-        self._name = dataset_name
+        super().__init__(dataset_name)
         self._score = score
         self._folder = output_dir
-        self._distributed = distributed
         self._report = report
         self._show_dir = show_dir
         self.label = label or score
-        self._metadata = MetadataCatalog.get(dataset_name)
-        self._sizes = component_sizes(
-            self._metadata.get("protocol", "anomaly"),
-            self._metadata.get("min_pred"),
-            self._metadata.get("min_gt"),
-        )
-        self._records = {record["file_name"]: record for record in get_dicts(dataset_name)}
+        processes = (comm.is_main_process(), comm.all_gather, comm.gather) if distributed else ()
+        self._comm = Communicator(*processes)
+        sizes = (self._metadata.get(key) for key in ("min_pred", "min_gt"))
+        self._sizes = component_sizes(self._metadata.get("protocol", "anomaly"), *sizes)
         self._has_labels = self._metadata.get("has_labels", True)
         for file_name, record in self._records.items():
             if self._has_labels and "sem_seg_file_name" not in record:
@@ -105,7 +146,7 @@ class OODEvaluator(DatasetEvaluator):
         self.curve: tuple[CurvePoints, PixelMetrics] | None = None
         self.section: Section | None = None
         self._bins, self._counts = KeyBins.coarse(), np.zeros((2, 0))
-        self._seen: list[Any] = []
+        self._seen: list[Mapping[str, Any]] = []  # records in the order of the frames
         self._spool: Spool | None = None
 
     def reset(self) -> None:
@@ -116,58 +157,47 @@ class OODEvaluator(DatasetEvaluator):
         self._spool = Spool(self._folder)
         self._seen = []
 
-    def process(
-        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
-    ) -> None:
-        """Take the scores of some frames.
+    def process_frame(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> None:
+        """Keep the score of a frame.
 
         Args:
-            inputs: dicts with the ``file_name`` of the dataset.
-            outputs: dicts with ``ood_score`` (H, W), larger = more anomalous, or, without it, with
-                ``sem_seg`` (K, H, W), whose negative maximum over K is the score. For another
-                ``score``: dicts with ``ood_scores``. All of the size of the label.
+            record: its dataset dict.
+            output: has ``ood_score`` (H, W), larger = more anomalous, or ``sem_seg`` (K, H, W); for
+                another score ``ood_scores``. All of the size of the label.
 
         Raises:
             UserError: no such score; a score of another size than the label, or not finite; a label
-                that cannot be read; a frame that is not in the dataset.
+                that cannot be read.
         """
-        for input_, output in zip(inputs, outputs, strict=True):
-            file_name = input_["file_name"]
-            if file_name not in self._records:
-                raise UserError(f"{file_name} is not a frame of dataset '{self._name}'")
-            if not self._has_labels:
-                continue
-            record = self._records[file_name]
-            mask = record.get("region_mask_file_name")
-            label = read_label(record["sem_seg_file_name"], self._metadata, mask)
-            score = self._score_of(output).detach().to("cpu", torch.float32).numpy()
-            self._spool.append(check_frame(score, label, file_name))
-            self._seen.append(record.get("image_id", file_name))
+        if self._has_labels:
+            score, label = score_of(output, self._score), self.read_label(record)
+            self._spool.append(check_frame(score, label, record["file_name"]))
+            self._seen.append(self._records[record["file_name"]])
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Metrics of all frames.
 
         Returns:
             ``{"ood": metrics}``, or ``{"ood_<name>": metrics}`` for another score, see
-            ``evaluate_scores``; {} on all processes but the main one, and for a set without labels.
+            ``evaluate_scores``; {} on all processes but the main one, and without labels.
 
         Raises:
             UserError: a frame was processed twice, in whichever process.
         """
         if not self._has_labels:
             self._close()
-            if self._is_main():
+            if self._comm.is_main:
                 logger.info(f"{self._name}: no labels, so no metrics")
             return {}
         try:
             self._check_frames()
             pixels = self._pixel_metrics()
             own = [score_components([f], pixels.threshold, self._sizes) for f in self._spool]
-            components = self._gather(concatenate(own))
+            components = self._comm.gather(concatenate(own))
             self._draw(pixels, own)
         finally:
             self._close()
-        if not self._is_main():
+        if not self._comm.is_main:
             return {}
         self.operating_point = OperatingPoint(self._score, pixels.threshold, self._name, pixels.f1)
         task = "ood" if self._score == "ood_score" else f"ood_{self._score}"
@@ -178,68 +208,47 @@ class OODEvaluator(DatasetEvaluator):
         )
         return {task: all_metrics(pixels, concatenate(components))}
 
-    def _score_of(self, output: Mapping[str, Any]) -> torch.Tensor:
-        if self._score == "ood_score":
-            return main_score(output)
-        scores = output.get("ood_scores", {})
-        if self._score not in scores:
-            there = ", ".join(scores) or "none"
-            raise UserError(f"the model gives no score '{self._score}' (ood_scores: {there})")
-        return scores[self._score]
-
     def _check_frames(self) -> None:
-        """Each frame of the dataset should be there once."""
-        times = Counter(frame for seen in self._share(self._seen) for frame in seen)
+        """Raise UserError for a frame that was evaluated twice; log a warning if some were not."""
+        seen = self._comm.share([frame_id(record) for record in self._seen])
+        times = Counter(itertools.chain.from_iterable(seen))
         for frame, number in times.items():
             if number > 1:
                 raise UserError(
                     f"dataset '{self._name}': frame {frame} was evaluated {number} times"
                 )
-        if self._is_main() and len(times) < len(self._records):
+        if self._comm.is_main and len(times) < len(self._records):
             logger.warning(
                 f"{self._name}: only {len(times)} of {len(self._records)} frames were evaluated"
             )
 
     def _pixel_metrics(self) -> PixelMetrics:
-        """The main process asks all of them to count their frames in ever finer bins."""
-        if self._is_main():
-            return self._share(pixel_metrics(self._count, self._name))[0]
-        while isinstance(order := self._share(None)[0], KeyBins):
-            self._gather(count_pixels(self._spool, order))
+        """The main process has all of them count their frames in ever finer bins."""
+        if self._comm.is_main:
+            return self._comm.share(pixel_metrics(self._count, self._name))[0]
+        while isinstance(order := self._comm.share(None)[0], KeyBins):
+            self._comm.gather(count_pixels(self._spool, order))
         return order
 
     def _count(self, bins: KeyBins) -> np.ndarray:
-        self._share(bins)
-        self._bins, self._counts = bins, sum(self._gather(count_pixels(self._spool, bins)))
+        self._comm.share(bins)
+        self._bins, self._counts = bins, sum(self._comm.gather(count_pixels(self._spool, bins)))
         return self._counts
 
     def _draw(self, pixels: PixelMetrics, components: Sequence[ComponentScores]) -> None:
         """Curve, section and pictures, as asked for."""
-        curve = curve_points(self._bins, self._counts) if self._is_main() else None
-        self.curve = curve and (curve, pixels)
+        if self._comm.is_main:
+            curve = curve_points(self._bins, self._counts)
+            self.curve = curve and (curve, pixels)
         if not self._report and self._show_dir is None:
             return
-        ends = central_range(self._bins, self._counts) if self._is_main() else None
-        display = ScoreDisplay(self.label, pixels.threshold, *self._share(ends)[0])
-        records = {r.get("image_id", r["file_name"]): r for r in self._records.values()}
-        own = [records[frame] for frame in self._seen]
-        evaluated = EvaluatedFrames(self._name, self._spool, own, components)
+        ends = central_range(self._bins, self._counts) if self._comm.is_main else None
+        display = ScoreDisplay(self.label, pixels.threshold, *self._comm.share(ends)[0])
+        evaluated = EvaluatedFrames(self._name, self._spool, self._seen, components)
         if self._show_dir is not None:
             write_overlays(evaluated, display, self._show_dir)
         if self._report:
-            processes = Communicator(self._is_main(), self._share, self._gather)
-            self.section = make_section(evaluated, display, self._sizes, pixels, curve, processes)
-
-    def _is_main(self) -> bool:
-        return not self._distributed or comm.is_main_process()
-
-    def _share(self, data: Any) -> list[Any]:
-        """What each process gave, on every process."""
-        return comm.all_gather(data) if self._distributed else [data]
-
-    def _gather(self, data: Any) -> list[Any]:
-        """What each process gave, on the main process."""
-        return comm.gather(data) if self._distributed else [data]
+            self.section = make_section(evaluated, display, self._sizes, self.curve, self._comm)
 
     def _close(self) -> None:
         if self._spool is not None:

@@ -1,4 +1,4 @@
-"""mIoU of the known classes: Detectron2's metrics with our label reader."""
+"""mIoU of the known classes: Detectron2's metrics with ``tdos_d2.data.read_label``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from .frames import check_finite
 class SemSegEvaluator(evaluation.SemSegEvaluator):
     """Detectron2's semantic segmentation metrics, in percent, over a whole dataset.
 
-    mIoU is the mean over the classes that occur in the labels. Other than the base class it reads
-    labels with ``tdos_d2.data.read_label`` (the base class cannot, under NumPy 2), reports sizes
-    and classes that do not fit, and does without what costs much and is not shown: boundary IoU,
-    and the COCO file of all predictions.
+    mIoU is the mean over the classes that occur in the labels. Unlike the base class it works with
+    NumPy 2, checks sizes and number of classes, and computes neither boundary IoU nor the COCO file
+    of all predictions, which are slow and not shown.
 
     Args:
-        dataset_name: a registered set with ``stuff_classes`` and label files.
+        dataset_name: a registered dataset with ``stuff_classes`` and label files.
         distributed: gather the frames of all processes; else each evaluates its own.
     """
 
@@ -40,7 +39,7 @@ class SemSegEvaluator(evaluation.SemSegEvaluator):
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Count the pixels of some frames. Void pixels count nowhere, OOD pixels neither.
+        """Count the pixels of some frames, void and OOD pixels left out.
 
         Args:
             inputs: dicts with the ``file_name`` of the dataset.

@@ -1,14 +1,12 @@
-"""Score maps in the form that benchmarks ask for, each read back and compared.
+"""Score maps in the formats of benchmarks; ``score_files`` reads both.
 
-"smiyc": ``FOLDER/anomaly_p/<method>/<official name of the set>/<frame>.hdf5`` with the dataset
-"value", as the tool of SegmentMeIfYouCan reads it (FOLDER is its ``outputs``). Ours is float32; the
-official tool itself writes float16, which ties scores that differ: up to 0.6 points of AP for a
-saturated sigmoid.
+"smiyc": ``FOLDER/anomaly_p/<method>/<official name of the dataset>/<frame>.hdf5`` with the HDF5
+dataset "value", as SegmentMeIfYouCan's tool reads it (FOLDER is its ``outputs``). Ours is float32;
+the official tool writes float16, in which different scores become equal: up to 0.6 points of AP for
+a saturated sigmoid.
 
 "fishyscapes": ``FOLDER/fishyscapes/<dataset>/<image>_anomaly.npy`` (H, W) float32 and
 ``<image>_segmentation.npy`` (H, W) uint8 class numbers.
-
-No labels are needed. ``score_files`` reads both.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from .frames import check_finite
 from .score_files import KEY, find_score_files, import_h5py, read_score, short_names
 
 FORMATS = ("smiyc", "fishyscapes")
-# The folders that the official tool keeps frames in: one for all splits of a dataset.
+# Folders of the official tool: one for all splits of a dataset.
 _OFFICIAL_NAMES = {
     "smiyc_anomalytrack_val": "AnomalyTrack-all",
     "smiyc_anomalytrack_test": "AnomalyTrack-all",
@@ -46,7 +44,7 @@ class Submission:
         method: name of the method, for "smiyc".
 
     Raises:
-        UserError: unknown format; h5py is needed and not there.
+        UserError: unknown format; "smiyc" without h5py.
     """
 
     def __init__(
@@ -59,19 +57,17 @@ class Submission:
     ) -> None:
         if form not in FORMATS:
             raise UserError(f"unknown submission format {form!r}: there are {', '.join(FORMATS)}")
-        self.frames = list(frames)
+        self._frames = list(frames)
         self._smiyc = form == "smiyc"
+        self._names = short_names(self._frames) if self._smiyc else short_names(self._frames, "")
+        self.folder = Path(folder, "fishyscapes", dataset)
         if self._smiyc:
             import_h5py()
             official = _OFFICIAL_NAMES.get(dataset, dataset)
             self.folder = Path(folder, "anomaly_p", method, official)
-            self._names = short_names(self.frames)
-        else:
-            self.folder = Path(folder, "fishyscapes", dataset)
-            self._names = short_names(self.frames, "")
 
     def write(self, frame: str, score: np.ndarray, classes: np.ndarray | None = None) -> None:
-        """Write the files of a frame and read them back.
+        """Write the files of a frame, read them back and compare.
 
         Args:
             frame: its id.
@@ -80,7 +76,7 @@ class Submission:
 
         Raises:
             UserError: scores that are not finite or not (H, W), no classes where they are needed;
-                the files cannot be written, or hold something else when they are read.
+                a file cannot be written, or holds something else when it is read.
         """
         score = np.asarray(score, np.float32)
         if score.ndim != 2:
@@ -104,9 +100,8 @@ class Submission:
                 raise UserError(f"{path} does not hold what was written to it: is the disk full?")
 
     def check(self) -> None:
-        """Raise UserError unless the file of every frame is there."""
-        # The folder may hold those of another split.
-        find_score_files(self.folder, self.frames, allow_extra=True)
+        """Raise UserError unless every frame has its file. The folder may hold other splits."""
+        find_score_files(self.folder, self._frames, allow_extra=True)
 
 
 def _write_hdf5(path: Path, array: np.ndarray) -> None:

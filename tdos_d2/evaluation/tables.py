@@ -12,12 +12,7 @@ from typing import Any
 from tabulate import tabulate
 
 FORMATS = ("table", "json", "csv", "markdown", "latex")
-_TABULATE = {
-    "table": "simple",
-    "markdown": "github",
-    "latex": "latex_booktabs",
-    "html": "html",  # of reports
-}
+_TABULATE = {"table": "simple", "markdown": "github", "latex": "latex_booktabs"}
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]], form: str) -> str:
@@ -25,30 +20,42 @@ def format_rows(rows: Sequence[Mapping[str, Any]], form: str) -> str:
 
     Args:
         rows: values by column; columns are those of all rows, in order of appearance.
-        form: one of ``FORMATS``, or "html". JSON and CSV have all digits, the others two decimals;
-            NaN is null in JSON, "nan" in CSV, "-" in the others. LaTeX needs the package booktabs.
+        form: one of ``FORMATS``. JSON and CSV have all digits, the others two decimals; NaN is null
+            in JSON, "nan" in CSV, "-" in the others. LaTeX needs the package booktabs.
     """
-    columns = list(dict.fromkeys(column for row in rows for column in row))
+    columns = column_names(rows)
     if form == "json":
-        return to_json([dict(row) for row in rows])
+        return to_json(rows)
     if form == "csv":
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         return text.getvalue().rstrip("\n")
-    cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
+    cells = [[cell_text(row.get(column, "")) for column in columns] for row in rows]
     texts = {column for row in rows for column, value in row.items() if isinstance(value, str)}
     align = ["left" if column in texts else "right" for column in columns]
     return tabulate(cells, columns, _TABULATE[form], disable_numparse=True, colalign=align)
 
 
+def column_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns of all ``rows``, in order of appearance."""
+    return list(dict.fromkeys(column for row in rows for column in row))
+
+
+def cell_text(value: Any) -> str:
+    """A value in a table for readers: floats with two decimals, NaN as "-"."""
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.2f}"
+    return str(value)
+
+
 def results_rows(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[dict]]:
-    """Groups of rows with the same metrics: one table for OOD sets, one for segmentation.
+    """Rows grouped by their metrics: one table for OOD datasets, one for segmentation.
 
     Args:
-        results: ``{dataset: {task: {metric: value}}}``. Metrics with "-" in their name, those of
-            single classes in Detectron2, are left out.
+        results: ``{dataset: {task: {metric: value}}}``. Metrics with "-" in their name, which
+            are per-class metrics of Detectron2, are left out.
     """
     groups: dict[tuple[str, ...], list[dict]] = {}
     for name, tasks in results.items():
@@ -72,9 +79,3 @@ def _finite(value: Any) -> Any:
     if hasattr(value, "item"):  # a NumPy number
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "-" if math.isnan(value) else f"{value:.2f}"
-    return str(value)

@@ -209,11 +209,11 @@ def run(argv: Sequence[str] | None = None) -> None:
     notes = [*predictor.notes, whence, *_word_notes(predictor, words, args.nearest_words)]
     print("\n".join(notes), file=sys.stderr)
     train = cfg.DATASETS.TRAIN
-    metadata = MetadataCatalog.get(train[0]) if train else {}
+    colours = MetadataCatalog.get(train[0]).get("stuff_colors") if train else None
     task = PredictionRun(
         FramePredictor(
             predictor,
-            palette(metadata, len(predictor.class_names)),
+            palette(len(predictor.class_names), colours),
             threshold=threshold,
             words=words,
             combine=args.combine_words,

@@ -1,4 +1,4 @@
-"""Text in pictures: scale, legend, names of regions. Sizes follow the picture's."""
+"""Text in pictures: scale, legend, names of regions. Font size follows the picture's width."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BACKGROUND, _INK = (255, 255, 255), (0, 0, 0)
 
 
 def font_size(width: int) -> int:
-    """Height of letters in pixels that a picture of this width can be read with, at any size."""
+    """Font size in pixels for a picture of this width."""
     return max(11, round(width / 75))
 
 
@@ -33,14 +33,14 @@ def scale_strip(
     label: str,
     mark: tuple[float, str] | None = None,
 ) -> np.ndarray:
-    """A strip that explains the colours of a score.
+    """The scale of the colours of a score.
 
     Args:
         width: of the picture, in pixels.
-        colours: (n, 3) uint8 RGB from the low to the high end.
-        score_range: scores at the ends.
+        colours: (n, 3) uint8 RGB from the lowest to the highest score.
+        score_range: lowest and highest score.
         label: name of the score.
-        mark: a score to be marked, and what it is.
+        mark: a score to mark, and the text beside the mark.
 
     Returns:
         (h, width, 3) uint8 RGB.
@@ -73,7 +73,7 @@ def scale_strip(
 
 
 def legend_strip(width: int, names: Sequence[str], colours: np.ndarray) -> np.ndarray:
-    """Names beside their colours, in as many rows as it takes.
+    """Names beside their colours, in as many rows as needed.
 
     Args:
         width: of the picture, in pixels.
@@ -85,30 +85,27 @@ def legend_strip(width: int, names: Sequence[str], colours: np.ndarray) -> np.nd
     """
     size = font_size(width)
     letters, row = font(size), round(1.7 * size)
-    places, x, y = [], size, size // 2
-    for name in names:
+    strip = Image.new("RGB", (width, row * (len(names) + 1)), _BACKGROUND)
+    draw, x, y = ImageDraw.Draw(strip), size, size // 2
+    for name, colour in zip(names, colours, strict=True):
         needed = round(1.4 * size + letters.getlength(name) + 1.4 * size)
         if x > size and x + needed > width:
             x, y = size, y + row
-        places.append((x, y))
-        x += needed
-    strip = Image.new("RGB", (width, y + row), _BACKGROUND)
-    draw = ImageDraw.Draw(strip)
-    for name, colour, (x, y) in zip(names, colours, places, strict=True):
         draw.rectangle([x, y, x + size, y + size], tuple(int(c) for c in colour), _INK)
         draw.text((x + 1.4 * size, y + size / 2), name, _INK, letters, anchor="lm")
-    return np.array(strip)
+        x += needed
+    return np.array(strip)[: y + row]
 
 
 def write_texts(
     picture: np.ndarray, texts: Iterable[tuple[str, float, float]], anchor: str
 ) -> np.ndarray:
-    """White letters with a dark rim, readable on any ground.
+    """White text with a dark rim, moved so that all of it is inside the picture.
 
     Args:
         picture: (H, W, 3) uint8 RGB.
-        texts: text and the x, y of its anchor; all of it is kept inside the picture.
-        anchor: where in the text that is, in Pillow's two letters.
+        texts: text and the x, y of its anchor.
+        anchor: of all texts, as in Pillow.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -122,7 +119,5 @@ def write_texts(
         box = draw.textbbox((x, y), text, letters, anchor=anchor, stroke_width=rim)
         x += max(0, -box[0]) - max(0, box[2] - width)
         y += max(0, -box[1]) - max(0, box[3] - height)
-        draw.text(
-            (x, y), text, (255, 255, 255), letters, anchor, stroke_width=rim, stroke_fill=_INK
-        )
+        draw.text((x, y), text, "white", letters, anchor, stroke_width=rim, stroke_fill=_INK)
     return np.array(canvas)

@@ -1,11 +1,9 @@
-"""Pictures of labels and scores."""
+"""Pictures of labels and scores; from arrays, without a model or a dataset."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -17,37 +15,16 @@ VOID_COLOUR = (128, 128, 128)
 # Unlike any of Cityscapes' or CamVid's class colours.
 OOD_COLOUR = (0, 255, 255)
 PREDICTED_COLOUR = (255, 128, 0)
-# Okabe and Ito's colours, which people with all kinds of colour vision can tell apart.
+# Okabe and Ito's colours, safe for the colour-blind.
 _SAFE_COLOURS = np.array([
     (0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (240, 228, 66),
     (86, 180, 233), (60, 60, 60),
 ], np.uint8)  # fmt: skip
-# Share of a picture from which on a region is worth its name.
+# Smaller shares of the picture get no name.
 _NAMED_SHARE = 0.01
 
 
-@dataclass
-class Panel:
-    """One scene of a contact sheet.
-
-    Attributes:
-        title: text over the row.
-        image: (H, W, 3) uint8 RGB.
-        truth: (H, W) uint8, 0..K-1 known, K OOD, 255 void.
-        prediction: (H, W) uint8, 0..K-1.
-        score: (H, W) float, larger = more anomalous.
-    """
-
-    title: str
-    image: np.ndarray
-    truth: np.ndarray
-    prediction: np.ndarray
-    score: np.ndarray
-
-
-def heat_map(
-    score: np.ndarray, low: float | None = None, high: float | None = None
-) -> np.ndarray:
+def heat_map(score: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
     """Colours of a score, dark to bright in a perceptually uniform map (inferno).
 
     Args:
@@ -65,14 +42,13 @@ def heat_map(
     return cv2.cvtColor(colours, cv2.COLOR_BGR2RGB)
 
 
-def palette(metadata: Any, num_classes: int) -> np.ndarray:
-    """(K, 3) RGB: the dataset's own colours, or some where it has not K of them.
+def palette(num_classes: int, given: Sequence[Sequence[int]] | None = None) -> np.ndarray:
+    """(K, 3) uint8 RGB of K classes: the colours ``given``, if there are K of them.
 
-    These are safe for the colour-blind for up to 8 classes, else hues of three brightnesses.
+    Otherwise up to 8 colours that are safe for the colour-blind, or K hues of three brightnesses.
     """
-    colours = metadata.get("stuff_colors", None)
-    if colours is not None and len(colours) == num_classes:
-        return np.array(colours, np.uint8)
+    if given is not None and len(given) == num_classes:
+        return np.array(given, np.uint8)
     if num_classes <= len(_SAFE_COLOURS):
         return _SAFE_COLOURS[:num_classes]
     hues = np.arange(num_classes) * 179 // num_classes
@@ -90,22 +66,17 @@ def colourise(label: np.ndarray, colours: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, label: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """An image under its labels: tinted with the class colours, OOD objects outlined.
+    """An image tinted with the colours of its labels; OOD objects are outlined, not tinted.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        label: (H, W), 0..K-1 known, K OOD, 255 void.
+        label: (H, W), 0..K-1 known, K OOD, 255 void (tinted grey).
         colours: (K, 3) RGB of the known classes.
 
     Returns:
-        (H, W, 3) uint8 RGB. Void is greyed; the inside of an OOD object is the image's.
+        (H, W, 3) uint8 RGB.
     """
-    ood = label == len(colours)
-    picture = np.where(ood[..., None], image, image // 2 + colourise(label, colours) // 2)
-    contours, _ = cv2.findContours(ood.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    picture = np.ascontiguousarray(picture)
-    cv2.drawContours(picture, contours, -1, OOD_COLOUR, max(1, min(label.shape) // 128))
-    return picture
+    return _outline(_tint(image, label, colours), label == len(colours))
 
 
 def score_picture(
@@ -121,7 +92,7 @@ def score_picture(
 ) -> np.ndarray:
     """A score over its image, with its scale, outlined objects and their tags.
 
-    The image is grey, so that all colour is the score's; the larger the score, the more it covers.
+    The image is grey, so that all colours are the score's; large scores are more opaque.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -140,23 +111,26 @@ def score_picture(
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
     share = np.clip((score - low) / max(high - low, 1e-12), 0, 1).astype(np.float32)[..., None]
     cover = 0.2 + 0.6 * share
-    picture = (1 - cover) * grey + cover * heat_map(score, low, high)
-    picture = np.ascontiguousarray(picture.astype(np.uint8))
-    if valid is not None:
-        picture = _hatch(picture, valid)
+    picture = ((1 - cover) * grey + cover * heat_map(score, low, high)).astype(np.uint8)
+    picture = _hatch(picture, valid)
     if regions is not None:
-        _outline(picture, regions > 0)
-    tops = [_top(regions, i, box) for i, (box, _) in enumerate(tags, start=1)]
-    texts = [(text, *top) for (_, text), top in zip(tags, tops, strict=True)]
+        picture = _outline(picture, regions > 0)
+    texts = [(text, *_top(regions, i, box)) for i, (box, text) in enumerate(tags, start=1)]
     picture = write_texts(picture, texts, anchor="md")
+    return np.concatenate([picture, score_scale(image.shape[1], score_range, label, threshold)])
+
+
+def score_scale(
+    width: int, score_range: tuple[float, float], label: str, threshold: float | None = None
+) -> np.ndarray:
+    """The scale of the colours of :func:`heat_map`: see :func:`captions.scale_strip`."""
     ramp = heat_map(np.linspace(0, 1, 256, dtype=np.float32)[None], 0.0, 1.0)[0]
     mark = None if threshold is None else (threshold, f"OOD from {threshold:.3g}")
-    strip = scale_strip(image.shape[1], ramp, score_range, label, mark)
-    return np.concatenate([picture, strip])
+    return scale_strip(width, ramp, score_range, label, mark)
 
 
 def detection_picture(image: np.ndarray, label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """What was found and what was not: predicted OOD tinted, labelled OOD outlined, with a legend.
+    """Predicted OOD pixels tinted, labelled OOD objects outlined, with a legend.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -168,8 +142,7 @@ def detection_picture(image: np.ndarray, label: np.ndarray, predicted: np.ndarra
     """
     tinted = (image * 0.35 + np.array(PREDICTED_COLOUR) * 0.65).astype(np.uint8)
     picture = np.where(predicted[..., None], tinted, image)
-    picture = np.ascontiguousarray(_hatch(picture, label != VOID))
-    _outline(picture, label == OOD)
+    picture = _outline(_hatch(picture, label != VOID), label == OOD)
     entries = ["predicted OOD", "labelled OOD", "void"]
     colours = np.array([PREDICTED_COLOUR, OOD_COLOUR, VOID_COLOUR], np.uint8)
     return np.concatenate([picture, legend_strip(image.shape[1], entries, colours)])
@@ -182,7 +155,7 @@ def segmentation_picture(
     colours: np.ndarray,
     valid: np.ndarray | None = None,
 ) -> np.ndarray:
-    """An image under its labels, with a legend; names in large regions spare comparing colours.
+    """An image tinted with its labels, with a legend and the names of large regions.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -194,16 +167,11 @@ def segmentation_picture(
     Returns:
         (H + h, W, 3) uint8 RGB, the legend below the image. OOD objects are outlined.
     """
-    ood = label == len(colours)
-    picture = np.where(ood[..., None], image, image // 2 + colourise(label, colours) // 2)
-    seams = np.zeros(label.shape, bool)
-    seams[:, 1:] |= label[:, 1:] != label[:, :-1]
-    seams[1:] |= label[1:] != label[:-1]
-    picture[seams] //= 2
-    if valid is not None:
-        picture = _hatch(picture, valid)
-    picture = np.ascontiguousarray(picture)
-    _outline(picture, ood)
+    picture = _tint(image, label, colours)
+    left = np.diff(label, axis=1, prepend=label[:, :1])
+    above = np.diff(label, axis=0, prepend=label[:1])
+    picture[(left | above) != 0] //= 2  # borders between classes
+    picture = _outline(_hatch(picture, valid), label == len(colours))
     picture = write_texts(picture, _region_names(label, class_names, valid), anchor="mm")
     entries = [*class_names, "OOD"]
     strip = legend_strip(image.shape[1], entries, np.concatenate([colours, [OOD_COLOUR]]))
@@ -217,16 +185,25 @@ def _top(regions: np.ndarray, number: int, box: Sequence[int]) -> tuple[float, f
     return float(x0 + columns.mean()), float(y0)
 
 
-def _outline(picture: np.ndarray, mask: np.ndarray) -> None:
-    """Outline regions in place: bright on a dark rim, so that it shows on any ground."""
+def _tint(image: np.ndarray, label: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Half image, half class colours; pixels of label K are those of the image."""
+    ood = label == len(colours)
+    return np.where(ood[..., None], image, image // 2 + colourise(label, colours) // 2)
+
+
+def _outline(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The picture with regions outlined, with a dark rim that shows on any ground."""
+    picture = picture.copy()
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     line = max(1, round(min(mask.shape) / 360))
     cv2.drawContours(picture, contours, -1, (0, 0, 0), 3 * line)
-    cv2.drawContours(picture, contours, -1, OOD_COLOUR, line)
+    return cv2.drawContours(picture, contours, -1, OOD_COLOUR, line)
 
 
-def _hatch(picture: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """The picture, grey with stripes where it is not valid."""
+def _hatch(picture: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+    """The picture with grey stripes where it is not valid."""
+    if valid is None:
+        return picture
     period = max(8, min(valid.shape) // 40)
     y, x = np.indices(valid.shape, sparse=True)
     stripes = np.where((x + y) % period < period // 3, 90, 130).astype(np.uint8)
@@ -243,97 +220,63 @@ def _region_names(
     found = []
     for i, name in enumerate(names):
         mask = ((small == i) & inside).astype(np.uint8)
-        if mask.sum() < _NAMED_SHARE * mask.size:
-            continue
         _, parts, stats, _ = cv2.connectedComponentsWithStats(mask)
-        largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
-        if stats[largest, cv2.CC_STAT_AREA] < _NAMED_SHARE * mask.size:
+        areas = stats[:, cv2.CC_STAT_AREA]
+        areas[0] = 0  # the background
+        if areas.max() < _NAMED_SHARE * mask.size:
             continue
-        # A frame of zeros: what lies beyond the border is not part of the region.
-        part = np.pad((parts == largest).astype(np.uint8), 1)
+        # A frame of zeros: what is beyond the border is not part of the region.
+        part = np.pad((parts == areas.argmax()).astype(np.uint8), 1)
         depth = cv2.distanceTransform(part, cv2.DIST_L2, 3)[1:-1, 1:-1]
         y, x = np.unravel_index(int(depth.argmax()), depth.shape)
         found.append((name, float(x * step), float(y * step)))
     return found
 
 
-def sample_sheet(
-    samples: Sequence[tuple[str, np.ndarray, np.ndarray]],
-    path: str | Path,
-    *,
-    class_names: Sequence[str],
-    colours: np.ndarray,
-) -> None:
-    """Write a PNG with training samples, two in a row, each as image and :func:`overlay`.
-
-    Args:
-        samples: title, image (H, W, 3) uint8 RGB and label (H, W), 0..K-1 known, K OOD, 255 void.
-        path: the file to write.
-        class_names: names of the K known classes.
-        colours: (K, 3) RGB of the known classes.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows = (len(samples) + 1) // 2
-    height, width = np.max([label.shape for *_, label in samples], axis=0)
-    row = 3.5 * height / width + 0.22
-    figure = Figure(figsize=(14.4, row * rows + 1.0), dpi=100, layout="constrained")
-    axes = figure.subplots(rows, 4, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for (title, image, label), (left, right) in zip(samples, axes.reshape(-1, 2), strict=False):
-        left.imshow(image, interpolation="nearest")
-        left.set_title(title, fontsize=9, pad=2)
-        right.imshow(overlay(image, label, colours), interpolation="nearest")
-    _legend(figure, class_names, colours)
-    FigureCanvasAgg(figure).print_png(str(path))
-
-
 def contact_sheet(
-    panels: Sequence[Panel],
+    rows: Sequence[Sequence[tuple[str, np.ndarray]]],
     path: str | Path,
     *,
     class_names: Sequence[str],
     colours: np.ndarray,
-    score_label: str,
-    score_range: tuple[float, float],
+    scale: tuple[str, float, float] | None = None,
 ) -> None:
-    """Write a PNG with image, truth, prediction and score of several scenes, scale and legend.
+    """Write a PNG with rows of titled pictures and a legend of the classes.
 
     Args:
-        panels: the scenes, one row each.
+        rows: title and picture (H, W, 3) uint8 RGB of each; the first row is not shorter than the
+            others.
         path: the file to write.
         class_names: names of the K known classes.
         colours: (K, 3) RGB of the known classes.
-        score_label: what the scale says.
-        score_range: scores of the darkest and the brightest colour, the same in all rows.
+        scale: draw a scale of the colours of :func:`heat_map`: its label, lowest and highest score.
     """
     # The object API: no global state, no display needed.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
-    with_ood = np.concatenate([colours, [OOD_COLOUR]]).astype(np.uint8)
-    height, width = panels[0].image.shape[:2]
-    row = 3.4 * height / width + 0.22
-    figure = Figure(figsize=(14.4, row * len(panels) + 1.0), dpi=100, layout="constrained")
-    axes = figure.subplots(len(panels), 4, squeeze=False)
-    for panel, row_axes in zip(panels, axes, strict=True):
-        pictures = {
-            panel.title: panel.image,
-            "truth": colourise(panel.truth, with_ood),
-            "prediction (known classes)": colourise(panel.prediction, colours),
-            "OOD score": heat_map(panel.score, *score_range),
-        }
-        for axis, (title, picture) in zip(row_axes, pictures.items(), strict=True):
+    sizes = [picture.shape[:2] for row in rows for _, picture in row]
+    height, width = np.max(sizes, axis=0)
+    columns = len(rows[0])
+    inches = (14.0 / columns * height / width + 0.22) * len(rows) + 1.0
+    figure = Figure(figsize=(14.4, inches), dpi=100, layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row, row_axes in zip(rows, axes, strict=True):
+        for (title, picture), axis in zip(row, row_axes, strict=False):
             axis.imshow(picture, interpolation="nearest")
             axis.set_title(title, fontsize=9, pad=2)
-            axis.set_axis_off()
-    scale = ScalarMappable(Normalize(*score_range), cmap="inferno")
-    figure.colorbar(scale, ax=axes, label=score_label, fraction=0.015, pad=0.01)
-    _legend(figure, class_names, colours)
+    if scale is not None:
+        label, low, high = scale
+        mappable = ScalarMappable(Normalize(low, high), cmap="inferno")
+        figure.colorbar(mappable, ax=axes, label=label, fraction=0.015, pad=0.01)
+    entries = zip([*class_names, "OOD"], np.concatenate([colours, [OOD_COLOUR]]) / 255, strict=True)
+    handles = [Patch(color=colour, label=name) for name, colour in entries]
+    figure.legend(handles=handles, loc="outside lower center", ncols=11, fontsize=9, frameon=False)
     FigureCanvasAgg(figure).print_png(str(path))
 
 
@@ -344,36 +287,3 @@ def shrink(picture: np.ndarray, width: int) -> np.ndarray:
         return picture
     size = (width, max(1, round(height * width / current)))
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-
-
-def frame_pictures(
-    image: np.ndarray, label: np.ndarray, output: Mapping[str, np.ndarray], metadata: Any
-) -> list[np.ndarray]:
-    """Image, truth, prediction and score of one evaluated frame, each (H, W, 3) RGB uint8.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        label: (H, W) uint8 as :func:`tdos_d2.data.read_label` gives it for this dataset.
-        output: ``sem_seg`` (K, H, W) and, where the model has one, ``ood_score`` (H, W).
-        metadata: of the dataset.
-    """
-    sem_seg = output["sem_seg"]
-    score = output.get("ood_score", -sem_seg.max(axis=0))
-    colours = palette(metadata, len(sem_seg))
-    is_ood = metadata.evaluator_type == "ood"
-    truth_colours = np.array([(0, 0, 0), OOD_COLOUR], np.uint8) if is_ood else colours
-    return [
-        image,
-        colourise(label, truth_colours),
-        colourise(sem_seg.argmax(axis=0), colours),
-        heat_map(score),
-    ]
-
-
-def _legend(figure: Any, class_names: Sequence[str], colours: np.ndarray) -> None:
-    """Names and colours below the axes of a matplotlib figure."""
-    from matplotlib.patches import Patch
-
-    entries = {**dict(zip(class_names, colours, strict=True)), "OOD": np.array(OOD_COLOUR)}
-    handles = [Patch(color=colour / 255, label=name) for name, colour in entries.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=11, fontsize=9, frameon=False)

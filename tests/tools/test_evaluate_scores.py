@@ -140,7 +140,7 @@ def test_report_and_overlays(run, folder):
     assert (folder / "report" / f"{NAME}_pr.png").exists() and "report: " in err
     page = folder / "report" / "index.html"
     run("--report", str(folder / "report"), "--bootstrap", "50", "--strict")
-    assert re.search(r"\d \[\d+\.\d+,&nbsp;\d+\.\d+\]<", page.read_text("utf-8"))
+    assert re.search(r"\d \[\d+\.\d+, \d+\.\d+\]<", page.read_text("utf-8"))
     (folder / "file").write_text("")
     with pytest.raises(UserError, match="--report: .*file is no folder"):
         run("--report", str(folder / "file"))

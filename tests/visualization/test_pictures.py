@@ -93,7 +93,7 @@ def test_letters_grow_with_the_picture():
 
 def test_legend_has_as_many_rows_as_it_takes():
     names = [f"class number {i}" for i in range(19)]
-    colours = palette({}, 19)
+    colours = palette(19)
     strip = legend_strip(480, names, colours)
     assert strip.shape[0] > 4 * legend_strip(480, names[:1], colours[:1]).shape[0]
     assert all((strip == colour).all(-1).any() for colour in colours)
@@ -121,7 +121,7 @@ def test_texts_stay_inside():
 
 @pytest.mark.parametrize("deficiency", DEFICIENCIES)
 def test_colours_that_the_colour_blind_can_tell_apart(deficiency):
-    colours = lab(seen_by(palette({}, 8), deficiency))
+    colours = lab(seen_by(palette(8), deficiency))
     gaps = np.linalg.norm(colours[:, None] - colours[None], axis=-1)
     assert gaps[~np.eye(8, dtype=bool)].min() > 10
     # The outline, on its dark rim, from every colour of the score's map.

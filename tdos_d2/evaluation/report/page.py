@@ -9,16 +9,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from ... import __version__
 from ...errors import UserError
-from ...visualization.drawing import OOD_COLOUR, PREDICTED_COLOUR, VOID_COLOUR
+from ...visualization import drawing
 from ..component_metrics import PROTOCOLS
-from ..tables import format_rows
+from ..tables import cell_text, column_names
 from . import figures
 from .sections import Section
 
@@ -29,30 +28,13 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
     undefined=StrictUndefined,
 )
-_ENVIRONMENT.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
-_ENVIRONMENT.globals |= {
-    "protocols": {sizes: name for name, sizes in PROTOCOLS.items()},
-    "swatches": [
-        (PREDICTED_COLOUR, "predicted OOD"),
-        (OOD_COLOUR, "labelled OOD (outlined)"),
-        (VOID_COLOUR, "void (hatched)"),
-    ],
+_ENVIRONMENT.filters |= {
+    "base64": lambda data: base64.b64encode(data).decode("ascii"),
+    "cell": cell_text,
+    "columns": column_names,
 }
 _TEMPLATE = _ENVIRONMENT.get_template("page.html")
-_FIGURES = {
-    "pr": (figures.pr_curve, "Precision and recall; the dot is the best F1"),
-    "roc": (figures.roc_curve, "ROC; the dot is the first point with TPR >= 95 %"),
-    "histogram": (figures.histogram, "Scores of known and of OOD pixels"),
-}
-
-
-class _Part(NamedTuple):
-    """A section of the page: its link, figures as PNG with their titles, scale as PNG."""
-
-    anchor: str
-    section: Section
-    figures: Sequence[tuple[bytes, str]]
-    scale: bytes
+_FIGURES = {"pr": figures.pr_curve, "roc": figures.roc_curve, "histogram": figures.histogram}
 
 
 def write_report(
@@ -69,12 +51,12 @@ def write_report(
     Args:
         folder: where to write; made if it is not there.
         subject: what was evaluated.
-        tables: rows of each table of metrics.
-        sections: one per OOD set.
-        unlabelled: number of frames of sets without public labels.
+        tables: rows of each table of metrics, see ``format_rows``.
+        sections: one per OOD dataset.
+        unlabelled: number of frames of the datasets without public labels.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
         UserError: nothing can be written there.
@@ -82,25 +64,20 @@ def write_report(
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        parts = [_part(section, folder) for section in sections]
-        made = f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}, {', '.join(_versions())}"
         page = _TEMPLATE.render(
             subject=subject,
-            made=made,
-            tables=[_table(rows) for rows in tables],
-            parts=parts,
+            made=", ".join([f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}", *_versions()]),
+            tables=tables,
+            parts=[_draw(section, folder) for section in sections],
             unlabelled=unlabelled or {},
+            protocols={sizes: name for name, sizes in PROTOCOLS.items()},
+            drawing=drawing,
         )
         path = folder / "index.html"
         path.write_text(page, "utf-8")
     except OSError as error:
         raise UserError(f"cannot write report {folder}: {error.strerror}") from error
     return path
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> Markup:
-    # tabulate has escaped it. Intervals stay in one line.
-    return Markup(format_rows(rows, "html").replace(", ", ",&nbsp;"))
 
 
 def _versions() -> list[str]:
@@ -110,12 +87,17 @@ def _versions() -> list[str]:
     return [f"tdos_d2 {__version__}", f"Python {platform.python_version()}", *used]
 
 
-def _part(section: Section, folder: Path) -> _Part:
-    """Draw the figures of a dataset and write them into ``folder``."""
-    anchor = re.sub(r"[^\w.-]", "_", section.dataset)  # as it can be in file names and links
-    drawn = []
-    for kind, (draw, title) in _FIGURES.items():
-        if section.curves or kind == "histogram":
-            drawn.append((draw(section), title))
-            (folder / f"{anchor}_{kind}.png").write_bytes(drawn[-1][0])
-    return _Part(anchor, section, drawn, figures.scale(section))
+def _draw(section: Section, folder: Path) -> dict[str, Any]:
+    """Draw the figures of a dataset and write them into ``folder``; what the page shows of it."""
+    anchor = re.sub(r"[^\w.-]", "_", section.dataset)  # for file names and links
+    # Without OOD or without known pixels there are no curves.
+    kinds = _FIGURES if section.curves else ("histogram",)
+    drawn = {kind: _FIGURES[kind](section) for kind in kinds}
+    for kind, png in drawn.items():
+        (folder / f"{anchor}_{kind}.png").write_bytes(png)
+    return {
+        "anchor": anchor,
+        "section": section,
+        "figures": drawn,
+        "scale": figures.scale(section),
+    }

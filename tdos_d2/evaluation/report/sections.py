@@ -1,7 +1,7 @@
-"""What a report says of one dataset, gathered from its scores; and pictures of all its frames.
+"""What a report shows of one dataset, gathered from its scores; and pictures of all its frames.
 
-Scores are read from the disk again, frame by frame, by the process that evaluated them: memory does
-not grow with the dataset, but for a row of numbers per frame.
+Each process reads its own scores from disk again, frame by frame: memory grows with the dataset by
+one row of numbers per frame only.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from tqdm import tqdm
 from ...data import read_image
 from ...errors import UserError
 from ...labels import VOID
-from ...visualization.drawing import detection_picture, overlay, palette, score_picture, shrink
+from ...visualization.drawing import detection_picture, score_picture, shrink
 from ..component_metrics import ComponentScores
 from ..curve_points import CurvePoints, Histogram, histogram
 from ..dataset_metrics import frame_metrics
-from ..frames import Frame, Spool
+from ..frames import Frame, Spool, frame_id
 from ..pixel_metrics import PixelMetrics
 
 # Best and worst frames in a report, and how wide their pictures are, in pixels.
@@ -37,9 +37,9 @@ class ScoreDisplay(NamedTuple):
 
     Attributes:
         score: its name.
-        threshold: from which on OOD is predicted, NaN for none.
+        threshold: OOD is predicted from here on, NaN for none.
         low, high: scores of the darkest and the brightest colour.
-        strict: OOD is above the threshold, not at it.
+        strict: predict OOD above the threshold, not at it.
     """
 
     score: str
@@ -49,9 +49,8 @@ class ScoreDisplay(NamedTuple):
     strict: bool = False
 
 
-@dataclass
-class ShownFrame:
-    """A frame in a report: its row of ``frame_metrics``, detections and score as JPEG files."""
+class ShownFrame(NamedTuple):
+    """A frame in a report: its ``frame_metrics``; detections and score as JPEG files."""
 
     name: str
     metrics: Mapping[str, float]
@@ -61,15 +60,14 @@ class ShownFrame:
 
 @dataclass
 class Section:
-    """What a report says of one dataset.
+    """What a report shows of one dataset.
 
     Attributes:
         dataset: its name.
         display: name of the main score, threshold and range.
         sizes: smallest predicted and true component in pixels.
-        pixels: of the main score, with the metrics.
         frames: number of frames.
-        counts: pixels, "known", "OOD" and "void".
+        counts: number of pixels, "known", "OOD" and "void".
         histogram: of the main score.
         ranked: number of frames with both OOD and known pixels; only these are best or worst.
         best, worst: frames by their own AP, the best and the worst first.
@@ -79,7 +77,6 @@ class Section:
     dataset: str
     display: ScoreDisplay
     sizes: tuple[int, int]
-    pixels: PixelMetrics
     frames: int
     counts: Mapping[str, int]
     histogram: Histogram
@@ -90,12 +87,12 @@ class Section:
 
 
 class Communicator(NamedTuple):
-    """How processes talk; by default there is one.
+    """How processes exchange data: as in ``detectron2.utils.comm``; by default there is one.
 
     Attributes:
         is_main: this is the main process.
-        share: gives what each process gave, on every process.
-        gather: gives that on the main process only.
+        share: collects the data of each process, on every process.
+        gather: collects the data of each process, on the main process only.
     """
 
     is_main: bool = True
@@ -121,37 +118,27 @@ class EvaluatedFrames:
 
     def rows(self, threshold: float, strict: bool = False) -> Iterator[dict[str, Any]]:
         """ "frame" and ``frame_metrics`` of each frame, with a progress bar."""
-        frames = tqdm(
-            self.frames, f"{self.dataset}: each frame", len(self.frames), unit="frame", disable=None
-        )
+        frames = tqdm(self.frames, f"{self.dataset}: each frame", unit="frame", disable=None)
         for record, frame, components in zip(self.records, frames, self.components, strict=True):
-            yield {
-                "frame": frame_id(record),
-                **frame_metrics(frame, threshold, components, strict),
-            }
-
-
-def frame_id(record: Mapping[str, Any]) -> str:
-    """What a frame is called in reports and files."""
-    return str(record.get("image_id", record["file_name"]))
+            metrics = frame_metrics(frame, threshold, components, strict)
+            yield {"frame": frame_id(record), **metrics}
 
 
 def make_section(
     evaluated: EvaluatedFrames,
     display: ScoreDisplay,
     sizes: tuple[int, int],
-    pixels: PixelMetrics | None,
-    curve: CurvePoints | None,
+    curve: tuple[CurvePoints, PixelMetrics] | None,
     communicator: Communicator,
 ) -> Section | None:
-    """Gather what a report says of a dataset. All processes have to call this.
+    """Gather what a report shows of a dataset. All processes have to call this.
 
     Args:
         evaluated: this process's frames.
         display: the same in all processes.
         sizes: smallest predicted and true component in pixels.
-        pixels, curve: of the whole set, on the main process.
-        communicator: how the processes talk.
+        curve: points and metrics of the whole dataset, on the main process; None if there are none.
+        communicator: how the processes exchange data.
 
     Returns:
         None on all processes but the main one.
@@ -160,35 +147,30 @@ def make_section(
         UserError: an image cannot be read, or is not of the size of its label.
     """
     own = list(evaluated.rows(display.threshold, display.strict))
-    gathered = communicator.gather(own)
     bars = communicator.gather(histogram(evaluated.frames, display.low, display.high))
-    rows = [row for part in gathered for row in part]
-    best, worst = communicator.share(_best_and_worst(rows))[0]
-    wanted = {row["frame"] for row in (*best, *worst)}
-    parts = communicator.gather({
-        row["frame"]: _jpegs(evaluated, i, display)
+    rows = [row for part in communicator.gather(own) for row in part]
+    best_and_worst = communicator.share(_best_and_worst(rows))[0]
+    shown = {name for names in best_and_worst for name in names}
+    drawn = [
+        _draw_shown(evaluated, i, row, display)
         for i, row in enumerate(own)
-        if row["frame"] in wanted
-    })  # fmt: skip
+        if row["frame"] in shown
+    ]
+    drawn = {frame.name: frame for part in communicator.gather(drawn) for frame in part}
     if not communicator.is_main:
         return None
-    pictures = {name: pair for part in parts for name, pair in part.items()}
-    best, worst = (
-        [ShownFrame(row["frame"], row, *pictures[row["frame"]]) for row in part]
-        for part in (best, worst)
-    )
+    best, worst = ([drawn[name] for name in names] for names in best_and_worst)
     return Section(
         dataset=evaluated.dataset,
         display=display,
         sizes=sizes,
-        pixels=pixels,
         frames=len(rows),
         counts={name: sum(row[name] for row in rows) for name in ("known", "OOD", "void")},
         histogram=Histogram(bars[0].edges, sum(part.counts for part in bars)),
         ranked=sum(not math.isnan(row["AP"]) for row in rows),
         best=best,
         worst=worst,
-        curves={} if curve is None else {display.score: (curve, pixels)},
+        curves={display.score: curve} if curve else {},
     )
 
 
@@ -196,8 +178,8 @@ def write_overlays(evaluated: EvaluatedFrames, display: ScoreDisplay, folder: st
     """Write detections and score of every frame to ``folder/<dataset>/<frame>.jpg``.
 
     Raises:
-        UserError: an image cannot be read, or is not of the size of its label; nothing can be
-            written there.
+        UserError: an image cannot be read, or is not of the size of its label; the folder cannot
+            be written to.
     """
     records = tqdm(evaluated.records, f"{evaluated.dataset}: overlays", unit="frame", disable=None)
     for i, record in enumerate(records):
@@ -214,34 +196,26 @@ def draw_frame(
         UserError: the image cannot be read, or is not of the size of the label.
     """
     image = _image_of(record, frame.label.shape)
-    image, score, label = (_enlarged(x) for x in (image, *frame))
-    valid, limit = label != VOID, np.float32(display.threshold)
-    predicted = score > limit if display.strict else score >= limit
+    frame = Frame(*map(_enlarged, frame))
+    predicted = frame.predicted(display.threshold, display.strict)
     threshold = None if math.isnan(display.threshold) else display.threshold
-    scale = display.low, display.high
-    heat = score_picture(image, score, scale, display.score, threshold=threshold, valid=valid)
-    return detection_picture(image, label, predicted), heat
+    scale, valid = (display.low, display.high), frame.label != VOID
+    heat = score_picture(image, frame.score, scale, display.score, threshold=threshold, valid=valid)
+    return detection_picture(image, frame.label, predicted), heat
 
 
 def draw_without_label(
     record: Mapping[str, Any], score: np.ndarray, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Image and score of a frame whose label is hidden, the colours spread over its own scores.
+    """Image and score of a frame whose label is hidden; colours range over the frame's own scores.
 
     Raises:
         UserError: the image cannot be read, or is not of the size of the score.
     """
-    image, score = _enlarged(_image_of(record, score.shape)), _enlarged(score)
+    image, score = _image_of(record, score.shape), _enlarged(score)
     low, high = (float(x) for x in np.percentile(score, (1, 100)))
     scale = low, high if high > low else low + 1
     return image, score_picture(image, score, scale, name)
-
-
-def draw_classes(
-    record: Mapping[str, Any], label: np.ndarray, num_classes: int, metadata: Any
-) -> tuple[np.ndarray]:
-    """A frame under the predicted classes, (H, W, 3) uint8 RGB."""
-    return (overlay(read_image(record["file_name"]), label, palette(metadata, num_classes)),)
 
 
 def write_picture(
@@ -250,17 +224,14 @@ def write_picture(
     """Write pictures side by side to ``folder/<dataset>/<frame>.jpg``.
 
     Raises:
-        UserError: nothing can be written there.
+        UserError: the folder cannot be written to.
     """
     # Names of frames may be paths: they stay below the folder.
     parts = [part for part in PurePath(frame).parts if part not in ("..", PurePath(frame).anchor)]
     path = Path(folder, dataset, *parts[:-1], f"{parts[-1]}.jpg")
-    height = max(picture.shape[0] for picture in pictures)
+    height = max(map(len, pictures))
     padded = [
-        cv2.copyMakeBorder(
-            x, 0, height - x.shape[0], 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255)
-        )
-        for x in pictures
+        np.pad(x, ((0, height - len(x)), (0, 0), (0, 0)), constant_values=255) for x in pictures
     ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -271,15 +242,14 @@ def write_picture(
 
 def _best_and_worst(rows: Sequence[Mapping[str, Any]]) -> tuple[list, list]:
     """No frame is both; with an odd number of frames one more is among the worst."""
-    order = sorted(
-        (row for row in rows if not math.isnan(row["AP"])),
-        key=lambda row: (row["AP"], row["frame"]),
-    )
+    ranked = sorted((row["AP"], row["frame"]) for row in rows if not math.isnan(row["AP"]))
+    order = [name for _, name in ranked]
     worst = order[: min(_SHOWN, (len(order) + 1) // 2)]
     return order[len(worst) :][::-1][:_SHOWN], worst
 
 
 def _image_of(record: Mapping[str, Any], shape: tuple[int, int]) -> np.ndarray:
+    """The image of a frame of this (H, W), enlarged."""
     image = read_image(record["file_name"])
     if image.shape[:2] != shape:
         (height, width), (own_height, own_width) = shape, image.shape[:2]
@@ -287,7 +257,7 @@ def _image_of(record: Mapping[str, Any], shape: tuple[int, int]) -> np.ndarray:
             f"scores are {width}x{height}, but image {record['file_name']} is "
             f"{own_width}x{own_height}"
         )
-    return image
+    return _enlarged(image)
 
 
 def _enlarged(picture: np.ndarray) -> np.ndarray:
@@ -295,12 +265,14 @@ def _enlarged(picture: np.ndarray) -> np.ndarray:
     return picture.repeat(times, 0).repeat(times, 1)
 
 
-def _jpegs(evaluated: EvaluatedFrames, index: int, display: ScoreDisplay) -> tuple[bytes, bytes]:
+def _draw_shown(
+    evaluated: EvaluatedFrames, index: int, row: Mapping[str, Any], display: ScoreDisplay
+) -> ShownFrame:
     frame = evaluated.frames[index]
     height = len(_enlarged(frame.label))  # legend and scale are below, too small to read here
-    detections, score = draw_frame(evaluated.records[index], frame, display)
-    detections, score = (shrink(picture[:height], _WIDTH) for picture in (detections, score))
-    return _jpeg(detections, 85), _jpeg(score, 85)
+    pictures = draw_frame(evaluated.records[index], frame, display)
+    jpegs = (_jpeg(shrink(picture[:height], _WIDTH), 85) for picture in pictures)
+    return ShownFrame(row["frame"], row, *jpegs)
 
 
 def _jpeg(picture: np.ndarray, quality: int) -> bytes:

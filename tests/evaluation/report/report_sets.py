@@ -72,4 +72,6 @@ def section_of(
     pixels = pixel_metrics(count, "tiny")
     display = ScoreDisplay("my_score", pixels.threshold, *central_range(*counted))
     curve = curve_points(*counted)
-    return make_section(evaluated, display, SIZES, pixels, curve, communicator or Communicator())
+    return make_section(
+        evaluated, display, SIZES, curve and (curve, pixels), communicator or Communicator()
+    )

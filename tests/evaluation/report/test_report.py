@@ -17,7 +17,6 @@ from report_sets import fill, section_of
 
 from tdos_d2.errors import UserError
 from tdos_d2.evaluation.frames import check_frame
-from tdos_d2.evaluation.pixel_metrics import PixelMetrics
 from tdos_d2.evaluation.report.page import write_report
 
 VOID_TAGS = {"meta", "link", "img", "br"}
@@ -108,6 +107,19 @@ def test_captions_say_what_was_measured(reported):
     assert re.search(r"tdos_d2 \d+\.\d+\.\d+, Python 3\.\d+\.\d+, numpy \d", text)
 
 
+def test_tables_are_escaped_and_numbers_aligned(tmp_path):
+    rows = [{"dataset": "a<i>&", "AP": math.nan, "n": 3}, {"dataset": "b", "F1": "2.00 [1.0, 3.0]"}]
+    text = write_report(tmp_path / "out", "m", [rows], []).read_text("utf-8")
+    start = text.index("<table>")
+    table = re.sub(r"\s*\n", "", text[start : text.index("</table>")])
+    assert table == (
+        '<table><thead><tr><th class="text">dataset</th><th>AP</th><th>n</th><th>F1</th></tr>'
+        '</thead><tbody><tr><td class="text">a&lt;i&gt;&amp;</td><td>-</td><td>3</td><td></td></tr>'
+        '<tr><td class="text">b</td><td></td><td></td><td class="text">2.00 [1.0, 3.0]</td></tr>'
+        "</tbody>"
+    )
+
+
 def test_set_without_ood(tmp_path):
     evaluated = fill(tmp_path)
     frame = check_frame(np.eye(60, 90), np.zeros((60, 90), int), "x")
@@ -116,9 +128,8 @@ def test_set_without_ood(tmp_path):
     evaluated.records = evaluated.records[:1]
     evaluated.components = evaluated.components[:1]
     section = section_of(evaluated, tmp_path)
-    none = PixelMetrics(*[math.nan] * 6)
     display = section.display._replace(threshold=math.nan)
-    section = dataclasses.replace(section, curves={}, pixels=none, display=display)
+    section = dataclasses.replace(section, curves={}, display=display)
     path = write_report(tmp_path / "out", "m", [], [section])
     text = Page(path.read_text("utf-8")).text
     assert "none: the labels have no OOD pixel" in text and "none is best or worst" in text
