@@ -8,13 +8,17 @@ it raises an alarm with probability at most a, for any model and any finite n.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from ..errors import UserError
+from .threshold_files import read_threshold, write_threshold
 
 
 @dataclass(frozen=True)
@@ -25,20 +29,37 @@ class Calibration:
         threshold: ``score >= threshold`` is predicted OOD; in the score's own units.
         false_alarm_rate: a, share of normal frames with an alarm at most.
         frames: n, calibration frames.
-        min_area: smallest object in pixels that is an alarm.
+        min_area: smallest object in pixels that is an alarm; with ``by_frame`` in the largest of
+            the frames.
+        by_frame: the smallest object is in each frame the default one for its size.
+        score: name of the score.
+        source: where the frames are from: a folder or a dataset.
+        ego_mask: SHA-256 of the file that says where no objects are looked for; None = everywhere.
+        settings: what else the scores depend on beside the checkpoint, by config key.
     """
 
     threshold: float
     false_alarm_rate: float
     frames: int
     min_area: int
+    by_frame: bool = False
+    score: str = "ood_score"
+    source: str = ""
+    ego_mask: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not (0 < self.false_alarm_rate < 1 and self.frames >= 1 and self.min_area >= 1):
+            raise ValueError(f"not a calibration: {self}")
 
     def promise(self) -> str:
         """What the threshold promises, in a sentence."""
+        size = f"{self.min_area} pixels or more"
+        if self.by_frame:
+            size += " (of a smaller frame the same share)"
         return (
             f"a new normal frame from the source of the {self.frames} calibration frames has an "
-            f"object of {self.min_area} pixels or more with probability at most "
-            f"{self.false_alarm_rate:g}"
+            f"object of {size} with probability at most {self.false_alarm_rate:g}"
         )
 
 
@@ -88,18 +109,24 @@ def calibrate(levels: Sequence[float], false_alarm_rate: float, min_area: int) -
     Raises:
         UserError: a rate outside (0, 1), or fewer frames than it needs.
     """
+    check_frames(len(levels), false_alarm_rate)
+    n = len(levels)
+    rank = _rank(n, false_alarm_rate)
+    quantile = np.float32(np.sort(np.asarray(levels, np.float64))[rank - 1])
+    threshold = np.nextafter(quantile, np.float32(np.inf))
+    return Calibration(float(threshold), false_alarm_rate, n, min_area)
+
+
+def check_frames(n: int, false_alarm_rate: float) -> None:
+    """Raise UserError for a rate outside (0, 1), or one that needs more than ``n`` frames."""
     if not 0 < false_alarm_rate < 1:
         raise UserError(f"the false alarm rate must lie between 0 and 1, got {false_alarm_rate:g}")
-    n, needed = len(levels), frames_needed(false_alarm_rate)
+    needed = frames_needed(false_alarm_rate)
     if n < needed:
         raise UserError(
             f"a false alarm rate of {false_alarm_rate:g} needs {needed} normal frames or more, "
             f"there are {n}"
         )
-    rank = _rank(n, false_alarm_rate)
-    quantile = np.float32(np.sort(np.asarray(levels, np.float64))[rank - 1])
-    threshold = np.nextafter(quantile, np.float32(np.inf))
-    return Calibration(float(threshold), false_alarm_rate, n, min_area)
 
 
 def frames_needed(false_alarm_rate: float) -> int:
@@ -108,6 +135,38 @@ def frames_needed(false_alarm_rate: float) -> int:
     while _rank(n, false_alarm_rate) > n:
         n += 1
     return n
+
+
+def calibration_file(checkpoint: str | os.PathLike) -> Path:
+    """Where the calibration of a checkpoint lies: ``<checkpoint>.calibration.json``.
+
+    Not in the file of the operating point, which every evaluation writes anew.
+    """
+    return Path(f"{os.fspath(checkpoint)}.calibration.json")
+
+
+def save_calibration(
+    checkpoint: str | os.PathLike, calibration: Calibration, path: Path | None = None
+) -> Path:
+    """Write the calibration, by default beside ``checkpoint``; gives the path. OSError as ``open``.
+
+    The file names the checkpoint's content by its SHA-256.
+    """
+    path = path or calibration_file(checkpoint)
+    write_threshold(path, checkpoint, calibration, {"promise": calibration.promise()})
+    return path
+
+
+def load_calibration(checkpoint: str | os.PathLike, path: Path | None = None) -> Calibration | None:
+    """The calibration in ``path``, by default beside ``checkpoint``; None where there is none.
+
+    Raises:
+        UserError: the file is damaged, or was made for another checkpoint.
+    """
+    path = path or calibration_file(checkpoint)
+    if not path.is_file():
+        return None
+    return read_threshold(path, checkpoint, Calibration, "calibrate again")
 
 
 def _rank(n: int, rate: float) -> int:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import os
 from pathlib import Path
 
-from ..errors import UserError
-from ..files import atomic_write, fingerprint
-from .tables import to_json
+from .threshold_files import read_threshold, write_threshold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +37,8 @@ def save_operating_point(checkpoint: str | os.PathLike, point: OperatingPoint) -
     The file names the checkpoint's content by its SHA-256.
     """
     path = threshold_file(checkpoint)
-    values = {
-        **dataclasses.asdict(point),
-        "chosen_by": f"best pixel F1 on {point.dataset}",
-        "rule": "score >= threshold",
-        "checkpoint_sha256": fingerprint(checkpoint),
-    }
-    with atomic_write(path) as file:
-        file.write(f"{to_json(values)}\n".encode())
+    chosen_by = f"best pixel F1 on {point.dataset}"
+    write_threshold(path, checkpoint, point, {"chosen_by": chosen_by})
     return path
 
 
@@ -61,17 +51,4 @@ def load_operating_point(checkpoint: str | os.PathLike) -> OperatingPoint | None
     path = threshold_file(checkpoint)
     if not path.is_file():
         return None
-    try:
-        values = json.loads(path.read_text())
-        fields = {field.name: values[field.name] for field in dataclasses.fields(OperatingPoint)}
-        if not math.isfinite(fields["threshold"]):
-            raise ValueError(f"the threshold is {fields['threshold']}")
-        point = OperatingPoint(**fields)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}): evaluate again, or remove it") from error
-    if values.get("checkpoint_sha256") != fingerprint(checkpoint):
-        raise UserError(
-            f"{path} is the threshold of another checkpoint than what {checkpoint} is now: "
-            "evaluate again, or remove it"
-        )
-    return point
+    return read_threshold(path, checkpoint, OperatingPoint, "evaluate again")

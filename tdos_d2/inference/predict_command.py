@@ -35,6 +35,7 @@ from .media import (
     write_score,
 )
 from .predictor import OODPredictor
+from .thresholds import choose_threshold, threshold_option
 
 _INTERRUPTED = 130  # as shells have it
 _DESCRIPTION = """\
@@ -205,8 +206,11 @@ def run(argv: Sequence[str] | None = None) -> None:
     predictor = OODPredictor(cfg, half=not args.full_precision)
     if words:
         predictor.embed_words(words)  # what is wrong with a word is wrong with all inputs
-    threshold, whence = _threshold(predictor, args.threshold)
-    notes = [*predictor.notes, whence, *_word_notes(predictor, words, args.nearest_words)]
+    threshold = choose_threshold(
+        predictor, args.threshold,
+        min_area=args.min_area, combine=args.combine_words, ego_mask=args.ego_mask,
+    )  # fmt: skip
+    notes = [*predictor.notes, threshold.note, *_word_notes(predictor, words, args.nearest_words)]
     print("\n".join(notes), file=sys.stderr)
     train = cfg.DATASETS.TRAIN
     colours = MetadataCatalog.get(train[0]).get("stuff_colors") if train else None
@@ -214,11 +218,11 @@ def run(argv: Sequence[str] | None = None) -> None:
         FramePredictor(
             predictor,
             palette(len(predictor.class_names), colours),
-            threshold=threshold,
+            threshold=threshold.value,
             words=words,
             combine=args.combine_words,
             num_nearest=args.nearest_words,
-            min_area=args.min_area,
+            min_area=threshold.min_area,
             limits=args.score_range and tuple(args.score_range),
             ego_mask=ego_mask,
         ),
@@ -249,11 +253,14 @@ def parser() -> options.Parser:
         "--output", type=options.path_text, required=True, metavar="DIR",
         help="folder for the results",
     )
-    add("--threshold", type=options.number(), metavar="T",
-        help="pixels with a score of T or more are OOD (default: the threshold that an evaluation\n"
-        "saved beside the checkpoint; without one, no objects are looked for)")
+    add("--threshold", type=threshold_option, metavar="T",
+        help="pixels with a score of T or more are OOD: a number, or the one of a file beside the\n"
+        "checkpoint: calibrated (tools/calibrate.py wrote it) or best-f1 (an evaluation did), or\n"
+        "a .json file of calibrate.py elsewhere (default: calibrated, else best-f1; without\n"
+        "either, no objects are looked for)")
     add("--min-area", type=options.whole(1), metavar="N",
-        help="smallest object in pixels (default: 100 in a frame of 1280x720, scaled by area)")
+        help="smallest object in pixels (default: that of a calibrated threshold, if one is\n"
+        "used, else 100 in a frame of 1280x720, scaled by area)")
     add("--words", metavar="LIST", help='concepts to look for, such as "deer, lost cargo, sofa"')
     add("--combine-words", action="store_true",
         help="objects and pictures are of max(OOD score, chances of the words)")
@@ -269,24 +276,6 @@ def parser() -> options.Parser:
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
         help="changes to the config, last on the line; MODEL.WEIGHTS names the checkpoint")
     return made  # fmt: skip
-
-
-def _threshold(predictor: OODPredictor, given: float | None) -> tuple[float | None, str]:
-    """The threshold, None where there is none, and where it is from."""
-    if given is not None:
-        return given, f"threshold {given:g}, as given"
-    point = predictor.operating_point
-    if point is None:
-        return None, (
-            "no objects are looked for: give --threshold, or evaluate the checkpoint on a labelled "
-            "OOD set (train_net.py --eval-only), which saves one beside it"
-        )
-    if point.score != predictor.score:
-        return None, (
-            f"no objects are looked for: the threshold beside the checkpoint is for {point.score}, "
-            f"the score is {predictor.score}; give --threshold"
-        )
-    return point.threshold, f"threshold {point.threshold:g}: best pixel F1 on {point.dataset}"
 
 
 def _word_notes(predictor: OODPredictor, words: Sequence[str] | None, nearest: int) -> list[str]:

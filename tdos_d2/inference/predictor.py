@@ -21,6 +21,7 @@ from ..evaluation.operating_point import OperatingPoint, load_operating_point
 from ..loading.checkpoint import TDOSCheckpointer
 from ..loading.config_checks import check_model
 from ..loading.config_files import local_weights
+from ..loading.config_values import get_key
 from ..modeling.text.stored import StoredText
 from ..modeling.text.word_embeddings import WordEmbeddings, split_words
 from ..ood_words import load_groups
@@ -30,6 +31,9 @@ from .score_units import chance_as_score
 _CROP, _CROP_MARGIN = 224, 0.25
 _OF_WORDS = ("word_scores", "word_chances")
 _OUTPUTS = ("sem_seg", "ood_score", *_OF_WORDS)
+# Of the same weights they make other scores.
+_SETTINGS = ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "TEST.WINDOW.SIZE", "TEST.WINDOW.STRIDE",
+             "MODEL.TDOS.MERGE", "MODEL.TDOS.CLASS_MERGE", "MODEL.MEMORY.NEIGHBOURS")  # fmt: skip
 
 
 class OODPredictor:
@@ -48,6 +52,8 @@ class OODPredictor:
         class_names: names of the K known classes.
         score: name of the score in ``ood_score``.
         words_have_meaning: whether words do.
+        weights: file of the checkpoint; None where there is none, or it is an address.
+        settings: what the scores depend on beside the checkpoint, by config key.
         notes: lines for a log: what was taken from the checkpoint or the machine.
     """
 
@@ -73,7 +79,9 @@ class OODPredictor:
             cfg.MODEL.CLIP.WEIGHTS or cfg.MODEL.TEXT.EMBEDDINGS
         )
         self.class_names, self.score = self.model.class_names, self.model.score_name
-        self._weights = local_weights(cfg)
+        self.weights = local_weights(cfg)
+        self.settings = {key: get_key(cfg, key) for key in _SETTINGS}
+        self.settings["half precision"] = self._half
         mapper = TDOSDatasetMapper(cfg, is_train=False)
         self._augmentations, self._format = mapper.augmentations, mapper.image_format
         with torch.no_grad():
@@ -125,7 +133,7 @@ class OODPredictor:
         Raises:
             UserError: it is of another checkpoint, or damaged.
         """
-        return self._weights and load_operating_point(self._weights)
+        return self.weights and load_operating_point(self.weights)
 
     def combined_score(self, result: dict[str, Any]) -> np.ndarray:
         """Maximum of ``ood_score`` and the words' chances in its unit, (H, W) float32.

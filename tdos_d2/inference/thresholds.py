@@ -1,0 +1,144 @@
+"""Which threshold prediction uses, and what it promises."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import options
+from ..errors import UserError
+from ..evaluation.calibration import Calibration, calibration_file, load_calibration
+from ..evaluation.operating_point import threshold_file
+from ..files import fingerprint
+from .predictor import OODPredictor
+
+CALIBRATED, BEST_F1 = "calibrated", "best-f1"
+_NO_OBJECTS = "no objects are looked for: "
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """What decides on objects.
+
+    Attributes:
+        value: pixels with a score of this or more are OOD; None: no objects are looked for.
+        min_area: smallest object in pixels; None: by the size of the frame.
+        note: a line for people: where it is from and what it promises.
+    """
+
+    value: float | None
+    min_area: int | None
+    note: str
+
+
+def threshold_option(text: str) -> float | str:
+    """Type of ``--threshold``: a number, "calibrated", "best-f1" or a file ``*.json``."""
+    if text in (CALIBRATED, BEST_F1):
+        return text
+    if text.endswith(".json"):
+        return options.path_text(text)
+    try:
+        return options.number()(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"a number, {CALIBRATED}, {BEST_F1} or a .json file of calibrate.py is needed, "
+            f"not '{text}'"
+        ) from None
+
+
+def choose_threshold(
+    predictor: OODPredictor,
+    wanted: float | str | None = None,
+    *,
+    min_area: int | None = None,
+    combine: bool = False,
+    ego_mask: str | None = None,
+) -> Threshold:
+    """The threshold that is wanted; by default the calibrated one, then that of the best F1.
+
+    Args:
+        predictor: the model.
+        wanted: of :func:`threshold_option`; None: what lies beside the checkpoint.
+        min_area: smallest object in pixels; None: that of the calibration, if one is used.
+        combine: words take part in the score.
+        ego_mask: file that says where no objects are looked for.
+
+    Raises:
+        UserError: what is wanted is not there or of another score; a file is damaged, or of another
+            checkpoint.
+    """
+    if isinstance(wanted, float):
+        return Threshold(wanted, min_area, f"threshold {wanted:g}, as given")
+    if wanted is not None and predictor.weights is None:
+        raise UserError(f"--threshold {wanted}: MODEL.WEIGHTS must be a file")
+    calibration = None if wanted == BEST_F1 else _calibration(predictor, wanted)
+    if calibration is not None and calibration.score == predictor.score:
+        broken = _why_broken(calibration, predictor, min_area, combine, ego_mask)
+        if min_area is None and not calibration.by_frame:
+            min_area = calibration.min_area
+        promise = "its promise does not hold: " + "; ".join(broken)
+        note = (
+            f"threshold {calibration.threshold:g}: calibrated on {calibration.frames} normal "
+            f"frames of {calibration.source}; {promise if broken else calibration.promise()}"
+        )
+        return Threshold(calibration.threshold, min_area, note)
+    point = predictor.operating_point if wanted in (None, BEST_F1) else None
+    if point is not None and point.score == predictor.score:
+        note = f"threshold {point.threshold:g}: best pixel F1 on {point.dataset}"
+        return Threshold(point.threshold, min_area, note)
+    other = point or calibration
+    if other is not None:
+        reason = (
+            f"the threshold beside the checkpoint is for {other.score}, the score is "
+            f"{predictor.score}"
+        )
+        if wanted is not None:
+            raise UserError(f"--threshold {wanted}: {reason}")
+        return Threshold(None, min_area, f"{_NO_OBJECTS}{reason}; give --threshold")
+    if wanted == BEST_F1:
+        path = threshold_file(predictor.weights)
+        raise UserError(f"--threshold {wanted}: no file {path}; an evaluation writes it")
+    return Threshold(
+        None, min_area,
+        f"{_NO_OBJECTS}give --threshold, calibrate the checkpoint on normal frames "
+        "(tools/calibrate.py), or evaluate it on a labelled OOD set (train_net.py --eval-only); "
+        "both save one beside it",
+    )  # fmt: skip
+
+
+def _calibration(predictor: OODPredictor, wanted: str | None) -> Calibration | None:
+    """That of the file, or beside the checkpoint; None where none is there and none is wanted."""
+    weights = predictor.weights
+    if weights is None:
+        return None
+    path = calibration_file(weights) if wanted in (None, CALIBRATED) else Path(wanted)
+    found = load_calibration(weights, path)
+    if found is None and wanted is not None:
+        raise UserError(f"--threshold {wanted}: no file {path}; tools/calibrate.py writes it")
+    return found
+
+
+def _why_broken(
+    calibration: Calibration,
+    predictor: OODPredictor,
+    min_area: int | None,
+    combine: bool,
+    ego_mask: str | None,
+) -> list[str]:
+    """Why frames like those of the calibration may raise more alarms than promised."""
+    reasons = []
+    if min_area is not None and min_area < calibration.min_area:
+        reasons.append(f"--min-area is {min_area}, less than the {calibration.min_area} then")
+    if combine:
+        reasons.append("--combine-words raises scores")
+    # Without one then, a mask now can only take pixels from objects.
+    if calibration.ego_mask is not None:
+        now = None if ego_mask is None else fingerprint(ego_mask)
+        if now != calibration.ego_mask:
+            reasons.append("--ego-mask is not the file of then")
+    for key, value in predictor.settings.items():
+        then = calibration.settings.get(key, value)
+        if then != value:
+            reasons.append(f"{key} is {value}, then {then}")
+    return reasons
