@@ -69,6 +69,7 @@ setup(
             "tdos-train = tdos_d2.console_scripts:train",
             "tdos-evaluate = tdos_d2.console_scripts:evaluate",
             "tdos-predict = tdos_d2.console_scripts:predict",
+            "tdos-calibrate = tdos_d2.console_scripts:calibrate",
         ]
     },
     install_requires=REQUIRES,

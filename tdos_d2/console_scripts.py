@@ -1,4 +1,4 @@
-"""The commands that pip installs: tdos-train, tdos-evaluate, tdos-predict."""
+"""The commands that pip installs: tdos-train, tdos-evaluate, tdos-predict, tdos-calibrate."""
 
 from __future__ import annotations
 
@@ -21,3 +21,10 @@ def predict() -> None:
     from .inference.predict_command import run as run_prediction
 
     exit_with_one_line(run_prediction)
+
+
+def calibrate() -> None:
+    """tools/calibrate.py."""
+    from .inference.calibrate_command import run as run_calibration
+
+    exit_with_one_line(run_calibration)

@@ -24,6 +24,7 @@ INSTALLED = {
     "tdos-train": "train_net.py",
     "tdos-evaluate": "train_net.py",
     "tdos-predict": "tools/predict.py",
+    "tdos-calibrate": "tools/calibrate.py",
 }
 
 

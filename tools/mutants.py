@@ -208,6 +208,15 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "strict threshold": ("(self.score >= limit))", "(self.score > limit))"),
         "predictions on void": (" & (self.label != VOID)", ""),
     },
+    ("tdos_d2/evaluation/calibration.py", "tests/evaluation/test_calibration.py"): {
+        "quantile one level too low": ("[rank - 1]", "[rank - 2]"),
+        "quantile one level too high": ("[rank - 1]", "[min(rank, n - 1)]"),
+        "quantile of n, not of n + 1": ("round((n + 1) * (1 - rate)", "round(n * (1 - rate)"),
+        "alarm at the level itself": ("np.nextafter(quantile, np.float32(np.inf))", "quantile"),
+        "levels without the mask": ("(score >= levels[middle]) & inside",
+            "(score >= levels[middle])"),
+        "an object must be larger": (">= min_area).any()", "> min_area).any()"),
+    },
     ("tdos_d2/engine/optimizer.py", "tests/engine/test_optimizer.py"): {
         "gradients not clipped": ("optimizer.register_step_pre_hook(clip_gradients)",
             "pass"),

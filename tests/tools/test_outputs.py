@@ -14,6 +14,10 @@ from tdos_d2.files import atomic_write, check_output
 ROOT = Path(__file__).resolve().parents[2]
 # Nothing else that these words name is there: an error about it would come after work was begun.
 FILES = {
+    "tools/calibrate.py": [
+        "--config-file", "absent.yaml", "--images", "absent", "--false-alarm-rate", "0.1",
+        "--output", "PLACE",
+    ],
     "tools/encode_text.py": ["--clip-weights", "absent", "--names", "x", "--output", "PLACE.npz"],
     "tools/evaluate_scores.py": ["--dataset", "x", "--scores", "absent", "--per-frame", "PLACE"],
     "tools/export_model.py": ["--config-file", "absent.yaml", "--output", "PLACE.pt2"],

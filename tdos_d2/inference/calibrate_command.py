@@ -1,0 +1,189 @@
+"""What tools/calibrate.py does: a threshold from normal frames, with a promise."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from .. import options
+from ..data import read_image
+from ..data.reading import read_values
+from ..data.verify.quick import get_dicts
+from ..errors import UserError
+from ..evaluation.calibration import (
+    alarm_level,
+    calibrate,
+    calibration_file,
+    check_frames,
+    save_calibration,
+)
+from ..files import check_output, find_files, fingerprint
+from ..loading.config_files import load_config, local_weights
+from .media import IMAGES, TABLE, read_results
+from .objects import default_min_area
+from .predictor import OODPredictor
+
+_DESCRIPTION = """\
+Find a threshold from normal frames alone: no labels, no anomalies.
+
+It promises that a new normal frame from the same source raises an alarm (has an object of
+--min-area pixels or more) with probability at most --false-alarm-rate, whatever the model is worth:
+split-conformal calibration. It promises nothing about frames of another camera, town or weather,
+nothing about what is found, and nothing for frames that training or fit_memory.py has seen: a model
+scores those lower than new ones. Neighbouring frames of one video count as one; take frames from
+many places.
+
+The threshold is written beside the checkpoint, as <checkpoint>.calibration.json, and predict.py
+uses it and says what it promises. Frames that cannot be read are named and left out.
+"""
+_EPILOG = """\
+exit status: 0 = done; 1 = done, but some frames could not be read; 2 = an error, nothing is written
+
+examples:
+  python tools/calibrate.py --config-file configs/demo.yaml --images my_drive/ \\
+      --false-alarm-rate 0.01 MODEL.WEIGHTS output/demo/model_final.pth
+  python tools/calibrate.py --config-file configs/memory_lite2.yaml --dataset camvid_val \\
+      --false-alarm-rate 0.05 --min-area 200 MODEL.WEIGHTS memory.pth
+  python tools/predict.py --config-file configs/memory_lite2.yaml --input my_images/ \\
+      --output out --opts MODEL.WEIGHTS memory.pth
+"""
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Calibrate as the command line says.
+
+    Raises:
+        UserError: something about the options, the model or the frames is wrong.
+        SystemExit: 1 = some frames could not be read.
+    """
+    args = parser().parse_args(argv)
+    if args.output:
+        check_output(args.output, "--output")
+    cfg = load_config(args.config_file, args.opts)
+    weights = local_weights(cfg)
+    if weights is None:
+        raise UserError("name the file of a checkpoint: MODEL.WEIGHTS FILE")
+    output = args.output or calibration_file(weights)
+    check_output(output, "MODEL.WEIGHTS")
+    files = list_frames(args.images, args.dataset)
+    check_frames(len(files), args.false_alarm_rate)
+    ego_mask = None if args.ego_mask is None else read_values(args.ego_mask, "ego mask") != 0
+    predictor = OODPredictor(cfg, half=not args.full_precision)
+    for note in predictor.notes:
+        print(note, file=sys.stderr)
+    if args.dataset in cfg.DATASETS.TRAIN:
+        print(
+            f"warning: {args.dataset} is in DATASETS.TRAIN: if the model was trained on these "
+            "frames, new ones raise more alarms than promised",
+            file=sys.stderr,
+        )
+    levels, areas, failed = alarm_levels(predictor, files, args.min_area, ego_mask)
+    made = replace(
+        calibrate(levels, args.false_alarm_rate, max(areas, default=1)),
+        by_frame=args.min_area is None,
+        score=predictor.score,
+        source=args.dataset or str(args.images),
+        ego_mask=args.ego_mask and fingerprint(args.ego_mask),
+        settings=predictor.settings,
+    )
+    save_calibration(weights, made, output)
+    alarms = int((np.asarray(levels) >= made.threshold).sum())
+    print(f"{output}: threshold {made.threshold:g} for {made.score}")
+    print(f"at it {alarms} of the {made.frames} frames have an object; {made.promise()}")
+    if failed:
+        print(f"{failed} frames could not be read, and were left out", file=sys.stderr)
+        sys.exit(1)
+
+
+def list_frames(images: Path | None, dataset: str | None) -> list[str]:
+    """Image files of a folder with its subfolders, but for results of predict.py; or of a dataset.
+
+    Raises:
+        UserError: there is no such folder or dataset.
+    """
+    if dataset is not None:
+        return [record["file_name"] for record in get_dicts(dataset)]
+    if not images.is_dir():
+        raise UserError(f"--images: {images} is no folder")
+    files = [images / name for name in find_files(images)]
+    results = {path for file in files if file.name == TABLE for path in read_results(file)}
+    return [
+        str(file)
+        for file in files
+        if file.suffix.lower() in IMAGES and str(file.resolve()) not in results
+    ]
+
+
+def alarm_levels(
+    predictor: OODPredictor,
+    files: Sequence[str],
+    min_area: int | None,
+    ego_mask: np.ndarray | None = None,
+) -> tuple[list[float], list[int], int]:
+    """The alarm level of each frame that can be read; the others are named on standard error.
+
+    Args:
+        predictor: the model.
+        files: the frames.
+        min_area: smallest object in pixels; None: by the size of the frame, as in prediction.
+        ego_mask: (H, W) bool, True on the ego vehicle; None: nowhere.
+
+    Returns:
+        The levels, the smallest object in pixels per frame, and how many frames cannot be read.
+
+    Raises:
+        UserError: the mask has another size, a frame is too small for an object, or the model gives
+            NaN or infinity.
+    """
+    levels, areas, failed = [], [], 0
+    valid = None if ego_mask is None else ~ego_mask
+    for file in (bar := tqdm(files, desc="Calibrating", unit="frame")):
+        try:
+            image = read_image(file, "BGR")
+        except (UserError, OSError) as error:
+            failed += 1
+            bar.write(f"left out: {file}: {error}", file=sys.stderr)
+            continue
+        shape = image.shape[:2]
+        if valid is not None and valid.shape != shape:
+            there = f"{valid.shape[1]}x{valid.shape[0]}"
+            raise UserError(f"{file} is {shape[1]}x{shape[0]}, but --ego-mask is {there}")
+        smallest = min_area or default_min_area(shape)
+        level = alarm_level(predictor(image)["ood_score"], smallest, valid)
+        if np.isinf(level):
+            raise UserError(f"--min-area: {file} has no room for an object of {smallest} pixels")
+        levels.append(level)
+        areas.append(smallest)
+    return levels, areas, failed
+
+
+def parser() -> options.Parser:
+    """The command line of tools/calibrate.py."""
+    made = options.Parser(description=_DESCRIPTION, epilog=_EPILOG)
+    add = made.add_argument
+    add("--config-file", required=True, metavar="FILE", help="config of a TDOS or NormalityMemory")
+    source = made.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--images", type=options.path, metavar="DIR",
+        help="folder of normal frames, with its subfolders",
+    )
+    source.add_argument("--dataset", metavar="NAME", help="registered dataset; labels are not read")
+    add("--false-alarm-rate", type=options.number(), required=True, metavar="A",
+        help="share of normal frames that may raise an alarm; needs 1/A - 1 frames or more")
+    add("--min-area", type=options.whole(1), metavar="N",
+        help="smallest object in pixels that is an alarm (default: that of predict.py, 100 in a "
+        "frame of 1280x720, scaled by area)")
+    add("--ego-mask", type=options.path_text, metavar="FILE",
+        help="as in predict.py: no objects where this picture is not 0")
+    add("--output", type=options.path, metavar="FILE.json",
+        help="file to write (default: <checkpoint>.calibration.json, where predict.py looks; "
+        "others it takes as --threshold FILE.json)")
+    add("--full-precision", action="store_true", help="no half precision on a GPU")
+    add("opts", nargs="*", metavar="KEY VALUE",
+        help="changes to the config, last on the line; MODEL.WEIGHTS names the checkpoint")
+    return made  # fmt: skip
