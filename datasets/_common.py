@@ -1,5 +1,5 @@
-"""What the prepare_*.py scripts share. Imports neither torch nor Detectron2: a dataset can be
-prepared where no model runs, and ``--help`` answers at once."""
+"""Shared code of the prepare_*.py scripts. It imports neither torch nor Detectron2: datasets can be
+prepared where these are not installed, and ``--help`` is fast."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import io
 import os
+import re
 import shutil
 import sys
 import zipfile
@@ -22,7 +23,7 @@ import numpy as np
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
-# Under a name of its own: the package itself imports torch and Detectron2, these files neither.
+# Under another name, because tdos_d2 itself imports torch and Detectron2; these modules do not.
 _package = ModuleType("_tdos_d2_alone")
 _package.__path__ = [str(Path(__file__).resolve().parent.parent / "tdos_d2")]
 sys.modules[_package.__name__] = _package
@@ -33,7 +34,7 @@ PrepareError = errors.UserError  # one line that names the file or folder
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-# Train id of each label id 0..34 of Cityscapes, whose ids GTA has too.
+# Train id of each Cityscapes label id; GTA has the same label ids.
 _EVALUATED = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
 CITYSCAPES_TRAIN_IDS = np.full(256, 255, np.uint8)
 CITYSCAPES_TRAIN_IDS[_EVALUATED] = np.arange(19)
@@ -48,7 +49,7 @@ class Job:
     write: Callable[[Path], object]
 
 
-def run(main: Callable[[], object]) -> None:
+def run_main(main: Callable[[], object]) -> None:
     """Call ``main``; a PrepareError becomes ``error: ...`` on stderr and exit status 2."""
     try:
         errors.exit_with_one_line(main)
@@ -58,8 +59,10 @@ def run(main: Callable[[], object]) -> None:
         sys.exit(130)
 
 
-def command_line(doc: str, *, copy: bool = False) -> argparse.ArgumentParser:
-    """A parser with the options that all scripts have; with ``--copy`` for those that link."""
+def argument_parser(
+    doc: str, *, copy: bool = False, cityscapes: bool = False
+) -> argparse.ArgumentParser:
+    """A parser with the options of all scripts and, if asked for, --copy and --cityscapes."""
     parser = options.Parser(description=doc)
     parser.add_argument(
         "--root",
@@ -67,23 +70,25 @@ def command_line(doc: str, *, copy: bool = False) -> argparse.ArgumentParser:
         default=options.path(os.getenv("DETECTRON2_DATASETS", "datasets")),
         help="folder of all datasets (default: $DETECTRON2_DATASETS, now %(default)s)",
     )
-    parser.add_argument("--source", type=options.path, help="the download, if it lies elsewhere")
-    parser.add_argument("--output", type=options.path, help="where to write (default: see above)")
+    parser.add_argument("--source", type=options.path, help="the download (default: see above)")
+    parser.add_argument("--output", type=options.path, help="output folder (default: see above)")
     parser.add_argument(
         "--jobs",
         type=options.whole(1),
         default=min(8, os.cpu_count() or 1),
-        help="files made at the same time (default: %(default)s)",
+        help="number of threads (default: %(default)s)",
     )
     parser.add_argument("--dry-run", action="store_true", help="check and count, write nothing")
     if copy:
-        parser.add_argument(
-            "--copy", action="store_true", help="copy images, instead of links to the download"
-        )
+        parser.add_argument("--copy", action="store_true", help="copy images instead of linking")
+    if cityscapes:
+        parser.add_argument("--cityscapes", type=options.path, help="folder of Cityscapes")
     return parser
 
 
-def find(root: Path, names: Sequence[str], given: Path | None, what: str, option: str) -> Path:
+def find_source(
+    root: Path, names: Sequence[str], given: Path | None, what: str, option: str = "--source"
+) -> Path:
     """The file or folder ``given``, or else the first of ``names`` that is in ``root``."""
     candidates = [given] if given else [root / name for name in names]
     for candidate in candidates:
@@ -92,6 +97,11 @@ def find(root: Path, names: Sequence[str], given: Path | None, what: str, option
     places = " or ".join(map(str, candidates))
     hint = "" if given else f"; set DETECTRON2_DATASETS, --root or {option}"
     raise PrepareError(f"{what} not found: no {places}{hint}")
+
+
+def find_cityscapes(args: argparse.Namespace) -> Path:
+    """The folder of Cityscapes, for scripts with the option ``--cityscapes``."""
+    return find_source(args.root, ["cityscapes"], args.cityscapes, "Cityscapes", "--cityscapes")
 
 
 def check_output(output: Path, *sources: Path, folder: bool = True) -> None:
@@ -117,15 +127,15 @@ def open_source(source: Path) -> dict[str, Callable[[], bytes]]:
 
 
 def check_archive(source: Path, digests: Mapping[str, str], expected: str) -> None:
-    """Compare an archive with the published SHA-256 sums; of a folder, say that it is unchecked.
+    """Compare an archive with the published SHA-256; print that a folder is not compared.
 
     Args:
         source: archive or folder.
-        digests: what is known, as name -> SHA-256 in hexadecimal digits.
-        expected: the name that ``source`` should have.
+        digests: published SHA-256 in hexadecimal digits by name of the archive.
+        expected: the name in ``digests`` that ``source`` should have.
 
     Raises:
-        PrepareError: the archive is another one, or none that is known.
+        PrepareError: the archive has another SHA-256.
     """
     if source.is_dir():
         print(f"{source}: a folder, so the published checksum of the archive is not compared")
@@ -139,13 +149,19 @@ def check_archive(source: Path, digests: Mapping[str, str], expected: str) -> No
     raise PrepareError(f"{source} is not {expected}: {reason}")
 
 
+def fishyscapes_ids(files: Mapping[str, object]) -> dict[str, str]:
+    """``{"<n>_<id>": "<id>"}`` of the label files <n>_<id>_labels.png, sorted by name."""
+    matches = [re.fullmatch(r"(\d+_(.+))_labels\.png", name) for name in sorted(files)]
+    return {match[1]: match[2] for match in matches if match}
+
+
 def list_files(folder: Path, pattern: str) -> list[Path]:
-    """Files below a folder whose path there fits a pattern of glob, sorted, without hidden ones."""
+    """Files below a folder that match a glob pattern, sorted, without hidden ones."""
     return [folder / p for p in files.find_files(folder, pattern)] if folder.is_dir() else []
 
 
 def find_images(root: Path, splits: Sequence[str], ids: Sequence[str]) -> list[Path]:
-    """Images ``leftImg8bit/<split>/<folder>/<id>_leftImg8bit.*`` of a tree, one for each id.
+    """Images ``leftImg8bit/<split>/<folder>/<id>_leftImg8bit.*`` below ``root``, one for each id.
 
     Raises:
         PrepareError: the tree has none of the splits, or lacks an image.
@@ -166,7 +182,7 @@ def find_images(root: Path, splits: Sequence[str], ids: Sequence[str]) -> list[P
 
 
 def check_complete(missing: Sequence[str], total: int, what: str) -> None:
-    """Raise PrepareError, naming the first, if something is missing; or if there is nothing."""
+    """Raise PrepareError if something is missing (it names the first), or if ``total`` is 0."""
     if missing:
         raise PrepareError(f"{len(missing)} of {total} {what} are missing, first {missing[0]}")
     if not total:
@@ -182,14 +198,14 @@ def make_train_set(
 ) -> None:
     """Write ``output/labels`` and links in ``output/images`` for two folders of ``*.png``.
 
-    Frames whose image and label differ in size are left out and named.
+    Frames whose image and label differ in size are skipped and listed.
 
     Args:
         images: folder of the images.
-        labels: folder of labels, one of the same name for each image.
+        labels: folder with a label of the same name for each image.
         output: folder to write to.
-        train_ids: (H, W) uint8 train ids of a label file.
-        args: of :func:`command_line` with ``copy``.
+        train_ids: returns (H, W) uint8 train ids of a label file.
+        args: of :func:`argument_parser` with ``copy``.
     """
     for folder in (images, labels):
         if not folder.is_dir():
@@ -211,22 +227,22 @@ def make_train_set(
         write = partial(_write_label, train_ids, labels / image.name)
         jobs.append(Job(output / "labels" / image.name, write))
         jobs.append(Job(output / "images" / image.name, link_or_copy(image, args.copy)))
-    make(jobs, output, args)
+    write_missing(jobs, output, args)
 
 
-def make(jobs: Sequence[Job], output: Path, args: argparse.Namespace) -> None:
-    """Write what is not there yet, each file whole or not at all, and say how many."""
+def write_missing(jobs: Sequence[Job], output: Path, args: argparse.Namespace) -> None:
+    """Write the files that do not exist yet, each complete or not at all; print how many."""
     todo = [job for job in jobs if not job.output.exists()]
     there = f"{len(jobs) - len(todo)} were there"
     if args.dry_run:
         print(f"{output}: {len(todo)} files would be written, {there} (dry run)")
         return
-    in_parallel(make_one, todo, args.jobs, f"Writing {output.name}")
+    in_parallel(write_file, todo, args.jobs, f"Writing {output.name}")
     print(f"{output}: {len(todo)} files written, {there}")
 
 
-def make_one(job: Job) -> None:
-    """Write next to the final place and move there, so that what is there is complete."""
+def write_file(job: Job) -> None:
+    """Write a temporary file and rename it, so that an existing output is always complete."""
     partial_file = job.output.with_name(f".{job.output.name}.{os.getpid()}.partial")
     try:
         job.output.parent.mkdir(parents=True, exist_ok=True)
@@ -242,11 +258,9 @@ def in_parallel(
     function: Callable[[_T], _R], items: Sequence[_T], jobs: int, title: str
 ) -> list[_R]:
     """``function`` of each item, in order, with a progress bar."""
-    # Pillow, OpenCV and zlib work outside of Python's lock, so threads are enough.
-    jobs = max(1, jobs)
-    return thread_map(
-        function, items, max_workers=jobs, desc=title, unit="file", disable=not items
-    )
+    # Threads are enough: Pillow, OpenCV and zlib release Python's lock.
+    bar = {"desc": title, "unit": "file", "disable": not items}
+    return thread_map(function, items, max_workers=jobs, **bar)
 
 
 def link_or_copy(source: Path, copy: bool) -> Callable[[Path], object]:
@@ -272,7 +286,7 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """The numbers in a label file, of a palette its indices: (H, W), or (H, W, C) if in colour."""
+    """Values of a label file (of a palette the indices): (H, W), or (H, W, C) if in colour."""
     return files.open_with(files.decode_values, "label", path)
 
 

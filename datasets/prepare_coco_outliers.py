@@ -1,67 +1,60 @@
 #!/usr/bin/env python
-"""A list of COCO objects that are no Cityscapes class, to be pasted into training images.
+"""List COCO objects that belong to no Cityscapes class, to be pasted into training images.
 
-Needs, below the root,
+Reads, below the root,
 
   coco   train2017/<id>.jpg and annotations/instances_train2017.json (https://cocodataset.org)
 
-and writes coco_outliers.json: image, category, box, area and outline of each object that is large
-enough, no crowd, and of a category that Cityscapes does not label. Images stay where they are.
+and writes coco_outliers.json: image, category, box, area and segmentation of each object that is
+large enough, is no crowd, and has a category that Cityscapes does not label. Images are not copied.
 
-Each annotation is checked: objects without a pixel (no outline, polygons of two points, boxes
-without area or outside of their image) are left out and counted; what is not in COCO's format is an
-error.
+Every annotation is checked. Objects without a pixel (no segmentation, polygons of two points, boxes
+without area or outside of their image) are skipped and counted; an annotation that is not in COCO's
+format is an error.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from _common import (
-    Job,
-    PrepareError,
-    check_complete,
-    check_output,
-    command_line,
-    find,
-    make,
-    options,
-    run,
-)
+import _common as common
 from tqdm import tqdm
 
 coco = importlib.import_module("_tdos_d2_alone.coco")  # see _common.py
 
-# COCO's names of what Cityscapes labels as one of its 19 classes.
+# COCO's names for objects of Cityscapes' 19 classes.
 CITYSCAPES_CATEGORIES = (
-    "person",
-    "bicycle",
-    "car",
-    "motorcycle",
-    "bus",
-    "train",
-    "truck",
-    "traffic light",
-    "stop sign",
-)
+    "person", "bicycle", "car", "motorcycle", "bus", "train", "truck", "traffic light", "stop sign",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the list, unless it is there."""
-    args = _parser().parse_args(argv)
-    source = find(args.root, ["coco"], args.source, "COCO", "--source")
-    images = find(source, [args.split], args.images, f"COCO's {args.split}", "--images")
+    """Write the list, unless it exists."""
+    parser = common.argument_parser(__doc__)
+    parser.add_argument("--split", default="train2017", help="of COCO (default: %(default)s)")
+    parser.add_argument("--images", type=common.options.path, help="folder of the images")
+    parser.add_argument(
+        "--min-area",
+        type=common.options.number(0),
+        default=4096,
+        help="smallest area of an object in pixels (default: %(default)s, as 64x64)",
+    )
+    parser.add_argument(
+        "--exclude", nargs="+", default=[], help="further COCO categories to leave out"
+    )
+    args = parser.parse_args(argv)
+    source = common.find_source(args.root, ["coco"], args.source, "COCO")
+    what = f"COCO's {args.split}"
+    images = common.find_source(source, [args.split], args.images, what, "--images")
     annotations = source / "annotations" / f"instances_{args.split}.json"
     output = args.output or args.root / "coco_outliers.json"
-    check_output(output, source, images, folder=False)
+    common.check_output(output, source, images, folder=False)
     parameters = {
         "annotations": annotations.name,
         "min_area": args.min_area,
@@ -75,34 +68,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         found, empty = outliers(_read(annotations), parameters["excluded"], args.min_area)
     except ValueError as error:
-        raise PrepareError(f"{annotations}: {error}") from error
+        raise common.PrepareError(f"{annotations}: {error}") from error
     if empty:
         print(f"left out: {empty} objects without a pixel")
     files = {instance["file"] for instance in found}
     missing = files - {entry.name for entry in os.scandir(images)}
-    check_complete(sorted(missing), len(files), f"images of {images}")
+    common.check_complete(sorted(missing), len(files), f"images of {images}")
     print(f"{len(found)} objects in {len(files)} images")
-    content = {
-        "images_root": _relative(images, output.parent),
-        "parameters": parameters,
-        "instances": found,
-    }
-    make([Job(output, partial(_write, content))], output, args)
+    root = _relative(images, output.parent)
+    content = {"images_root": root, "parameters": parameters, "instances": found}
+    job = common.Job(output, lambda path: path.write_text(json.dumps(content, allow_nan=False)))
+    common.write_missing([job], output, args)
 
 
 def outliers(
     annotations: Mapping[str, Any], excluded: Collection[str], min_area: float
 ) -> tuple[list[dict[str, Any]], int]:
-    """Instances that can be pasted.
+    """Objects that can be pasted.
 
     Args:
-        annotations: content of an instances file of COCO.
-        excluded: names of categories that do not count.
-        min_area: least area of an object in pixels.
+        annotations: content of a COCO instances file.
+        excluded: names of categories to leave out.
+        min_area: smallest area of an object in pixels.
 
     Returns:
         dicts with file (name of the image), category (name), bbox (x, y, width, height), area and
-        segmentation (polygons or run lengths), all as in COCO; and the number of those left out
+        segmentation (polygons or run lengths), as in COCO; and the number of objects left out
         because they have no pixel.
 
     Raises:
@@ -140,7 +131,7 @@ def outliers(
 
 
 def _by_id(entries: Any, what: str, text: str | None = None) -> dict[int | str, dict[str, Any]]:
-    """Entries of a list by their "id", each with a ``text`` of its own."""
+    """Entries of a list by their "id"; raise ValueError if one has no id or no ``text``."""
     if not isinstance(entries, list):
         raise ValueError(f"no list of {what} entries")
     found: dict[int | str, dict[str, Any]] = {}
@@ -178,19 +169,21 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise PrepareError(f"cannot read {path}: {error.strerror}") from error
+        raise common.PrepareError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise PrepareError(f"{path} is no complete JSON file: {error}") from error
+        raise common.PrepareError(f"{path} is no complete JSON file: {error}") from error
     if not isinstance(content, dict):
-        raise PrepareError(f"{path} is no instances file of COCO: it holds no object of JSON")
+        raise common.PrepareError(
+            f"{path} is no instances file of COCO: it holds no object of JSON"
+        )
     missing = [key for key in ("images", "annotations", "categories") if key not in content]
     entries = content.get("annotations")
     first = entries[0] if isinstance(entries, list) and entries else None
     for key, kind in (("segments_info", "panoptic"), ("caption", "captions")):
         if isinstance(first, dict) and key in first:
-            raise PrepareError(f"{path} is no instances file of COCO but a {kind} file")
+            raise common.PrepareError(f"{path} is no instances file of COCO but a {kind} file")
     if missing:
-        raise PrepareError(f"{path} is no instances file of COCO: it has no {missing[0]}")
+        raise common.PrepareError(f"{path} is no instances file of COCO: it has no {missing[0]}")
     return content
 
 
@@ -198,11 +191,13 @@ def _check_parameters(output: Path, parameters: dict[str, Any]) -> None:
     try:
         made_with = json.loads(output.read_bytes())["parameters"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PrepareError(
+        raise common.PrepareError(
             f"{output} is no list of this script: remove it, or name an --output"
         ) from error
     if made_with != parameters:
-        raise PrepareError(f"{output} was made with other options: remove it, or name an --output")
+        raise common.PrepareError(
+            f"{output} was made with other options: remove it, or name an --output"
+        )
 
 
 def _relative(folder: Path, start: Path) -> str:
@@ -213,25 +208,5 @@ def _relative(folder: Path, start: Path) -> str:
         return folder.resolve().as_posix()
 
 
-def _write(content: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(content, allow_nan=False))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_line(__doc__)
-    parser.add_argument("--split", default="train2017", help="of COCO (default: %(default)s)")
-    parser.add_argument("--images", type=options.path, help="the images, if they lie elsewhere")
-    parser.add_argument(
-        "--min-area",
-        type=options.number(0),
-        default=4096,
-        help="least area of an object in pixels (default: %(default)s, as 64x64)",
-    )
-    parser.add_argument(
-        "--exclude", nargs="+", default=[], help="more categories that are not outliers for you"
-    )
-    return parser
-
-
 if __name__ == "__main__":
-    run(main)
+    common.run_main(main)

@@ -1,44 +1,25 @@
 #!/usr/bin/env python
-"""Fishyscapes Static validation (fs_static_v1_val, _v2_, _v3_): 30 frames of 2048x1024.
+"""Prepare Fishyscapes Static validation (fs_static_v1_val, _v2_, _v3_): 30 frames of 2048x1024.
 
-Licences forbid to pass the images on: the download holds labels and overlays, which are added here
-to your own Cityscapes images. Needs, below the root,
+For licence reasons the download has no images: it contains labels and overlays, which this script
+adds to Cityscapes' images. Reads, below the root,
 
   fs_val_v2.zip   or the folder fs_val_v2: <n>_<cityscapes id>_labels.png and ..._rgb.npz
   cityscapes      leftImg8bit/val/<city>/<cityscapes id>_leftImg8bit.png
 
 and writes fs_static_v2/{images,labels}/<n>_<cityscapes id>.png. The three versions are different
-data: v1 (March 2019) is not blended, v2 (June 2019) is, v3 (January 2020) adds Cityscapes' own
-objects as negatives. Say which one you used.
+data: objects are not blended in v1 (March 2019) and are in v2 (June 2019); v3 (January 2020) adds
+Cityscapes' own objects as negatives. Name the version with your results.
 """
 
 from __future__ import annotations
 
-import argparse
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import _common as common
 import numpy as np
-from _common import (
-    Job,
-    PrepareError,
-    check_archive,
-    check_complete,
-    check_output,
-    command_line,
-    find,
-    find_images,
-    make,
-    open_source,
-    options,
-    read_array,
-    read_rgb,
-    run,
-    save_png,
-    write_bytes,
-)
 
 # As published with the benchmark's own loader.
 _SHA256 = {
@@ -46,23 +27,38 @@ _SHA256 = {
     "fs_val_v2.zip": "bb11f288ae0347c42da09b9ea1a40d8df967a5091e4193b6f7014cbd97564d16",
     "fs_val_v3.zip": "3813994ccb73645d28aa53946646a03d859dbeb9a2d31ad7233e45db00878b8f",
 }
-_LABEL_NAME = re.compile(r"(\d+)_(.+)_labels\.png")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Check the sources, then write images and labels that are not there yet."""
-    args = _parser().parse_args(argv)
+    """Write the images and labels that do not exist yet."""
+    parser = common.argument_parser(__doc__, cityscapes=True)
+    parser.add_argument(
+        "--version", type=int, choices=(1, 2, 3), default=2, help="version (default: %(default)s)"
+    )
+    args = parser.parse_args(argv)
     name = f"fs_val_v{args.version}"
-    source = find(args.root, [f"{name}.zip", name], args.source, f"{name}.zip", "--source")
-    cityscapes = find(args.root, ["cityscapes"], args.cityscapes, "Cityscapes", "--cityscapes")
+    source = common.find_source(args.root, [f"{name}.zip", name], args.source, f"{name}.zip")
+    cityscapes = common.find_cityscapes(args)
     output = args.output or args.root / f"fs_static_v{args.version}"
-    check_output(output, source, cityscapes)
-    check_archive(source, _SHA256, f"{name}.zip")
-    make(_jobs(source, cityscapes, output), output, args)
+    common.check_output(output, source, cityscapes)
+    common.check_archive(source, _SHA256, f"{name}.zip")
+    files = common.open_source(source)
+    ids = common.fishyscapes_ids(files)
+    missing = [f"{stem}_rgb.npz" for stem in ids if f"{stem}_rgb.npz" not in files]
+    common.check_complete(missing, len(ids), f"overlays of {source}")
+    images = common.find_images(cityscapes, ("val", "train", "test"), list(ids.values()))
+    jobs = []
+    for stem, image in zip(ids, images, strict=True):
+        overlay = f"{stem}_rgb.npz"
+        blend = partial(_write_sum, image, files[overlay], f"{source}: {overlay}")
+        jobs.append(common.Job(output / "images" / f"{stem}.png", blend))
+        copy = partial(common.write_bytes, files[f"{stem}_labels.png"])
+        jobs.append(common.Job(output / "labels" / f"{stem}.png", copy))
+    common.write_missing(jobs, output, args)
 
 
 def add_overlay(image: np.ndarray, overlay: np.ndarray) -> np.ndarray:
-    """The sum, computed with a sign and cut off at 0 and 255 (as the benchmark's own loader does).
+    """The sum, computed with a sign and clipped to 0..255, as in the benchmark's own loader.
 
     Args:
         image: (H, W, 3) uint8.
@@ -74,38 +70,13 @@ def add_overlay(image: np.ndarray, overlay: np.ndarray) -> np.ndarray:
     return np.clip(image.astype(np.int32) + overlay.astype(np.int32), 0, 255).astype(np.uint8)
 
 
-def _jobs(source: Path, cityscapes: Path, output: Path) -> list[Job]:
-    files = open_source(source)
-    labels = sorted(name for name in files if _LABEL_NAME.fullmatch(name))
-    stems = [name.removesuffix("_labels.png") for name in labels]
-    overlays = [f"{stem}_rgb.npz" for stem in stems]
-    check_complete([o for o in overlays if o not in files], len(stems), f"overlays of {source}")
-    ids = [_LABEL_NAME.fullmatch(name).group(2) for name in labels]
-    images = find_images(cityscapes, ("val", "train", "test"), ids)
-    jobs = []
-    for stem, label, overlay, image in zip(stems, labels, overlays, images, strict=True):
-        blend = partial(_write_sum, image, files[overlay], f"{source}: {overlay}")
-        jobs.append(Job(output / "images" / f"{stem}.png", blend))
-        jobs.append(Job(output / "labels" / f"{stem}.png", partial(write_bytes, files[label])))
-    return jobs
-
-
 def _write_sum(image: Path, overlay: Callable[[], bytes], name: str, path: Path) -> None:
-    base = read_rgb(image)
-    difference = read_array(overlay, "rgb", name)
+    base = common.read_rgb(image)
+    difference = common.read_array(overlay, "rgb", name)
     if difference.shape != base.shape:
-        raise PrepareError(f"{name} has shape {difference.shape}, but {image} {base.shape}")
-    save_png(add_overlay(base, difference), path)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_line(__doc__)
-    parser.add_argument(
-        "--version", type=int, choices=(1, 2, 3), default=2, help="version (default: %(default)s)"
-    )
-    parser.add_argument("--cityscapes", type=options.path, help="Cityscapes, if it lies elsewhere")
-    return parser
+        raise common.PrepareError(f"{name} has shape {difference.shape}, but {image} {base.shape}")
+    common.save_png(add_overlay(base, difference), path)
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run_main(main)

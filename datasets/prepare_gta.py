@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""GTA (Playing for Data) as a training set with Cityscapes' 19 classes (gta_train).
+"""Prepare GTA (Playing for Data) for training with Cityscapes' 19 classes (gta_train).
 
-Needs, below the root, the unpacked parts of https://download.visinf.tu-darmstadt.de/data/from_games,
+Reads the unpacked parts of https://download.visinf.tu-darmstadt.de/data/from_games below the root,
 
   gta   (or GTA, gta5, GTA5) images/<nnnnn>.png and labels/<nnnnn>.png
 
-24,966 frames if complete, and writes gta_trainids/labels/<nnnnn>.png and links (or copies) in
-gta_trainids/images. Frames whose label has another size than their image are left out and named:
-15188 and 17705 of the release are known to be so. Labels may be the release's, whose numbers are
-Cityscapes' label ids, or a copy in Cityscapes' colours.
+(24,966 frames) and writes gta_trainids/labels/<nnnnn>.png and, as links or copies,
+gta_trainids/images. Frames whose label and image differ in size are skipped and listed (15188 and
+17705 of the release). Labels may be the released ones, with Cityscapes' label ids, or in
+Cityscapes' colours.
 """
 
 from __future__ import annotations
@@ -16,19 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import _common as common
 import numpy as np
-from _common import (
-    CITYSCAPES_IDS,
-    CITYSCAPES_TRAIN_IDS,
-    PrepareError,
-    check_output,
-    command_line,
-    find,
-    make_train_set,
-    read_ids,
-    run,
-    translate,
-)
 
 # Colours of the train ids 0..18, then those of other label ids.
 _TRAIN_COLOURS = (
@@ -41,18 +30,21 @@ _OTHER_COLOURS = (
     (0, 0, 0), (20, 20, 20), (111, 74, 0), (81, 0, 81), (250, 170, 160),
     (230, 150, 140), (180, 165, 180), (150, 100, 100), (150, 120, 90), (0, 0, 90), (0, 0, 110),
 )  # fmt: skip
-_COLOUR_IDS = {colour: i for i, colour in enumerate(_TRAIN_COLOURS)} | dict.fromkeys(
-    _OTHER_COLOURS, 255
-)
+_UNKNOWN = 254
+# Train id of each colour, packed as red * 65536 + green * 256 + blue.
+_COLOUR_TABLE = np.full(2**24, _UNKNOWN, np.uint8)
+_PACK = np.array([65536, 256, 1])
+_COLOUR_TABLE[_TRAIN_COLOURS @ _PACK] = np.arange(19)
+_COLOUR_TABLE[_OTHER_COLOURS @ _PACK] = 255
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Check the sources, then write labels and links that are not there yet."""
-    args = command_line(__doc__, copy=True).parse_args(argv)
-    source = find(args.root, ["gta", "GTA", "gta5", "GTA5"], args.source, "GTA", "--source")
+    """Write the label maps and links that do not exist yet."""
+    args = common.argument_parser(__doc__, copy=True).parse_args(argv)
+    source = common.find_source(args.root, ["gta", "GTA", "gta5", "GTA5"], args.source, "GTA")
     output = args.output or args.root / "gta_trainids"
-    check_output(output, source)
-    make_train_set(source / "images", source / "labels", output, read_train_ids, args)
+    common.check_output(output, source)
+    common.make_train_set(source / "images", source / "labels", output, read_train_ids, args)
 
 
 def read_train_ids(path: Path) -> np.ndarray:
@@ -61,19 +53,17 @@ def read_train_ids(path: Path) -> np.ndarray:
     Raises:
         PrepareError: the file cannot be read, or an id or colour is none of Cityscapes'.
     """
-    label = read_ids(path)
+    label = common.read_ids(path)
     if label.ndim == 2:
-        return translate(label, CITYSCAPES_TRAIN_IDS, CITYSCAPES_IDS, path)
-    packed = label[..., :3].astype(np.int32) @ (65536, 256, 1)
-    colours, places = np.unique(packed, return_inverse=True)
-    values = []
-    for red, green, blue in ((c >> 16, c >> 8 & 255, c & 255) for c in colours.tolist()):
-        if (red, green, blue) not in _COLOUR_IDS:
-            colour = f"({red}, {green}, {blue})"
-            raise PrepareError(f"{path} has the colour {colour}, which is none of Cityscapes'")
-        values.append(_COLOUR_IDS[red, green, blue])
-    return np.array(values, np.uint8)[places].reshape(packed.shape)
+        ids = common.CITYSCAPES_IDS
+        return common.translate(label, common.CITYSCAPES_TRAIN_IDS, ids, path)
+    train_ids = _COLOUR_TABLE[label[..., :3] @ _PACK]
+    unknown = label[train_ids == _UNKNOWN]
+    if len(unknown):
+        colour = tuple(unknown[0, :3].tolist())
+        raise common.PrepareError(f"{path} has the colour {colour}, which is none of Cityscapes'")
+    return train_ids
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run_main(main)

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""SYNTHIA-RAND-CITYSCAPES as a training set with Cityscapes' 19 classes (synthia_train).
+"""Prepare SYNTHIA-RAND-CITYSCAPES for training with Cityscapes' 19 classes (synthia_train).
 
-Needs, below the root, the unpacked archive of https://synthia-dataset.net,
+Reads the unpacked archive of https://synthia-dataset.net below the root,
 
   RAND_CITYSCAPES   (or synthia) RGB/<nnnnnnn>.png and GT/LABELS/<nnnnnnn>.png
 
-9,400 frames of 1280x760 if complete, and writes synthia_trainids/labels/<nnnnnnn>.png and links (or
-copies) in synthia_trainids/images. The release's labels have 16 bits: class in the first channel,
-instance in the second. Labels of one channel, of 8 or 16 bits, are taken as classes. Truck, terrain
-and train hardly or never occur; lane markings, parking slots and road works are void.
+(9,400 frames of 1280x760) and writes synthia_trainids/labels/<nnnnnnn>.png and, as links or copies,
+synthia_trainids/images. The released labels have 16 bits, with the class in the first channel and
+the instance in the second; labels of one channel, with 8 or 16 bits, are read as classes. Truck,
+terrain and train hardly or never occur; lane markings, parking slots and road works become void.
 """
 
 from __future__ import annotations
@@ -16,17 +16,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import _common as common
 import cv2
 import numpy as np
-from _common import (
-    PrepareError,
-    check_output,
-    command_line,
-    find,
-    make_train_set,
-    run,
-    translate,
-)
 
 # SYNTHIA's class numbers in the order of Cityscapes' train ids 0..18.
 _CLASSES = (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11)
@@ -35,13 +27,14 @@ _TRAIN_IDS[list(_CLASSES)] = np.arange(19)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Check the sources, then write labels and links that are not there yet."""
-    args = command_line(__doc__, copy=True).parse_args(argv)
+    """Write the label maps and links that do not exist yet."""
+    args = common.argument_parser(__doc__, copy=True).parse_args(argv)
     names = ["RAND_CITYSCAPES", "SYNTHIA_RAND_CITYSCAPES", "synthia", "SYNTHIA"]
-    source = find(args.root, names, args.source, "SYNTHIA-RAND-CITYSCAPES", "--source")
+    source = common.find_source(args.root, names, args.source, "SYNTHIA-RAND-CITYSCAPES")
     output = args.output or args.root / "synthia_trainids"
-    check_output(output, source)
-    make_train_set(source / "RGB", source / "GT" / "LABELS", output, read_train_ids, args)
+    common.check_output(output, source)
+    labels = source / "GT" / "LABELS"
+    common.make_train_set(source / "RGB", labels, output, read_train_ids, args)
 
 
 def read_train_ids(path: Path) -> np.ndarray:
@@ -53,10 +46,10 @@ def read_train_ids(path: Path) -> np.ndarray:
     # Pillow would cut channels of 16 bits down to 8.
     label = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if label is None:
-        raise PrepareError(f"cannot read image {path}")
+        raise common.PrepareError(f"cannot read image {path}")
     classes = label[:, :, 2] if label.ndim == 3 else label  # OpenCV's order is BGR
-    return translate(classes, _TRAIN_IDS, range(23), path)
+    return common.translate(classes, _TRAIN_IDS, range(23), path)
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run_main(main)

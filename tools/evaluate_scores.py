@@ -1,15 +1,16 @@
 #!/usr/bin/env python
-"""Evaluate anybody's OOD score maps on a registered dataset.
+"""Evaluate the OOD score maps of any method on a registered dataset.
 
     python tools/evaluate_scores.py --dataset road_anomaly --scores my_scores/
     python tools/evaluate_scores.py --dataset smiyc_anomalytrack_val --allow-extra \\
         --scores outputs/anomaly_p/my_method/AnomalyTrack-all --bootstrap 1000 --format markdown
 
-The scores of frame a/b (its image's path below the set's image folder, without extension) are one
-map of the image's size, larger = more anomalous, in SCORES/a/b and .npy, .npz, .h5, .hdf5 (dataset
-"value") or .png (16 bits; offset + step * value where its text has these two). SCORES/b serves too
-where no two frames share it, and so do b_raw.png and b_raw.npy of tools/predict.py. Every frame
-must be there. Metrics are compared as float32, over all pixels of the set.
+The score map of frame a/b (path of its image below the dataset's image folder, without extension)
+has the size of the image, larger = more anomalous, and is the file SCORES/a/b with the extension
+.npy, .npz, .h5, .hdf5 (dataset "value") or .png (16 bits; offset + step * value if its text chunks
+have these two). SCORES/b is found, too, if no two frames share it, and so are b_raw.png and
+b_raw.npy of tools/predict.py. Every frame needs a score map. Scores are compared as float32, over
+all pixels of the dataset.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ if TYPE_CHECKING:  # it needs Detectron2, which --help does not
 
 
 class Counter:
-    """Counts the pixels of a set for ``pixel_metrics``, and keeps the last counts."""
+    """Counts the pixels of a dataset for ``pixel_metrics``, and keeps the last counts."""
 
     def __init__(self, frames: Spool) -> None:
         self._frames = frames
@@ -181,7 +182,7 @@ def _write_pictures(
     count: Counter,
     row: Mapping[str, Any],
 ) -> None:
-    """The overlays and the report that were asked for; the latter shows ``row`` as its table."""
+    """Write the overlays and the report, as requested; ``row`` is the report's table."""
     from tdos_d2.evaluation.report.page import write_report
     from tdos_d2.evaluation.report.sections import (
         Communicator,
@@ -214,18 +215,18 @@ def _bootstrap(
     )
     worst = ", ".join(f"{name} {error:.3f}" for name, error in found.errors.items() if error)
     _note(
-        f"95 % intervals of {args.bootstrap} drawn sets of {len(spool)} frames; their ends are "
-        f"exact to {worst or 'the last digit'} points; components at the one threshold"
+        f"95 % intervals of {args.bootstrap} bootstrap samples of {len(spool)} frames; their ends "
+        f"are exact to {worst or 'the last digit'} points; components at the one threshold"
     )
     if found.undefined:
-        _note(f"{found.undefined} drawn sets had no OOD or no known pixel and are left out")
+        _note(f"{found.undefined} samples had no OOD or no known pixel and are left out")
     return {"intervals": found.intervals, "interval_error_bounds": found.errors}
 
 
 def _with_intervals(
     result: Mapping[str, Any], intervals: Mapping[str, tuple[float, float]], form: str
 ) -> dict[str, Any]:
-    """The row with its intervals: in columns of their own in CSV, else in the cell."""
+    """The row with its intervals: in separate columns for CSV, else in the cells."""
     row: dict[str, Any] = {}
     for name, value in result.items():
         row[name] = value
@@ -243,13 +244,13 @@ def _note(text: str) -> None:
 
 def _parser() -> options.Parser:
     parser = options.Parser(description=__doc__)
-    parser.add_argument("--dataset", required=True, help="a registered OOD set")
+    parser.add_argument("--dataset", required=True, help="name of a registered OOD dataset")
     parser.add_argument(
         "--scores", type=options.path_text, required=True, help="folder of the score maps"
     )
     parser.add_argument(
         "--register", type=options.path_text, metavar="FILE.yaml",
-        help="sets of your own, as for DATASETS.REGISTER",
+        help="file with custom OOD datasets, as DATASETS.REGISTER",
     )
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument(
@@ -257,36 +258,35 @@ def _parser() -> options.Parser:
     )
     parser.add_argument(
         "--report", type=options.path, metavar="DIR",
-        help="write DIR/index.html with curves and frames",
+        help="write a report with curves and frames to DIR/index.html",
     )
     parser.add_argument(
-        "--show-dir", type=options.path, metavar="DIR", help="write a picture of every frame there"
+        "--show-dir", type=options.path, metavar="DIR", help="write a visualization of each frame"
     )
     parser.add_argument(
         "--bootstrap",
         type=options.whole(0),
         default=0,
         metavar="N",
-        help="95 %% confidence intervals from N drawn sets of frames, such as 1000",
+        help="95 %% confidence intervals from N bootstrap samples of the frames, such as 1000",
     )
     parser.add_argument(
-        "--seed", type=options.seed, default=0, help="of the bootstrap (default: 0)"
+        "--seed", type=options.seed, default=0, help="seed of the bootstrap (default: 0)"
     )
     parser.add_argument(
         "--strict",
         action="store_true",
-        help="predict score > threshold, as the official tool does (default: >=, as curves do)",
+        help="threshold with score > threshold, as the official tool (default: >=, as the curves)",
     )
     parser.add_argument(
         "--protocol",
         choices=("anomaly", "obstacle"),
-        help="smallest components of this protocol in place of the dataset's own",
+        help="smallest component sizes of this protocol instead of the dataset's",
     )
     parser.add_argument(
         "--allow-extra",
         action="store_true",
-        help="leave score files alone that belong to none of the frames, such as those of another "
-        "split",
+        help="ignore score files that belong to no frame, such as those of another split",
     )
     return parser
 

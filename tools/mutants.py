@@ -230,9 +230,9 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("tdos_d2/data/ood_paste.py",
      "tests/data/test_ood_paste.py tests/data/test_dataset_mapper.py"): {
-        "pasted pixels keep their label": ("label[outer][hard > 0] = self.ood_label", "pass"),
+        "pasted pixels keep their label": ("label[hard > 0] = self.ood_label", "pass"),
         "pasted as the last known class": ("ood_label=len(names)", "ood_label=len(names) - 1"),
-        "OOD label reaches the seam": ("label[outer][hard > 0]", "label[outer][alpha[..., 0] > 0]"),
+        "OOD label reaches the seam": ("label[hard > 0]", "label[alpha[..., 0] > 0]"),
     },
     ("tdos_d2/data/augmentation.py", "tests/data/test_dataset_mapper.py"): {
         "padding is class 0": ("constant_values=IGNORE", "constant_values=0"),

@@ -1,4 +1,4 @@
-"""Datasets, their files, the mapper and the loaders. Importing it registers the built-in sets."""
+"""Datasets, mapper and dataloaders. Importing it registers the built-in datasets."""
 
 from .dataset_mapper import TDOSDatasetMapper
 from .datasets import MissingDatasetError, data_root, register_from_file, register_ood_dataset

@@ -1,4 +1,4 @@
-"""How many pixels of each class every image has: what rare class sampling draws from."""
+"""Pixels of each class in each image, for rare class sampling."""
 
 from __future__ import annotations
 
@@ -27,17 +27,15 @@ def class_statistics(
 ) -> np.ndarray:
     """Count the pixels of each class in each label map.
 
-    With a ``cache`` the labels are counted once: what was counted is found again by the content of
-    the label files, wherever they lie, and by what the metadata make of their values. Of several
-    processes, let one call this first.
+    With a ``cache``, counts are reused for label files of the same content, in whatever folder, and
+    the same meaning of label values. Of several processes, let one call this first.
 
     Args:
         dicts: dataset dicts with ``sem_seg_file_name``.
-        metadata: of the dataset that they belong to, see :func:`~.reading.read_label`.
-        num_classes: labels 0..num_classes-1 are counted. For K known classes, K leaves pixels that
-            are labelled OOD out, K + 1 counts them in the last column.
-        cache: folder for the counts, made if it is not there, such as :func:`statistics_cache`;
-            None counts anew.
+        metadata: of their dataset, see :func:`~.reading.read_label`.
+        num_classes: labels 0..num_classes-1 are counted. For K known classes, K leaves out pixels
+            labelled OOD, K + 1 counts them in the last column.
+        cache: folder for the counts, such as :func:`statistics_cache`; None = no cache.
         jobs: number of threads; None = number of CPU cores, at most 8.
 
     Returns:
@@ -73,14 +71,13 @@ def statistics_cache() -> Path:
 
 
 def _count(paths: Sequence[str], metadata: Metadata, jobs: int) -> np.ndarray:
-    """(len(paths), 256) int64: pixels of each label, whatever it means."""
+    """(len(paths), 256) int64: pixels of each label, also of void."""
 
     def count(path: str) -> np.ndarray:
         return np.bincount(read_label(path, metadata).ravel(), minlength=256)
 
-    rows = thread_map(
-        count, paths, max_workers=jobs, desc=f"Counting classes of {metadata.name}", unit="file"
-    )
+    title = f"Counting classes of {metadata.name}"
+    rows = thread_map(count, paths, max_workers=jobs, desc=title, unit="file")
     return np.array(rows, np.int64).reshape(len(paths), 256)
 
 

@@ -1,4 +1,4 @@
-"""Photographed outliers: objects cut out of COCO images, listed once in a file."""
+"""Outliers from photographs: objects cut out of the COCO images that a file lists."""
 
 from __future__ import annotations
 
@@ -28,16 +28,15 @@ class CocoSource:
             "segmentation" (COCO's polygons or run lengths)}, ...]} as
             ``datasets/prepare_coco_outliers.py`` writes it. A relative ``images_root`` starts at
             the folder of the list.
-        categories: names of the categories to take; none = all of the list.
+        categories: names of the categories to use; empty = all.
         image_format: order of channels, "RGB" or "BGR".
 
     Raises:
-        UserError: there is no such list, it is not one, its images are not there or it has no
-            object of these categories.
+        UserError: the list or its images do not exist, it has another format, or it has no object
+            of these categories.
     """
 
-    # Its objects come with the proportions and the light of real things (see OODPaste).
-    photograph = True
+    photograph = True  # see ObjectSource
 
     def __init__(
         self,
@@ -77,27 +76,20 @@ class CocoSource:
         image = read_image(path, self._format)
         try:
             patch, mask = cut_out(image, instance)
+            if not mask.any():
+                raise ValueError("no pixel")
         except ValueError as error:
             raise UserError(f"{self._path}: an object in {path} has {error}") from error
-        if not mask.any():
-            raise UserError(f"{self._path}: an object in {path} has no pixel")
         if rng.random() < 0.5:
             patch, mask = patch[:, ::-1], mask[:, ::-1]
         return _fit(patch, mask, max_side)
 
 
 def cut_out(image: np.ndarray, instance: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The box of an object and its mask.
-
-    Args:
-        image: (H, W, 3) uint8.
-        instance: with "bbox" and "segmentation" in COCO's format.
-
-    Returns:
-        patch (h, w, 3) uint8, a view of ``image``, and mask (h, w) uint8 in 0 / 1.
+    """An object's box in an image (H, W, 3), as a view (h, w, 3), and its mask (h, w) in 0 / 1.
 
     Raises:
-        ValueError: run lengths of an image of another size.
+        ValueError: the run lengths are those of an image of another size.
     """
     mask, rows, columns = object_mask(instance, *image.shape[:2])
     return image[rows, columns], mask
@@ -124,7 +116,7 @@ def _read_list(path: Path) -> dict[str, Any]:
         if not isinstance(root, str) or not isinstance(instances, list):
             raise TypeError("it has another structure")
         for place, entry in enumerate(instances):
-            _check_entry(place, entry)
+            _check_instance(place, entry)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{named} is no list of {script} ({error})") from error
     if not instances:
@@ -132,8 +124,8 @@ def _read_list(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_entry(place: int, entry: Any) -> None:
-    """Raise ValueError unless this is an object that can be cut out, as far as the list tells."""
+def _check_instance(place: int, entry: Any) -> None:
+    """Raise ValueError unless the entry describes an object that can be cut out."""
     try:
         if not all(isinstance(entry[key], str) for key in ("file", "category")):
             raise ValueError("file and category must be text")
@@ -146,13 +138,13 @@ def _check_entry(place: int, entry: Any) -> None:
 def _by_category(
     instances: Sequence[Mapping[str, Any]], categories: Sequence[str], path: Path
 ) -> list[np.ndarray]:
-    """Numbers of the instances of each category that is asked for."""
+    """Indices of the instances of each category."""
     names = np.array([instance["category"] for instance in instances])
     there = sorted(set(names.tolist()))
-    unknown = [name for name in categories if name not in there]
-    if unknown:
-        raise UserError(
-            f"INPUT.OOD_PASTE.COCO_CATEGORIES: '{unknown[0]}' is not in {path}; "
-            f"there are {', '.join(there)}"
-        )
+    for name in categories:
+        if name not in there:
+            raise UserError(
+                f"INPUT.OOD_PASTE.COCO_CATEGORIES: '{name}' is not in {path}; "
+                f"there are {', '.join(there)}"
+            )
     return [np.flatnonzero(names == name) for name in there if not categories or name in categories]

@@ -1,4 +1,4 @@
-"""From dataset dicts to the model's inputs."""
+"""The dataset mapper: from dataset dicts to the model's inputs."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ class TDOSDatasetMapper:
         """
         Args:
             is_train: whether to read labels, transform at random and paste outliers.
-            augmentations: what to do with the image, and label, first.
+            augmentations: applied first, to image and label.
             image_format: "RGB" or "BGR".
-            metadata: of the training sets by name, to read labels with. A dict without
+            metadata: of the training datasets by name, to read labels with. A dict without
                 "dataset_name" belongs to the first.
             ood_paste: pastes outliers into a training image.
-            distortion: changes the colours of a training image after that.
+            distortion: photometric distortion of a training image, after pasting.
             pad_size: (height, width) that smaller training images are padded to.
             pad_color: colour of the padding; that of labels is 255.
             min_rare_pixels: a dict with a "rare_class" (see :class:`~.rare_class.RareClassDataset`)
@@ -125,13 +125,22 @@ class TDOSDatasetMapper:
     def _augment(self, record: dict[str, Any], image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # OpenCV's own threads would fight with those of other loader processes.
         cv2.setNumThreads(0)
-        label = self._read_label(record, image)
+        path = record.pop("sem_seg_file_name")
+        name = record.get("dataset_name", next(iter(self.metadata)))
+        label = read_label(path, self.metadata[name])
+        check_same_size(f"label {path}", label, f"its image {record['file_name']}", image)
         position = record.get("position")
         if position is None:  # a dict that comes from some other dataset class
             position = np.random.randint(2**31)
         with sample_randomness(self.seed, position) as rng:
             frame_height = len(image)
-            image, label, transforms = self._crop(image, label, record.get("rare_class"))
+            rare_class = record.get("rare_class")
+            for _ in range(1 + _RARE_CLASS_TRIES):
+                # Resized anew, too: at a small scale, no crop may have enough pixels.
+                sample = self._transform(image, label)
+                if rare_class is None or np.sum(sample[1] == rare_class) > self.min_rare_pixels:
+                    break
+            image, label, transforms = sample
             if self.ood_paste is not None:
                 rows = _rows_in_frame(transforms, frame_height, len(image))
                 image, label = self.ood_paste(image, label, rng, rows)
@@ -140,24 +149,6 @@ class TDOSDatasetMapper:
         if self.pad_size is not None:
             image, label = pad(image, label, self.pad_size, self.pad_color)
         return image, label
-
-    def _read_label(self, record: dict[str, Any], image: np.ndarray) -> np.ndarray:
-        path = record.pop("sem_seg_file_name")
-        name = record.get("dataset_name", next(iter(self.metadata)))
-        label = read_label(path, self.metadata[name])
-        check_same_size(record["file_name"], image, path, label)
-        return label
-
-    def _crop(
-        self, image: np.ndarray, label: np.ndarray, rare_class: int | None
-    ) -> tuple[np.ndarray, np.ndarray, T.Transform]:
-        """Transform a training sample, anew while it shows too little of its rare class."""
-        for _ in range(1 + _RARE_CLASS_TRIES):
-            # With the resizing: at a small scale no crop might do.
-            sample = self._transform(image, label)
-            if rare_class is None or np.sum(sample[1] == rare_class) > self.min_rare_pixels:
-                break
-        return sample
 
     def _transform(
         self, image: np.ndarray, label: np.ndarray | None
@@ -180,7 +171,8 @@ def _train_kwargs(cfg: CfgNode) -> dict[str, Any]:
     crop = (cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE) if cfg.INPUT.CROP.ENABLED else None
     if crop and crop[0] not in _CROPS:
         raise UserError(f"INPUT.CROP.TYPE: '{crop[0]}' is none of {', '.join(_CROPS)}")
-    if crop and not all(_is_side(crop[0], side) for side in crop[1]):
+    relative = crop and crop[0].startswith("relative")
+    if crop and not all(s <= 1 if relative else isinstance(s, int) for s in crop[1]):
         raise UserError(
             f"INPUT.CROP.SIZE: {crop[1]} does not go with INPUT.CROP.TYPE {crop[0]}: absolute "
             "sizes are whole pixels, relative ones shares up to 1"
@@ -202,10 +194,6 @@ def _train_kwargs(cfg: CfgNode) -> dict[str, Any]:
         "min_rare_pixels": cfg.INPUT.RARE_CLASS.MIN_CROP_PIXELS,
         "seed": max(cfg.SEED, 0),
     }
-
-
-def _is_side(kind: str, side: float) -> bool:
-    return side <= 1 if kind.startswith("relative") else isinstance(side, int)
 
 
 def test_sizes(cfg: CfgNode) -> dict[str, tuple[int, int]]:
@@ -231,31 +219,25 @@ def test_sizes(cfg: CfgNode) -> dict[str, tuple[int, int]]:
 
 
 def _rows_in_frame(transforms: T.Transform, frame_height: int, height: int) -> tuple[float, float]:
-    """Where the first and the last row of a transformed image were: shares of the frame's height.
-
-    Args:
-        transforms: what was done with the frame; rows stay rows.
-        frame_height: of the frame.
-        height: of the image that became of it.
-    """
+    """Top and bottom edge of a transformed image in its frame, relative to the frame's height."""
     corners = np.array([[0.0, 0.0], [0.0, frame_height]])
     top, bottom = transforms.apply_coords(corners)[:, 1]
     return float(-top / (bottom - top)), float((height - top) / (bottom - top))
 
 
 def size_rule(cfg: CfgNode, dataset_name: str | None = None) -> dict[str, Any]:
-    """What test images are resized to, of a dataset or (None) by the predictor.
+    """Input size for images of a test dataset, or (None) for those of the predictor.
 
     Returns:
         ``{"size": (width, height)}``, ``{"shorter": ..., "longer": ...}`` (the longer side at
-        most), or ``{}``: not at all.
+        most), or ``{}`` for the original size.
     """
     test_size = MetadataCatalog.get(dataset_name).get("test_size") if dataset_name else None
     if test_size is not None:
         return {"size": tuple(test_size)}
     check_positive(cfg, "INPUT", "MAX_SIZE_TEST")
-    sizes = test_sizes(cfg)
-    shorter, longer = sizes.get(dataset_name, (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST))
+    default = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    shorter, longer = test_sizes(cfg).get(dataset_name, default)
     return {"shorter": shorter, "longer": longer} if shorter > 0 else {}
 
 

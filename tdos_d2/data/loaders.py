@@ -1,4 +1,4 @@
-"""Loaders for training and testing, Detectron2's with the data order of :mod:`.samplers`."""
+"""Detectron2's dataloaders for training and testing with the data order of :mod:`.samplers`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from .verify.quick import check_classes, check_sampling, class_names, get_dicts
 
 
 def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
-    """Endless batches of the sets in ``DATASETS.TRAIN``, joined and shuffled.
+    """Endless batches of the datasets in ``DATASETS.TRAIN``, concatenated and shuffled.
 
-    With ``DATASETS.TRAIN_WEIGHTS`` the sets are mixed with these weights, each shuffled for itself.
-    With ``INPUT.RARE_CLASS.ENABLED`` frames are drawn for the classes that they show.
+    With ``DATASETS.TRAIN_WEIGHTS`` the datasets are shuffled separately and mixed with these
+    weights. With ``INPUT.RARE_CLASS.ENABLED`` frames are drawn for the classes that they show.
 
     Batch i of all processes together depends on ``cfg.SEED`` and ``start_iteration + i`` only, not
     on the number of workers or on restarts. With a negative seed, one is drawn.
@@ -38,9 +38,9 @@ def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
         start_iteration: iteration that the first batch is for.
 
     Raises:
-        UserError: a set is unknown, missing or incomplete, the sets differ in classes, the
-            weights are not one per set, no frame shows a class well enough for rare class sampling,
-            or the batch cannot be shared out evenly.
+        UserError: a dataset is unknown, missing or incomplete, the datasets differ in classes, the
+            weights are not one per dataset, no frame has enough pixels of a class for rare class
+            sampling, or the batch cannot be divided among the processes.
     """
     world_size = comm.get_world_size()
     batch_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
@@ -53,9 +53,16 @@ def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
     sampler = PositionSampler(
         start_iteration * cfg.SOLVER.IMS_PER_BATCH, comm.get_rank(), world_size, batch_size
     )
-    dataset = _train_dataset(cfg, seed)
+    check_classes(cfg)
+    check_sampling(cfg)
+    names, weights = cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS
+    if weights:
+        parts = [_positions(cfg, [name], [seed, i]) for i, name in enumerate(names)]
+        dataset = MixedDataset(parts, weights, seed)
+    else:
+        dataset = _positions(cfg, names, seed)
     return build_detection_train_loader(
-        # The sampler shares out batches to loader workers itself.
+        # The sampler itself divides the batches among the workers.
         ToIterableDataset(dataset, sampler, shard_sampler=False),
         mapper=TDOSDatasetMapper(cfg, is_train=True, seed=seed),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
@@ -65,10 +72,10 @@ def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
-    """The images of one set in order, one per batch, shared out to processes.
+    """The images of one dataset in order, one per batch, divided among the processes.
 
     Raises:
-        UserError: the set is unknown, missing or incomplete.
+        UserError: the dataset is unknown, missing or incomplete.
     """
     return build_detection_test_loader(
         get_dicts(dataset_name),
@@ -77,19 +84,8 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     )
 
 
-def _train_dataset(cfg: CfgNode, seed: int) -> Dataset:
-    """Position -> dict, each with the name of its set."""
-    check_classes(cfg)
-    check_sampling(cfg)
-    names, weights = cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS
-    if not weights:
-        return _positions(cfg, names, seed)
-    sets = [_positions(cfg, [name], [seed, i]) for i, name in enumerate(names)]
-    return MixedDataset(sets, weights, seed)
-
-
 def _positions(cfg: CfgNode, names: Sequence[str], seed: Seed) -> Dataset:
-    """The frames of these sets joined, shuffled or drawn for rare classes."""
+    """The frames of these datasets concatenated, shuffled or drawn for rare classes."""
     frames = {name: get_dicts(name) for name in names}
     dicts = [{**record, "dataset_name": name} for name in names for record in frames[name]]
     node = cfg.INPUT.RARE_CLASS

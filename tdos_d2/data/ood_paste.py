@@ -29,10 +29,8 @@ class ObjectSource(Protocol):
         ...
 
 
-# Values of INPUT.OOD_PASTE.SOURCE: a source, "coco" where it is there and else "shapes", several
-# with weights, no pasting.
 SOURCES = ("shapes", "coco")
-CHOICES = (*SOURCES, "auto", "mix", "none")
+CHOICES = (*SOURCES, "auto", "mix", "none")  # of INPUT.OOD_PASTE.SOURCE, see config.py
 
 _MIN_SIDE = 4
 # Share of an object's box that may lie outside the image.
@@ -151,7 +149,8 @@ class OODPaste:
         depth = None
         if photograph:
             depth = rng.uniform(*_DEPTH)
-            side *= _perspective(rows[0] + depth * (rows[1] - rows[0]))
+            in_frame = rows[0] + depth * (rows[1] - rows[0])
+            side *= np.clip((in_frame - _HORIZON) / (1 - _HORIZON), _MIN_PERSPECTIVE, 1)
         patch, mask = source.sample(rng, max(_MIN_SIDE, round(side)))
         strength = rng.uniform(*_LIGHT[photograph])
         grain = np.float32(noise_level * rng.uniform(0.3, 1.2))
@@ -166,31 +165,31 @@ class OODPaste:
         else:
             foot = np.clip(depth * height, h, lowest)
         top = round(foot) - h
-        if not self._stands(label, round(foot), left + w // 2):
+        # What is outside of the image is as its nearest pixel.
+        under = label[np.clip(round(foot) - 1, 0, height - 1), np.clip(left + w // 2, 0, width - 1)]
+        if self.stand_on and under not in self.stand_on:
             return False
-        lit = _surroundings(image, top, left, h, w) if photograph else image
+        lit = image
+        if photograph:  # the object's box and half its size around it
+            size = h + h // 2 * 2, w + w // 2 * 2
+            lit = image[overlap(label.shape, size, top - h // 2, left - w // 2)[0]]
         patch = patch * np.float32(_brightness(lit, patch, mask) ** strength) + noise
         patch = cv2.copyMakeBorder(np.clip(patch, 0, 255), 1, 1, 1, 1, cv2.BORDER_REPLICATE)
         mask = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-        if not self._covers_known(label, mask, top, left):
+        outer, inner = overlap(label.shape, mask.shape, top, left)
+        covered = label[outer][mask[inner] > 0.5]
+        if not len(covered) or np.mean(covered != IGNORE) < _MIN_KNOWN:
             return False
         if self.shadow and rng.random() < self.shadow:
             self._cast_shadow(image, label, mask, top, left, rng)
-        self._blend(image, label, patch, mask, top, left)
+        self._blend(image[outer], label[outer], patch[inner], mask[inner])
         return True
-
-    @staticmethod
-    def _covers_known(label: np.ndarray, mask: np.ndarray, top: int, left: int) -> bool:
-        """Whether enough of an object would lie on pixels that are not ignored."""
-        outer, inner = overlap(label.shape, mask.shape, top, left)
-        covered = label[outer][mask[inner] > 0.5]
-        return len(covered) > 0 and np.mean(covered != IGNORE) >= _MIN_KNOWN
 
     def _cast_shadow(
         self, image: np.ndarray, label: np.ndarray, mask: np.ndarray, top: int, left: int,
         rng: np.random.Generator,
     ) -> None:
-        """Darken an ellipse on the ground at the lower edge of an object that comes there."""
+        """Darken an ellipse on the ground at the lower edge of an object."""
         rows, columns = np.nonzero(mask > 0.5)
         width = np.ptp(columns) + 1
         across = width * rng.uniform(*_SHADOW_WIDTH)
@@ -208,31 +207,22 @@ class OODPaste:
             shade = shade * np.isin(label[outer], self.stand_on)
         image[outer] = np.round(image[outer] * (1 - shade[..., None]))
 
-    def _stands(self, label: np.ndarray, foot: int, column: int) -> bool:
-        """Whether an object may stand there; what is outside the image is as its nearest pixel."""
-        row = np.clip(foot - 1, 0, label.shape[0] - 1)
-        return not self.stand_on or (
-            label[row, np.clip(column, 0, label.shape[1] - 1)] in self.stand_on
-        )
-
     def _blend(
-        self, image: np.ndarray, label: np.ndarray, patch: np.ndarray, mask: np.ndarray, top: int,
-        left: int,
+        self, image: np.ndarray, label: np.ndarray, patch: np.ndarray, mask: np.ndarray
     ) -> None:
-        outer, inner = overlap(label.shape, mask.shape, top, left)
-        hard = (mask[inner] > 0.5).astype(np.float32)
+        """Put an object on views of image and label that have its size."""
+        hard = (mask > 0.5).astype(np.float32)
         # A 3x3 blur of the hard mask: the seam reaches one pixel to either side of the outline.
         alpha = cv2.sepFilter2D(hard, -1, _BLUR, _BLUR, borderType=cv2.BORDER_REPLICATE)[..., None]
-        under = image[outer]
-        image[outer] = np.round(under + alpha * (patch[inner] - under.astype(np.float32)))
-        label[outer][hard > 0] = self.ood_label
+        image[:] = np.round(image + alpha * (patch - image.astype(np.float32)))
+        label[hard > 0] = self.ood_label
 
 
 def build_ood_paste(cfg: CfgNode) -> OODPaste | None:
-    """What ``INPUT.OOD_PASTE`` describes; None where its source is "none".
+    """The :class:`OODPaste` of ``INPUT.OOD_PASTE``; None if its source is "none".
 
     Raises:
-        UserError: a value that is not possible, or a list of COCO objects that is not there.
+        UserError: a value is invalid, or the list of COCO objects does not exist.
     """
     check_share(cfg, "INPUT.OOD_PASTE", "PROB", "SHADOW")
     check_interval(cfg, "INPUT.OOD_PASTE", "NUM", "SIZE")
@@ -245,10 +235,10 @@ def build_ood_paste(cfg: CfgNode) -> OODPaste | None:
         return None
     name = node.SOURCE
     if name == "auto":
-        warning, name = fallback_warning(cfg), "coco"
+        warning = fallback_warning(cfg)
+        name = "shapes" if warning else "coco"
         if warning:
             logging.getLogger(__name__).warning(warning)
-            name = "shapes"
     mix = node.MIX if name == "mix" else [[name, 1.0]]
     if not mix:
         raise UserError("INPUT.OOD_PASTE.MIX is empty, but INPUT.OOD_PASTE.SOURCE is mix")
@@ -257,13 +247,16 @@ def build_ood_paste(cfg: CfgNode) -> OODPaste | None:
             raise UserError(
                 f"INPUT.OOD_PASTE.MIX: {row} is not [one of {', '.join(SOURCES)}, weight]"
             )
-    sources = [(_source(name, cfg), weight) for name, weight in mix]
+    make = {
+        "shapes": ShapeSource,
+        "coco": lambda: CocoSource(_coco_list(cfg), node.COCO_CATEGORIES, cfg.INPUT.FORMAT),
+    }
+    sources = [(make[name](), weight) for name, weight in mix]
     names = list(class_names(cfg))
-    unknown = [name for name in node.STAND_ON if name not in names]
-    if unknown:
-        raise UserError(
-            f"INPUT.OOD_PASTE.STAND_ON: '{unknown[0]}' is none of the classes {', '.join(names)}"
-        )
+    for name in node.STAND_ON:
+        if name not in names:
+            known = ", ".join(names)
+            raise UserError(f"INPUT.OOD_PASTE.STAND_ON: '{name}' is none of the classes {known}")
     ground = [names.index(name) for name in node.STAND_ON]
     try:
         return OODPaste(
@@ -276,18 +269,12 @@ def build_ood_paste(cfg: CfgNode) -> OODPaste | None:
         raise UserError(f"INPUT.OOD_PASTE.{key} {reason}") from error
 
 
-def _source(name: str, cfg: CfgNode) -> ObjectSource:
-    if name == "shapes":
-        return ShapeSource()
-    return CocoSource(_coco_list(cfg), cfg.INPUT.OOD_PASTE.COCO_CATEGORIES, cfg.INPUT.FORMAT)
-
-
 def _coco_list(cfg: CfgNode) -> Path:
     return Path(cfg.INPUT.OOD_PASTE.COCO_LIST or data_root() / "coco_outliers.json").expanduser()
 
 
 def fallback_warning(cfg: CfgNode) -> str:
-    """What must be said of a training whose source "auto" finds no COCO objects; else ""."""
+    """Warning for a training whose source is "auto" and that has no COCO objects; else ""."""
     path = _coco_list(cfg)
     if cfg.INPUT.OOD_PASTE.SOURCE != "auto" or path.is_file():
         return ""
@@ -296,17 +283,6 @@ def fallback_warning(cfg: CfgNode) -> str:
         "are drawn shapes, neither COCO's objects (datasets/prepare_coco_outliers.py lists them) "
         "nor the published training data (configs/tdos_*_poc.yaml)"
     )
-
-
-def _perspective(foot: float) -> float:
-    """Size factor of an object that stands at this share of the frame's height."""
-    return float(np.clip((foot - _HORIZON) / (1 - _HORIZON), _MIN_PERSPECTIVE, 1))
-
-
-def _surroundings(image: np.ndarray, top: int, left: int, h: int, w: int) -> np.ndarray:
-    """The image in the object's box and half its size around it."""
-    size = h + h // 2 * 2, w + w // 2 * 2
-    return image[overlap(image.shape[:2], size, top - h // 2, left - w // 2)[0]]
 
 
 def _brightness(image: np.ndarray, patch: np.ndarray, mask: np.ndarray) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 
 import numpy as np
 from detectron2.data.catalog import Metadata
@@ -18,10 +17,10 @@ _UNDECLARED = -1
 
 
 def read_image(path: str | os.PathLike, format: str = "RGB") -> np.ndarray:
-    """Read an image, whatever its file format, turned as its EXIF data say.
+    """Read an image and rotate it according to its EXIF data.
 
     Args:
-        path: the file; its content decides how it is decoded, not its name.
+        path: the file; its content, not its name, decides how it is decoded.
         format: channel order, "RGB" or "BGR".
 
     Returns:
@@ -71,12 +70,11 @@ def read_label(
     table = value_table(metadata)
     if values.dtype != np.uint8:  # 1 or more than 8 bits
         if values.min() < 0 or values.max() > 255:
-            bad = np.unique(values[(values < 0) | (values > 255)])
-            raise _undeclared(path, metadata, bad)
+            raise _undeclared(path, metadata, values[(values < 0) | (values > 255)])
         values = values.astype(np.uint8)
     label = table[values]
     if label.min() == _UNDECLARED:
-        raise _undeclared(path, metadata, np.unique(values[label == _UNDECLARED]))
+        raise _undeclared(path, metadata, values[label == _UNDECLARED])
     label = label.astype(np.uint8)
     if region_mask is not None:
         label[read_region(region_mask, path, label)] = IGNORE
@@ -92,7 +90,7 @@ def read_region(
         UserError: as :func:`read_values` does, or the mask has another size than the label.
     """
     region = read_values(path, "region mask")
-    _check_size(f"region mask {path}", region, f"label {label_path}", label)
+    check_same_size(f"region mask {path}", region, f"label {label_path}", label)
     return region != 0
 
 
@@ -108,16 +106,6 @@ def read_values(path: str | os.PathLike, kind: str = "label") -> np.ndarray:
     if values.ndim != 2:
         raise UserError(f"{kind} {path} has {values.shape[2]} channels: it must have one")
     return values
-
-
-def check_same_size(
-    image_path: str | os.PathLike,
-    image: np.ndarray,
-    label_path: str | os.PathLike,
-    label: np.ndarray,
-) -> None:
-    """Raise UserError unless an image and its label have the same height and width."""
-    _check_size(f"label {label_path}", label, f"its image {image_path}", image)
 
 
 def value_table(metadata: Metadata) -> np.ndarray:
@@ -147,16 +135,16 @@ def value_table(metadata: Metadata) -> np.ndarray:
     return table
 
 
-def _check_size(name: str, array: np.ndarray, other_name: str, other: np.ndarray) -> None:
+def check_same_size(name: str, array: np.ndarray, other_name: str, other: np.ndarray) -> None:
+    """Raise UserError unless two images or label maps have the same height and width."""
     size, wanted = (f"{a.shape[1]}x{a.shape[0]}" for a in (array, other))
     if size != wanted:
         raise UserError(f"{name} is {size}, but {other_name} is {wanted}")
 
 
-def _undeclared(path: str | os.PathLike, metadata: Metadata, values: Iterable[int]) -> UserError:
-    shown = [int(value) for value in values]
+def _undeclared(path: str | os.PathLike, metadata: Metadata, values: np.ndarray) -> UserError:
+    found = np.unique(values)
+    shown = ", ".join(map(str, found[:8])) + (", ..." if len(found) > 8 else "")
     return UserError(
-        f"label {path} has values that dataset '{metadata.name}' does not declare: "
-        + ", ".join(map(str, shown[:8]))
-        + (", ..." if len(shown) > 8 else "")
+        f"label {path} has values that dataset '{metadata.name}' does not declare: {shown}"
     )

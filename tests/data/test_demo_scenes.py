@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 import tdos_d2.data  # noqa: F401 (registers the datasets)
-from tdos_d2.data.demo_scenes.objects import KINDS
+from tdos_d2.data.demo_scenes.ood_objects import OOD_KINDS
 from tdos_d2.data.demo_scenes.scenes import render_scene
 from tdos_d2.data.demo_scenes.street import CLASSES, OOD
 from tdos_d2.errors import UserError
@@ -72,7 +72,7 @@ def test_same_generator_same_scene():
         assert (a != c).any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OOD_KINDS)
 def test_share_of_outliers(kind):
     low, high = (0.005, 0.04) if kind in ("ladder", "tyre") else (0.015, 0.06)
     for seed in range(3):

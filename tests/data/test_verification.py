@@ -15,7 +15,7 @@ from layouts import picture, stripes, write_image
 
 from tdos_d2.data import MissingDatasetError, get_dicts, register_ood_dataset
 from tdos_d2.data.verify import report as verification
-from tdos_d2.data.verify.report import Expected, verify_dataset
+from tdos_d2.data.verify.report import ExpectedContent, verify_dataset
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.getenv("TDOS_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -33,7 +33,8 @@ def expect(monkeypatch):
     """Says how many frames a miniature should have."""
 
     def set_expected(name: str, frames: int, sizes: tuple[str, ...] = MINI) -> None:
-        monkeypatch.setitem(verification.EXPECTED, name, Expected(frames, sizes))
+        expected = ExpectedContent(frames, sizes)
+        monkeypatch.setitem(verification.EXPECTED_CONTENT, name, expected)
 
     return set_expected
 

@@ -82,7 +82,7 @@ def test_an_interrupted_file_is_not_taken_as_finished(poc, monkeypatch, contents
         path.write_bytes(path.read_bytes()[:40])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare_poc, "save_png", break_off)
+    monkeypatch.setattr(_common, "save_png", break_off)
     with pytest.raises(KeyboardInterrupt):
         prepare_poc.main([])
     assert made(poc) == []

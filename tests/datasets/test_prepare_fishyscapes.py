@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 
+import _common
 import numpy as np
 import prepare_fs_laf
 import prepare_fs_static
@@ -60,7 +61,7 @@ def test_static_from_the_archive(root, contents, monkeypatch):
     shutil.make_archive(str(root / "fs_val_v2"), "zip", source)
     with pytest.raises(PrepareError, match=r"fs_val_v2\.zip is not fs_val_v2\.zip: .*bb11f288"):
         prepare_fs_static.main([])
-    monkeypatch.setattr(prepare_fs_static, "check_archive", lambda *args: None)
+    monkeypatch.setattr(_common, "check_archive", lambda *args: None)
     prepare_fs_static.main([])
     assert contents(root / "fs_static_v2") == contents(root / "from_folder")
     with zipfile.ZipFile(root / "fs_val_v1.zip", "w") as archive:

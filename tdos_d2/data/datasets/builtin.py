@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
+from ..reading import IGNORE
 from .cityscapes import CITYSCAPES_CLASSES
-from .folder import BuiltinFolder, ImageFolder, register_classes, register_folder
+from .folder import BuiltinFolder, ImageFolder, register_folder
 from .ood import ood_metadata
 
 BUILTIN: dict[str, dict[str, Any]] = yaml.safe_load(
@@ -18,7 +19,7 @@ BUILTIN: dict[str, dict[str, Any]] = yaml.safe_load(
 
 
 def register_builtin() -> None:
-    """Register the sets that are not Detectron2's."""
+    """Register the datasets that Detectron2 does not register."""
     for name, entry in BUILTIN.items():
         if "folders" not in entry:
             continue
@@ -27,19 +28,25 @@ def register_builtin() -> None:
         metadata = _with_tuples(entry.get("metadata", {}))
         classes = entry.get("classes")
         if classes is None:
-            register_folder(name, folder, **ood_metadata(name, **metadata))
+            metadata = ood_metadata(name, **metadata)
         else:
-            named = CITYSCAPES_CLASSES if classes == "cityscapes" else _with_tuples(classes)
-            register_classes(name, folder, named, **metadata)
+            colours = CITYSCAPES_CLASSES if classes == "cityscapes" else _with_tuples(classes)
+            metadata |= {
+                "evaluator_type": "sem_seg",
+                "ignore_label": IGNORE,
+                "stuff_classes": list(colours),
+                "stuff_colors": list(colours.values()),
+            }
+        register_folder(name, folder, **metadata)
 
 
 def _with_tuples(entry: dict[str, Any]) -> dict[str, Any]:
-    """The same with tuples for lists and for ranges such as "2-5"."""
-    found = dict(entry)
-    for key, value in entry.items():
-        ends = re.fullmatch(r"(\d+)-(\d+)", value) if isinstance(value, str) else None
-        if ends:
-            found[key] = tuple(range(int(ends[1]), int(ends[2]) + 1))
-        elif isinstance(value, list):
-            found[key] = tuple(value)
-    return found
+    """A copy with tuples for lists and for ranges such as "2-5"."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(value)
+        ends = re.fullmatch(r"(\d+)-(\d+)", str(value))
+        return tuple(range(int(ends[1]), int(ends[2]) + 1)) if ends else value
+
+    return {key: convert(value) for key, value in entry.items()}

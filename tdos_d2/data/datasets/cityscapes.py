@@ -1,5 +1,4 @@
-"""Cityscapes is registered by Detectron2, whose loader asserts what it needs file by file; here the
-tree is checked first, in one go."""
+"""Checks of Cityscapes' files, which Detectron2's own loader asserts one by one."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ CITYSCAPES_CLASSES = {c["name"]: c["color"] for c in CITYSCAPES_CATEGORIES}
 
 
 def is_cityscapes(metadata: Metadata) -> bool:
-    """Whether a set is read by Detectron2's loader for semantic Cityscapes."""
+    """Whether a dataset is read by Detectron2's loader for semantic Cityscapes."""
     return metadata.get("evaluator_type") == "cityscapes_sem_seg" and bool(metadata.get("gt_dir"))
 
 
@@ -35,7 +34,7 @@ def cityscapes_frames(metadata: Metadata) -> list[dict[str, str]]:
 
     Raises:
         MissingDatasetError: a folder is missing.
-        UserError: a file that Detectron2 needs is missing, or one that it cannot bear is there.
+        UserError: a file that Detectron2 needs is missing, or a folder has other files.
     """
     name, image_dir, gt_dir = metadata.name, metadata.image_dir, metadata.gt_dir
     for folder in (image_dir, gt_dir):

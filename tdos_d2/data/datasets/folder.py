@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from detectron2.utils.file_io import PathManager
 
 from ...errors import UserError
 from ...files import find_files
-from ..reading import IGNORE, image_size
+from ..reading import image_size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
@@ -26,25 +25,25 @@ class MissingDatasetError(UserError):
 
 
 def data_root() -> Path:
-    """Where built-in datasets lie: ``$DETECTRON2_DATASETS``, or ``datasets``."""
+    """Folder of the built-in datasets: ``$DETECTRON2_DATASETS``, or ``datasets``."""
     return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder of images, and one of label maps.
+    """A folder of images and a folder of label maps.
 
     The id of an image is its path below ``images`` without extension and ``image_suffix``; its
-    label is ``labels/<id><label_suffix>``. Files that are no images by name, hidden ones and, where
-    labels lie among the images, label files are left out. Arguments that are not below are those of
+    label is ``labels/<id><label_suffix>``. Files without an image's extension, hidden files and
+    labels in the folder of the images are ignored. Other arguments are those of
     :func:`~tdos_d2.data.datasets.ood.register_ood_dataset`.
 
     Attributes:
         images: folder of the images.
-        labels: folder of the labels, may be the same; None = the set has no labels.
+        labels: folder of the labels, may be the same; None = the dataset has no labels.
         pattern: regular expression that the last part of an id must match as a whole.
-        left_out: places of frames, in the sorted list of all ``total``, that do not count. What
-            ``pattern`` leaves out is taken away afterwards.
+        left_out: indices of invalid frames in the sorted list of all ``total`` frames, which is
+            made before ``pattern`` is applied.
     """
 
     images: Path | str
@@ -58,22 +57,22 @@ class ImageFolder:
     region_mask: Path | None = None
 
     def locate(self, name: str) -> ImageFolder:
-        """The folder itself; that of a :class:`BuiltinFolder` must be looked for."""
+        """The folder itself, as :meth:`BuiltinFolder.locate`."""
         return self
 
     def frames(self, name: str) -> list[dict[str, Any]]:
-        """List images and the places of their labels, sorted by path, without opening a file.
+        """List images and labels, sorted by path, without opening a file.
 
         Args:
             name: name of the dataset, for messages.
 
         Returns:
-            dicts with file_name, image_id and, as far as the set has them, sem_seg_file_name and
-            region_mask_file_name, whether or not these files are there.
+            dicts with file_name, image_id and, if the dataset has them, sem_seg_file_name and
+            region_mask_file_name, whether these files exist or not.
 
         Raises:
-            MissingDatasetError: a folder is missing, or the region mask, or what is there belongs
-                to other splits.
+            MissingDatasetError: a folder or the region mask is missing, or all images belong to
+                other splits.
             UserError: no image, two for one label, or another number than ``total``.
         """
         image_root = Path(self.images)
@@ -86,8 +85,8 @@ class ImageFolder:
                 raise UserError(f"dataset '{name}': {stems[stem]} and {path} would share one label")
             stems[stem] = path
         if not stems:
-            pattern = f"(pattern '{self.image_glob}')"
-            raise UserError(f"dataset '{name}': no images in {image_root} {pattern}")
+            where = f"{image_root} (pattern '{self.image_glob}')"
+            raise UserError(f"dataset '{name}': no images in {where}")
         if self.left_out and len(stems) != self.total:
             raise UserError(
                 f"dataset '{name}': {image_root} has {len(stems)} images, not {self.total}; frames "
@@ -100,11 +99,11 @@ class ImageFolder:
         return [self._record(name, str(image_root / stems[stem]), stem) for stem in chosen]
 
     def read(self, name: str) -> list[dict[str, Any]]:
-        """Dataset dicts: :meth:`frames` with height and width, all of whose files are there.
+        """Dataset dicts: :meth:`frames` with height and width, after a check that all files exist.
 
         Raises:
             MissingDatasetError: see :meth:`frames`.
-            UserError: likewise; or a label or mask is missing, or an image unreadable.
+            UserError: likewise; or a label or mask is missing, or an image is unreadable.
         """
         dicts = self.frames(name)
         if self.labels is not None:
@@ -117,16 +116,17 @@ class ImageFolder:
         return dicts
 
     def stray_labels(self) -> list[str]:
-        """Label files that belong to no image, sorted; images that do not count have labels too."""
+        """Label files that belong to no image, sorted; left out frames have labels, too."""
         if self.labels is None:
             return []
         known = {stem for _, stem in self._images("**/*")}
-        label_root, end = Path(self.labels), self.label_suffix
-        labels = {p: p[: len(p) - len(end)] for p in find_files(label_root) if p.endswith(end)}
+        end = self.label_suffix
+        labels = [path for path in find_files(self.labels) if path.endswith(end)]
         below = _below(self.images, self.labels)
         if below:  # images lie among the labels
-            labels = {path: stem for path, stem in labels.items() if not stem.startswith(below)}
-        return sorted(str(label_root / path) for path, stem in labels.items() if stem not in known)
+            labels = [path for path in labels if not path.startswith(below)]
+        stray = [path for path in labels if path.removesuffix(end) not in known]
+        return sorted(str(Path(self.labels, path)) for path in stray)
 
     def _record(self, name: str, file_name: str, stem: str) -> dict[str, Any]:
         record = {"file_name": file_name, "image_id": stem}
@@ -148,18 +148,18 @@ class ImageFolder:
             end = self.label_suffix
             paths = [p for p in paths if not (p.startswith(inside) and p.endswith(end))]
         stems = [(path, os.path.splitext(path)[0]) for path in paths]
-        cut = len(self.image_suffix)
-        return [(p, s[: len(s) - cut]) for p, s in stems if s.endswith(self.image_suffix)]
+        end = self.image_suffix
+        return [(path, stem.removesuffix(end)) for path, stem in stems if stem.endswith(end)]
 
 
 @dataclass(frozen=True)
 class BuiltinFolder:
-    """Place of a built-in dataset below :func:`data_root`.
+    """A built-in dataset below :func:`data_root`.
 
     Attributes:
-        names: names that its folder may have.
-        layouts: what may be in it, with paths below it. The first name and layout whose images are
-            there are taken.
+        names: possible names of its folder.
+        layouts: possible layouts of its files, with paths below the folder. The first name and
+            layout whose images exist are used.
         made_by: script that makes the folder.
     """
 
@@ -168,7 +168,7 @@ class BuiltinFolder:
     made_by: str = ""
 
     def locate(self, name: str) -> ImageFolder:
-        """The folders on disk, for the set called ``name``.
+        """The folders on disk of the dataset ``name``.
 
         Raises:
             MissingDatasetError: there is no folder with one of the names.
@@ -188,39 +188,22 @@ class BuiltinFolder:
         labels = None if layout.labels is None else folder / layout.labels
         return dataclasses.replace(layout, images=folder / layout.images, labels=labels)
 
-    def read(self, name: str) -> list[dict[str, Any]]:
-        """Dataset dicts of the set called ``name``; raises as :meth:`ImageFolder.read` does."""
-        return self.locate(name).read(name)
-
 
 def register_folder(name: str, folder: ImageFolder | BuiltinFolder, **metadata: Any) -> None:
-    """Register a set of files, which are listed when the set is asked for.
+    """Register a dataset whose files are listed when it is loaded.
 
-    Its metadata have ``has_labels`` and ``folder``.
+    ``has_labels`` and ``folder`` are added to its metadata.
 
     Raises:
         UserError: the name is taken.
     """
     layout = folder.layouts[0] if isinstance(folder, BuiltinFolder) else folder
     metadata = {"has_labels": layout.labels is not None, "folder": folder, **metadata}
-    register(name, functools.partial(folder.read, name), **metadata)
+    register_dataset(name, lambda: folder.locate(name).read(name), **metadata)
 
 
-def register_classes(
-    name: str,
-    folder: BuiltinFolder,
-    classes: Mapping[str, Sequence[int]],
-    **metadata: Any,
-) -> None:
-    """Register a set whose labels are train ids; ``classes`` are their names and colours."""
-    register_folder(
-        name, folder, evaluator_type="sem_seg", stuff_classes=list(classes),
-        stuff_colors=list(classes.values()), ignore_label=IGNORE, **metadata,
-    )
-
-
-def register(name: str, read: Callable[[], list[dict[str, Any]]], **metadata: Any) -> None:
-    """Register a dataset with Detectron2; ``read`` is called when the set is asked for.
+def register_dataset(name: str, read: Callable[[], list[dict[str, Any]]], **metadata: Any) -> None:
+    """Register a dataset with Detectron2; ``read`` is called when it is loaded.
 
     Raises:
         UserError: the name is taken.
@@ -245,7 +228,7 @@ def check_labels_exist(name: str, dicts: Sequence[dict[str, Any]]) -> None:
 
 
 def _below(folder: Path | str, other: Path | str) -> str | None:
-    """Path of ``folder`` below ``other``, as the beginning of paths in it; None = not below."""
+    """Path of ``folder`` relative to ``other``, with "/" at its end; None = not below ``other``."""
     folder, other = (Path(path).resolve() for path in (folder, other))
     if not folder.is_relative_to(other):
         return None

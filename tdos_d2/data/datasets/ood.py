@@ -1,4 +1,4 @@
-"""``register_ood_dataset``, and what it takes for a built-in OOD test set, too."""
+"""Registration of OOD test datasets."""
 
 from __future__ import annotations
 
@@ -32,29 +32,28 @@ def register_ood_dataset(
     min_gt: int | None = None,
     test_size: tuple[int, int] | None = None,
 ) -> None:
-    """Register a folder of images with OOD labels as a test set.
+    """Register a folder of images with OOD labels as a test dataset.
 
-    The folders are read when the set is used, the values of labels when they are read.
+    Folders are listed when the dataset is loaded, label values checked when a label is read.
 
     Args:
         name: name for ``DATASETS.TEST``.
-        image_root: folder of the images, nested or not. Other files in it do not matter.
+        image_root: folder of the images, nested or not. Other files in it are ignored.
         label_root: folder of the labels: that of ``a/b.jpg`` is ``label_root/a/b`` +
             ``label_suffix``. May be ``image_root``.
-        image_glob: which paths below ``image_root`` are images of the set.
+        image_glob: which paths below ``image_root`` are images of the dataset.
         image_suffix: end of an image's name, before the extension, that its label does not have,
-            for example "_leftImg8bit". Only images with it belong to the set.
+            for example "_leftImg8bit". Images without it are ignored.
         label_suffix: end of a label's path, for example "_labels_semantic.png".
-        region_mask: pixels that never count, such as the ego vehicle or the sky: a mask file for
-            all frames, or a folder with a mask ``a/b.png`` for every image. What is not zero in a
-            mask is void.
-        id_values: values in label files that mean known (0 after reading).
-        ood_values: values that mean OOD (1 after reading).
-        ignore_values: values that do not count (255 after reading).
-        undeclared: what other values are: an "error", or to "ignore".
+        region_mask: a mask file for all frames, or a folder with a mask ``a/b.png`` for every
+            image. Pixels that are not 0 in it, such as the ego vehicle or the sky, are void.
+        id_values: values in label files for in-distribution pixels (0 after reading).
+        ood_values: values for OOD pixels (1 after reading).
+        ignore_values: values for void pixels (255 after reading).
+        undeclared: other values are an "error", or void ("ignore").
         protocol: component metrics of large "anomaly" or small "obstacle" objects.
-        min_pred: least size of a predicted component in pixels; None = the protocol's.
-        min_gt: least size of a true component in pixels; None = the protocol's.
+        min_pred: smallest predicted component in pixels; None = the protocol's.
+        min_gt: smallest true component in pixels; None = the protocol's.
         test_size: (W, H) that the model's input is resized to; scores have the image's size.
 
     Raises:
@@ -65,11 +64,10 @@ def register_ood_dataset(
         undeclared=undeclared, protocol=protocol, min_pred=min_pred, min_gt=min_gt,
         test_size=test_size,
     )
-    image_root, label_root = Path(image_root).expanduser(), Path(label_root).expanduser()
-    region_mask = None if region_mask is None else Path(region_mask).expanduser()
     folder = ImageFolder(
-        image_root, label_root, image_glob=image_glob, image_suffix=image_suffix,
-        label_suffix=label_suffix, region_mask=region_mask,
+        Path(image_root).expanduser(), Path(label_root).expanduser(), image_glob=image_glob,
+        image_suffix=image_suffix, label_suffix=label_suffix,
+        region_mask=None if region_mask is None else Path(region_mask).expanduser(),
     )
     register_folder(name, folder, **metadata)
 
@@ -86,7 +84,7 @@ def ood_metadata(
     min_gt: int | None = None,
     test_size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Check the arguments of :func:`register_ood_dataset` and lay them out as metadata."""
+    """Check arguments of :func:`register_ood_dataset` and return them as metadata."""
     if undeclared not in ("error", "ignore"):
         raise UserError(f"dataset '{name}': undeclared must be error or ignore, got {undeclared!r}")
     if protocol not in PROTOCOLS:

@@ -1,4 +1,4 @@
-"""Test sets of your own from a YAML file, the value of ``DATASETS.REGISTER``."""
+"""Custom OOD test datasets from a YAML file, the value of ``DATASETS.REGISTER``."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .ood import register_ood_dataset
 _PATHS = ("image_root", "label_root", "region_mask")
 _NEEDED = ("name", "image_root", "label_root")
 _LISTS = ("id_values", "ood_values", "ignore_values", "test_size")
-_KINDS = dict.fromkeys(_LISTS, "a list of integers")
-_KINDS |= dict.fromkeys(("min_pred", "min_gt"), "an integer")
+_TYPES = dict.fromkeys(_LISTS, "a list of integers")
+_TYPES |= dict.fromkeys(("min_pred", "min_gt"), "an integer")
 _KEYS = tuple(inspect.signature(register_ood_dataset).parameters)
 # What was registered from files: in one process a file may be read twice.
 _registered: dict[str, dict[str, Any]] = {}
 
 
 def register_from_file(path: str | os.PathLike) -> list[str]:
-    """Register the OOD sets that a YAML file lists; does nothing for those it did register.
+    """Register the OOD datasets that a YAML file lists, unless it did so before.
 
     The file is a list of mappings with the arguments of
     :func:`~tdos_d2.data.datasets.ood.register_ood_dataset`. Folders are relative to the file's.
@@ -37,7 +37,7 @@ def register_from_file(path: str | os.PathLike) -> list[str]:
         the names.
 
     Raises:
-        UserError: the file cannot be read, has a key or value that is wrong, or a name is taken.
+        UserError: the file cannot be read, has a wrong key or value, or a name is taken.
     """
     path = Path(path).expanduser()
     sets = [_checked(path, i, entry) for i, entry in enumerate(_load(path), 1)]
@@ -80,16 +80,16 @@ def _checked(path: Path, number: int, entry: Any) -> dict[str, Any]:
             raise UserError(f"{where}: '{key}' is missing")
     arguments = {key: value for key, value in entry.items() if value is not None}
     for key, value in arguments.items():
-        kind = _KINDS.get(key, "a text")
-        if not _fits(kind, value):
-            raise UserError(f"{where}: {key} must be {kind}, got {value!r}")
+        wanted = _TYPES.get(key, "a text")
+        if not _has_type(value, wanted):
+            raise UserError(f"{where}: {key} must be {wanted}, got {value!r}")
     for key in _PATHS:
         if key in arguments:
             arguments[key] = str(path.parent / Path(arguments[key]).expanduser())
     return arguments
 
 
-def _fits(kind: str, value: Any) -> bool:
-    if kind == "a list of integers":
+def _has_type(value: Any, wanted: str) -> bool:
+    if wanted == "a list of integers":
         return isinstance(value, list) and all(type(item) is int for item in value)
-    return type(value) is int if kind == "an integer" else isinstance(value, str)
+    return type(value) is int if wanted == "an integer" else isinstance(value, str)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from .sprites import CIRCLE, Colour, hsv, known_colour
+from .sprites import CIRCLE, Colour, box, hsv, known_colour
 from .street import CAR, Canvas
 
 _TYRE = np.array([20.0, 20, 22])
@@ -33,7 +33,9 @@ class Car:
     def draw(self, canvas: Canvas) -> None:
         """Paint the car and its shadow."""
         z, half, flank = self.z, self.half, self.x - np.sign(self.x) * self.half
-        self._draw_shadow(canvas)
+        wide = half + 0.1
+        shadow = box(self.x - wide, z - 0.2, self.x + wide, z + self.length + 0.2)
+        canvas.shadow(canvas.camera.project(np.insert(shadow, 1, 0, axis=1)), 1.3)
         for wheel in (z + 0.75, z + self.length - 0.8):
             ring = 0.33 * CIRCLE + (0.33, wheel)
             canvas.polygon(np.insert(ring, 0, flank, axis=1), _TYRE, CAR)
@@ -47,11 +49,6 @@ class Car:
         canvas.polygon(top, self.paint * 0.95, CAR)
         self._draw_windows(canvas, flank)
         self._draw_end(canvas)
-
-    def _draw_shadow(self, canvas: Canvas) -> None:
-        half, z0, z1 = self.half + 0.1, self.z - 0.2, self.z + self.length + 0.2
-        corners = [(-half, 0, z0), (half, 0, z0), (half, 0, z1), (-half, 0, z1)]
-        canvas.shadow(canvas.camera.project(np.add(corners, (self.x, 0, 0))), 1.3)
 
     def _draw_windows(self, canvas: Canvas, flank: float) -> None:
         near, far = self.cabin
@@ -78,7 +75,7 @@ class Car:
 
     def _face(self, x0: float, x1: float, y0: float, y1: float) -> np.ndarray:
         """Upright rectangle in the plane of the near end, (4, 3) in metres."""
-        return np.array([(x0, y0, self.z), (x1, y0, self.z), (x1, y1, self.z), (x0, y1, self.z)])
+        return np.insert(box(x0, y0, x1, y1), 2, self.z, axis=1)
 
     def _solid(
         self, canvas: Canvas, y: tuple[float, float], inset: float, z: tuple[float, float],

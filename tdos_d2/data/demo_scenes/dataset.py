@@ -10,9 +10,9 @@ demo_ood_hard     24      12 each with a ladder (thin), tyres (dark): shown, cou
 demo_ood_dev      40      8 each with suitcases, a tent, boulders, a boat, parasols: for settings
 ================  ======  =====================================================================
 
-Sizes and shares of the objects: ``objects.py``. Images are 192x96. Labels are train
-ids 0..9, and 10 for OOD. The scenes lie in ``$TDOS_CACHE``, or else in ``$XDG_CACHE_HOME/tdos_d2``
-or ``~/.cache/tdos_d2``, in a folder named after the code that draws them: other code, other folder.
+Sizes and shares of the objects: ``ood_objects.py``. Images are 192x96. Labels are train ids 0..9,
+and 10 for OOD. The scenes are in :func:`~tdos_d2.cache.cache_root`, in a folder named after a hash
+of the code that draws them.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+from tqdm.contrib.concurrent import process_map
 
 from ...cache import cache_root
 from ...errors import UserError
 from ..datasets.cityscapes import CITYSCAPES_CLASSES
-from ..datasets.folder import register
+from ..datasets.folder import register_dataset
 from ..datasets.ood import ood_metadata
 from ..reading import IGNORE
 from . import street
@@ -81,7 +80,8 @@ def register_demo() -> None:
     for split in _SPLITS:
         known = {"evaluator_type": "sem_seg", "ignore_label": IGNORE}
         special = ood if split.startswith("ood") else known
-        register(f"demo_{split}", functools.partial(_load, split), **classes, **special)
+        read = functools.partial(_load, split)
+        register_dataset(f"demo_{split}", read, **classes, **special)
 
 
 def _load(split: str) -> list[dict[str, Any]]:
@@ -103,14 +103,10 @@ def _load(split: str) -> list[dict[str, Any]]:
 
 
 def _cache_folder() -> Path:
-    return cache_root() / f"demo-{_code_version()}"
-
-
-@functools.cache
-def _code_version() -> str:
-    """Short hash of the code that the scenes depend on."""
+    """Named after the code that the scenes depend on."""
     files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:10]
+    code = b"".join(file.read_bytes() for file in files)
+    return cache_root() / f"demo-{hashlib.sha256(code).hexdigest()[:10]}"
 
 
 def _generate(split: str, folder: Path) -> None:
@@ -137,32 +133,19 @@ def _generate(split: str, folder: Path) -> None:
 def _write_scenes(split: str, folder: Path) -> None:
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True)
-    stems = [stem for stem, _ in _SPLITS[split].scenes()]
-    # A generator of its own: the loader must not draw from torch's, or the first run with a split
-    # would differ from the next.
-    scenes = DataLoader(
-        _Scenes(split),
-        batch_size=None,
-        num_workers=min(os.cpu_count() or 1, len(stems) // _SCENES_PER_WORKER),
-        generator=torch.Generator(),
-    )
-    pairs = zip(stems, scenes, strict=True)
-    for stem, (image, label) in tqdm(
-        pairs, f"demo_{split}", len(stems), unit="scene", mininterval=1
-    ):
-        Image.fromarray(np.asarray(image)).save(folder / "images" / f"{stem}.png")
-        Image.fromarray(np.asarray(label)).save(folder / "labels" / f"{stem}.png")
+    write = functools.partial(_write_scene, split, folder)
+    numbers = range(len(_SPLITS[split].scenes()))
+    workers = min(os.cpu_count() or 1, len(numbers) // _SCENES_PER_WORKER)
+    bar = {"desc": f"demo_{split}", "unit": "scene", "mininterval": 1}
+    if workers > 1:
+        process_map(write, numbers, max_workers=workers, chunksize=4, **bar)
+    else:
+        for number in tqdm(numbers, **bar):
+            write(number)
 
 
-class _Scenes(Dataset):
-    """The scenes of a split, drawn when asked for."""
-
-    def __init__(self, split: str) -> None:
-        self.seed, self.scenes = _SPLITS[split].seed, _SPLITS[split].scenes()
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng([self.seed, index])
-        return render_scene(rng, SIZE, self.scenes[index][1])
+def _write_scene(split: str, folder: Path, number: int) -> None:
+    stem, kind = _SPLITS[split].scenes()[number]
+    rng = np.random.default_rng([_SPLITS[split].seed, number])
+    for part, array in zip(("images", "labels"), render_scene(rng, SIZE, kind), strict=True):
+        Image.fromarray(array).save(folder / part / f"{stem}.png")

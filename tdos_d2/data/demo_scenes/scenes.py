@@ -1,14 +1,13 @@
-"""Street scenes drawn by the program: training and test pictures that need no download.
+"""Drawn street scenes: training and test images that need no download.
 
-``render_scene`` puts together a street (``street``), known objects (``sprites``, ``car``) and, on
-demand, objects of no known class (``objects``). Known things have the colours that they mostly
-have; unknown ones may share them, so rarity of colour alone is a weak sign. Scenes are drawn at
-twice their size and reduced.
+``render_scene`` combines a street (``street``), known objects (``sprites``, ``car``) and, on
+request, OOD objects (``ood_objects``). Known objects have their typical colours, which OOD objects
+may share, so that colour alone does not tell them apart. Scenes are drawn at twice their size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import cv2
@@ -17,7 +16,7 @@ from numpy.random import Generator
 
 from . import sprites, street
 from .car import Car
-from .objects import KINDS, Kind
+from .ood_objects import OOD_KINDS, OODKind
 from .sprites import Pen, hsv
 from .street import Canvas, Layout
 
@@ -42,7 +41,7 @@ def render_scene(
     Args:
         rng: the only source of randomness.
         size: (H, W) in pixels, both at least 32.
-        ood_kind: a key of ``objects.KINDS`` to put on the street, or None: known objects only.
+        ood_kind: key of ``ood_objects.OOD_KINDS`` to put on the street; None = known objects only.
 
     Returns:
         image (H, W, 3) uint8 in RGB and label (H, W) uint8: 0..9 as in ``street.CLASSES``,
@@ -51,7 +50,7 @@ def render_scene(
     Raises:
         RuntimeError: the objects do not fit an unusual size.
     """
-    kind = None if ood_kind is None else KINDS[ood_kind]
+    kind = None if ood_kind is None else OOD_KINDS[ood_kind]
     for _ in range(_TRIES):
         image, label, visible = _draw(rng, size, kind)
         share = float((label == street.OOD).mean())
@@ -62,7 +61,7 @@ def render_scene(
 
 
 def _draw(
-    rng: Generator, size: tuple[int, int], kind: Kind | None
+    rng: Generator, size: tuple[int, int], kind: OODKind | None
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Image, label, and the visible share of the OOD pixels (1 where there are none)."""
     height, width = (_SUPERSAMPLING * side for side in size)
@@ -107,8 +106,7 @@ def _draw_cast_shadows(rng: Generator, canvas: Canvas, layout: Layout) -> None:
     x = layout.edge[0] if canvas.light.side < 0 else layout.edge[1]
     reach = -np.sign(x) * rng.uniform(2, 8)
     for _ in range(int(rng.integers(1, 4))):
-        z = rng.uniform(3, 30)
-        length = rng.uniform(3, 15)
+        z, length = rng.uniform(3, 30), rng.uniform(3, 15)
         corners = [(x, 0, z), (x + reach, 0, z + 1)]
         corners += [(x + reach, 0, z + 1 + length), (x, 0, z + length)]
         canvas.shadow(canvas.camera.project(np.array(corners)), 0.6)
@@ -136,7 +134,7 @@ def _standing(
     return z, paint
 
 
-def _cars(rng: Generator, canvas: Canvas, layout: Layout) -> list[_Item]:
+def _cars(rng: Generator, canvas: Canvas, layout: Layout) -> Iterator[_Item]:
     left, right = layout.road
     spots: list[tuple[float, float]] = []
     for x in (left + 1.1, right - 1.1):
@@ -146,22 +144,19 @@ def _cars(rng: Generator, canvas: Canvas, layout: Layout) -> list[_Item]:
     for _ in range(int(rng.integers(0, 4))):  # driving
         spots.append((rng.uniform(left + 3, max(right - 3, left + 3.1)), rng.uniform(7, 30)))
     taken: list[tuple[float, float]] = []
-    items: list[_Item] = []
     for x, z in spots:
         if all(abs(x - a) > 2.2 or abs(z - b) > 5.2 for a, b in taken):
             taken.append((x, z))
-            items.append((z, partial(Car(rng, x, z).draw, canvas)))
+            yield z, partial(Car(rng, x, z).draw, canvas)
     if layout.crossing[1] > layout.crossing[0] or rng.random() < 0.15:
         for _ in range(int(rng.integers(1, 3))):  # crossing our way
             z = rng.uniform(*layout.crossing) if layout.crossing[1] > layout.crossing[0] else 20.0
             x = rng.uniform(2 * layout.edge[0], 2 * layout.edge[1])
             tall = rng.uniform(1.4, 1.7)
-            items.append(_standing(rng, canvas, sprites.car_side, tall, x, z, street.CAR))
-    return items
+            yield _standing(rng, canvas, sprites.car_side, tall, x, z, street.CAR)
 
 
-def _people(rng: Generator, canvas: Canvas, layout: Layout) -> list[_Item]:
-    items = []
+def _people(rng: Generator, canvas: Canvas, layout: Layout) -> Iterator[_Item]:
     for _ in range(int(rng.integers(2, 7))):
         z = rng.uniform(4, 10)
         if rng.random() < 0.2:
@@ -170,12 +165,10 @@ def _people(rng: Generator, canvas: Canvas, layout: Layout) -> list[_Item]:
             side = int(rng.integers(2))
             x = rng.uniform(*sorted((layout.road[side], layout.edge[side])))
         tall = rng.uniform(1.25, 1.95)
-        items.append(_standing(rng, canvas, sprites.person, tall, x, z, street.PERSON))
-    return items
+        yield _standing(rng, canvas, sprites.person, tall, x, z, street.PERSON)
 
 
-def _trees(rng: Generator, canvas: Canvas, layout: Layout) -> list[_Item]:
-    items = []
+def _trees(rng: Generator, canvas: Canvas, layout: Layout) -> Iterator[_Item]:
     for side in (0, 1):
         if rng.random() < 0.4:
             continue
@@ -185,13 +178,11 @@ def _trees(rng: Generator, canvas: Canvas, layout: Layout) -> list[_Item]:
         for z in np.arange(rng.uniform(7, 16), 45, rng.uniform(6, 14)):
             if rng.random() < 0.75:
                 height = tall * rng.uniform(0.8, 1.2)
-                items.append(_standing(rng, canvas, sprites.tree, height, x, z, street.VEGETATION))
-    return items
+                yield _standing(rng, canvas, sprites.tree, height, x, z, street.VEGETATION)
 
 
-def _posts(rng: Generator, canvas: Canvas, layout: Layout) -> list[_Item]:
+def _posts(rng: Generator, canvas: Canvas, layout: Layout) -> Iterator[_Item]:
     """Lamp posts in a row and traffic signs on their masts."""
-    items = []
     for side in (0, 1):
         x = layout.road[side] - (0.5 if side == 0 else -0.5)
         tall, thick = rng.uniform(4.5, 9), rng.uniform(0.32, 0.45)
@@ -199,12 +190,11 @@ def _posts(rng: Generator, canvas: Canvas, layout: Layout) -> list[_Item]:
         if rng.random() < 0.75:
             for z in np.arange(rng.uniform(6, 12), 22, step):
                 draw = partial(sprites.pole, aspect=thick / tall)
-                items.append(_standing(rng, canvas, draw, tall, x, z, street.POLE))
+                yield _standing(rng, canvas, draw, tall, x, z, street.POLE)
         for _ in range(int(rng.integers(0, 3))):
             z, up = rng.uniform(5, 13), rng.uniform(2.0, 3.2)
             beside = x + rng.uniform(-0.3, 0.3)
-            items.append((z, partial(_draw_sign, rng, canvas, beside, z, up)))
-    return items
+            yield z, partial(_draw_sign, rng, canvas, beside, z, up)
 
 
 def _draw_sign(rng: Generator, canvas: Canvas, x: float, z: float, up: float) -> None:
@@ -214,18 +204,16 @@ def _draw_sign(rng: Generator, canvas: Canvas, x: float, z: float, up: float) ->
     mast = sprites.box(column - half, foot - (up + 0.4) * pixels, column + half, foot)
     canvas.polygon(mast, hsv(0, 0, rng.uniform(0.6, 0.75)), street.POLE)
     for i in range(1 + (rng.random() < 0.25)):
-        side = rng.uniform(1.0, 1.4)
-        face = sprites.sign(rng, side * pixels)
+        face = sprites.sign(rng, rng.uniform(1.0, 1.4) * pixels)
         canvas.paste(face, column, foot - (up - i) * pixels, street.SIGN)
 
 
-def _outliers(rng: Generator, canvas: Canvas, layout: Layout, kind: Kind) -> list[_Item]:
+def _outliers(rng: Generator, canvas: Canvas, layout: Layout, kind: OODKind) -> Iterator[_Item]:
     """OOD objects on the street, at the distance that gives them their share of the image."""
     height, width = canvas.label.shape
     camera, (low, high) = canvas.camera, kind.share
     number = int(rng.integers(1, kind.most + 1))
     area = rng.uniform(1.1 * low, 0.9 * high) * height * width / number
-    items: list[_Item] = []
     for _ in range(number):
         pen = kind.draw(rng, 64.0)
         filled = np.count_nonzero(pen.mask) / pen.mask.shape[0] ** 2  # in squares of the height
@@ -237,5 +225,4 @@ def _outliers(rng: Generator, canvas: Canvas, layout: Layout, kind: Kind) -> lis
         edges = (bounds - camera.bend * z) * z
         x0, x1 = max(edges[0], layout.edge[0]), min(edges[1], layout.edge[1])
         x = rng.uniform(min(x0, x1), max(x0, x1))
-        items.append(_standing(rng, canvas, kind.draw, metres, x, z, street.OOD))
-    return items
+        yield _standing(rng, canvas, kind.draw, metres, x, z, street.OOD)

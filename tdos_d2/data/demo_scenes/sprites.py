@@ -65,10 +65,8 @@ def known_colour(rng: Generator) -> Colour:
 
 def disc(cx: float, cy: float, rx: float, ry: float, turn: float = 0.0) -> np.ndarray:
     """Ellipse around (cx, cy), its axes turned by ``turn`` radians, as a polygon (24, 2)."""
-    axes = np.array(
-        [(rx * np.cos(turn), rx * np.sin(turn)), (-ry * np.sin(turn), ry * np.cos(turn))]
-    )
-    return CIRCLE @ axes + (cx, cy)
+    cos, sin = np.cos(turn), np.sin(turn)
+    return CIRCLE @ np.array([(rx * cos, rx * sin), (-ry * sin, ry * cos)]) + (cx, cy)
 
 
 def box(x0: float, y0: float, x1: float, y1: float) -> np.ndarray:
@@ -88,11 +86,9 @@ def smooth(points: Points, rounds: int = 2) -> np.ndarray:
     """Closed outline with its corners cut (Chaikin), for soft silhouettes."""
     array = np.asarray(points, np.float64)
     for _ in range(rounds):
-        following = np.concatenate([array[1:], array[:1]])
-        cut = np.empty((2 * len(array), 2))
-        cut[::2] = 0.75 * array + 0.25 * following
-        cut[1::2] = 0.25 * array + 0.75 * following
-        array = cut
+        following = np.roll(array, -1, axis=0)
+        cuts = [0.75 * array + 0.25 * following, 0.25 * array + 0.75 * following]
+        array = np.stack(cuts, 1).reshape(-1, 2)
     return array
 
 
@@ -107,9 +103,8 @@ class Pen:
 
     def draw(self, points: Points, colour: Colour) -> None:
         """Add a polygon to the object."""
-        polygon = [fixed_point(np.asarray(points) * self.unit - 0.5)]
-        fill(self.image, polygon, colour)
-        fill(self.mask, polygon, 255)
+        self.detail(points, colour)
+        fill(self.mask, [fixed_point(np.asarray(points) * self.unit - 0.5)], 255)
 
     def detail(self, points: Points, colour: Colour) -> None:
         """Paint a polygon on the object, without changing its outline."""
@@ -122,7 +117,7 @@ class Pen:
     def shade(self, side: float, down: float = 0.2) -> None:
         """Darken away from the light: ``side`` in -1..1 (positive: light from the right)."""
         h, w = self.mask.shape
-        x = np.linspace(-1, 1, w, dtype=np.float32)[None, :, None]
+        x = np.linspace(-1, 1, w, dtype=np.float32)[:, None]
         y = np.linspace(0, 1, h, dtype=np.float32)[:, None, None]
         light = 1 + 0.25 * side * x - down * y
         self.image = np.clip(self.image * light, 0, 255).astype(np.uint8)
@@ -160,8 +155,8 @@ def person(rng: Generator, height: float) -> Pen:
     pen.draw(disc(*hand, 0.025, 0.025), skin)
     pen.draw(box(middle - 0.025, 0.13, middle + 0.025, 0.21), skin * 0.9)
     pen.draw(disc(middle, 0.085, 0.055, 0.075), skin)
-    hair = disc(middle, 0.05, 0.058, 0.05)
-    pen.draw(hair, known_colour(rng) if rng.random() < 0.3 else skin * 0.25)
+    hair = known_colour(rng) if rng.random() < 0.3 else skin * 0.25
+    pen.draw(disc(middle, 0.05, 0.058, 0.05), hair)
     return pen
 
 

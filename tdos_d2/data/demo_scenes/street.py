@@ -32,11 +32,9 @@ class Camera:
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """Points (..., 3) in metres to pixels (..., 2); the street bends sideways with Z."""
-        x, y, z = points[..., 0], points[..., 1], points[..., 2]
-        pixels = np.empty((*points.shape[:-1], 2))
-        pixels[..., 0] = self.centre[0] + self.focal * (x / z + self.bend * z)
-        pixels[..., 1] = self.centre[1] + self.focal * (self.height - y) / z
-        return pixels
+        x, y, z = np.moveaxis(points, -1, 0)
+        column = self.centre[0] + self.focal * (x / z + self.bend * z)
+        return np.stack([column, self.centre[1] + self.focal * (self.height - y) / z], -1)
 
     def depth(self, row: float) -> float:
         """Distance of the ground at an image row below the horizon."""
@@ -184,25 +182,24 @@ def draw_sky(rng: Generator, canvas: Canvas) -> None:
 def _strip(x0: float, x1: float, z0: float, z1: float) -> np.ndarray:
     """Band of ground between two X, as a polygon (n, 3) fine enough for a bent street."""
     z = np.geomspace(z0, z1, 2 + round(5 * np.log(z1 / z0)))
-    left = np.stack([np.full_like(z, x0), np.zeros_like(z), z], 1)
-    right = np.stack([np.full_like(z, x1), np.zeros_like(z), z], 1)
-    return np.concatenate([left, right[::-1]])
+    x = np.repeat([x0, x1], len(z))
+    return np.stack([x, np.zeros_like(x), np.concatenate([z, z[::-1]])], 1)
 
 
 def draw_ground(rng: Generator, canvas: Canvas, layout: Layout) -> None:
     """Grass, sidewalks, road, kerbs and markings."""
-    near, far = 0.5, FAR
+    near = 0.5
     height, width = canvas.label.shape
     (left, right), edge = layout.road, layout.edge
     asphalt = hsv(rng.random(), rng.uniform(0, 0.08), rng.uniform(0.27, 0.45))
     paving = hsv(rng.uniform(0.02, 0.15), rng.uniform(0, 0.2), rng.uniform(0.55, 0.8))
     grass = box(-1, canvas.camera.centre[1], width, height)
     canvas.polygon(grass, foliage(rng), VEGETATION)
-    canvas.polygon(_strip(*edge, near, far), paving, SIDEWALK)
+    canvas.polygon(_strip(*edge, near, FAR), paving, SIDEWALK)
     for z in np.arange(3, 30, rng.uniform(1.0, 2.0)):  # joints between the slabs
         canvas.polygon(_strip(*edge, z, z + 0.06), paving * 0.82)
-    canvas.polygon(_strip(left - 0.2, right + 0.2, near, far), paving * 1.2, SIDEWALK)
-    canvas.polygon(_strip(left, right, near, far), asphalt, ROAD)
+    canvas.polygon(_strip(left - 0.2, right + 0.2, near, FAR), paving * 1.2, SIDEWALK)
+    canvas.polygon(_strip(left, right, near, FAR), asphalt, ROAD)
     if layout.crossing[1] > layout.crossing[0]:
         canvas.polygon(_strip(-200, 200, *layout.crossing), asphalt, ROAD)
     for _ in range(int(rng.integers(0, 4))):  # mended asphalt
@@ -289,9 +286,8 @@ def _draw_building(
             if chosen.any():
                 canvas.polygons(np.array(windows)[chosen], colour)
     if shop:
-        canvas.polygon(
-            _wall(x, 0.4, 2.3, z0 + 0.5, z1 - 0.5), hsv(0.58, 0.2, rng.uniform(0.1, 0.4))
-        )
+        pane = _wall(x, 0.4, 2.3, z0 + 0.5, z1 - 0.5)
+        canvas.polygon(pane, hsv(0.58, 0.2, rng.uniform(0.1, 0.4)))
         for z in columns[::2]:
             canvas.polygon(_wall(x, 0.0, 2.2, z, z + 0.9), known_colour(rng) * lit)
         canvas.polygon(_wall(x, 2.3, 3.0, z0 + 0.3, z1 - 0.3), known_colour(rng) * lit)

@@ -1,4 +1,4 @@
-"""Finding out what is wrong with datasets before a run starts."""
+"""Quick checks of datasets before a run starts."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from ..datasets.folder import MissingDatasetError, check_labels_exist
 from ..reading import check_same_size, read_image, read_label
 from ..samplers import MIN_SHARE
 
-# Frames of a set that are read to see whether their files are what they should be.
-_FRAMES_READ = 3
+_FRAMES_READ = 3  # of each dataset
 
 
 def get_dicts(name: str) -> list[dict[str, Any]]:
-    """Dataset dicts of a registered set: ``DatasetCatalog.get`` with errors for users.
+    """Dataset dicts of a registered dataset: ``DatasetCatalog.get`` with errors for users.
 
     Raises:
-        MissingDatasetError: the set is not on disk.
-        UserError: the name is unknown, or the set is empty or incomplete.
+        MissingDatasetError: the dataset is not on disk.
+        UserError: the name is unknown, or the dataset is empty or incomplete.
     """
     check_registered(name)
     metadata = MetadataCatalog.get(name)
@@ -46,13 +45,13 @@ def get_dicts(name: str) -> list[dict[str, Any]]:
 
 
 def list_frames(name: str) -> list[dict[str, Any]]:
-    """File names of a registered set: Detectron2's loader of Cityscapes takes seconds."""
+    """As :func:`get_dicts`, but Cityscapes without Detectron2's loader, which takes seconds."""
     metadata = MetadataCatalog.get(name)
     return cityscapes_frames(metadata) if is_cityscapes(metadata) else get_dicts(name)
 
 
 def check_registered(name: str) -> None:
-    """Raise UserError, with names that look alike, if no dataset has this name."""
+    """Raise UserError, with similar names, if no dataset has this name."""
     if name in DatasetCatalog:
         return
     close = difflib.get_close_matches(name, DatasetCatalog.keys(), n=3)
@@ -105,9 +104,8 @@ def check_sampling(cfg: CfgNode) -> None:
             f"DATASETS.TRAIN_WEIGHTS has {len(weights)} weights, but DATASETS.TRAIN has "
             f"{len(names)} names"
         )
-    numbers = [w for w in weights if isinstance(w, (int, float)) and not isinstance(w, bool)]
-    fits = len(numbers) == len(weights) and min(numbers) > 0
-    if not fits or min(numbers) < MIN_SHARE * sum(numbers):
+    positive = all(type(weight) in (int, float) and weight > 0 for weight in weights)
+    if not positive or min(weights) < MIN_SHARE * sum(weights):
         raise UserError(
             f"DATASETS.TRAIN_WEIGHTS must be numbers, each above 0 and at least {MIN_SHARE} of "
             f"their sum, got {list(weights)}"
@@ -115,10 +113,10 @@ def check_sampling(cfg: CfgNode) -> None:
 
 
 def check_dataset(name: str, training: bool) -> int:
-    """Check that a dataset is complete, without reading more than its first frames.
+    """Check that a dataset is complete, and read its first frames.
 
-    All label files must exist; the first frames must be readable, have labels with declared values
-    only and of the size of their image.
+    All files must exist; labels of the first frames must have declared values and the size of their
+    image.
 
     Args:
         name: a registered dataset.
@@ -128,8 +126,8 @@ def check_dataset(name: str, training: bool) -> int:
         number of frames.
 
     Raises:
-        MissingDatasetError: the set is not on disk.
-        UserError: what is wrong with it.
+        MissingDatasetError: the dataset is not on disk.
+        UserError: the dataset is incomplete or unreadable.
     """
     check_registered(name)
     metadata = MetadataCatalog.get(name)
@@ -137,27 +135,26 @@ def check_dataset(name: str, training: bool) -> int:
     labelled = [record for record in dicts if "sem_seg_file_name" in record]
     if training and len(labelled) < len(dicts):
         raise UserError(f"dataset '{name}' has images without sem_seg_file_name: not for training")
-    lost = [record for record in dicts if not PathManager.isfile(record["file_name"])]
+    images = [record["file_name"] for record in dicts]
+    lost = [path for path in images if not PathManager.isfile(path)]
     if lost:
-        raise UserError(
-            f"dataset '{name}': {len(lost)} image files are missing, first {lost[0]['file_name']}"
-        )
+        raise UserError(f"dataset '{name}': {len(lost)} image files are missing, first {lost[0]}")
     check_labels_exist(name, labelled)
     for record in dicts[:_FRAMES_READ]:
         image = read_image(record["file_name"])
         if "sem_seg_file_name" in record:
             path = record["sem_seg_file_name"]
             label = read_label(path, metadata, record.get("region_mask_file_name"))
-            check_same_size(record["file_name"], image, path, label)
+            check_same_size(f"label {path}", label, f"its image {record['file_name']}", image)
     return len(dicts)
 
 
 def present_datasets(cfg: CfgNode) -> list[str]:
-    """Check the sets in ``DATASETS.TEST`` and give those that are on disk.
+    """Check the datasets in ``DATASETS.TEST`` and return those that are on disk.
 
     Raises:
-        UserError: a set is missing, unless ``TEST.MISSING`` is "skip" (one line in the log says
-            so), or there is something wrong with it.
+        UserError: a dataset is incomplete; or missing, unless ``TEST.MISSING`` is "skip" (with a
+            warning in the log).
     """
     if cfg.TEST.MISSING not in ("error", "skip"):
         raise UserError(f"TEST.MISSING must be error or skip, got {cfg.TEST.MISSING!r}")
@@ -165,12 +162,11 @@ def present_datasets(cfg: CfgNode) -> list[str]:
     for name in cfg.DATASETS.TEST:
         try:
             check_dataset(name, training=False)
+            present.append(name)
         except MissingDatasetError as error:
             if cfg.TEST.MISSING == "error":
                 raise
             logging.getLogger(__name__).warning("Not tested: %s", error)
-        else:
-            present.append(name)
     return present
 
 

@@ -1,4 +1,4 @@
-"""What a dataset on disk is like, and where it is not what it should be."""
+"""Reports on datasets: what their files contain, compared with what the publishers state."""
 
 from __future__ import annotations
 
@@ -18,27 +18,20 @@ from tqdm.contrib.concurrent import thread_map
 from ...errors import UserError
 from ..datasets.builtin import BUILTIN
 from ..datasets.folder import MissingDatasetError
-from ..reading import (
-    IGNORE,
-    check_same_size,
-    read_image,
-    read_region,
-    read_values,
-    value_table,
-)
+from ..reading import IGNORE, check_same_size, read_image, read_region, read_values, value_table
 from .quick import check_registered, list_frames
 
 
-class Expected(NamedTuple):
-    """What the publishers of a set say of it; None = not known."""
+class ExpectedContent(NamedTuple):
+    """What the publishers of a dataset state; None = unknown."""
 
     frames: int | None = None
     sizes: Sequence[str] | None = None  # "WxH"
 
 
-# The sets that are verified where no names are given. Label values are in the sets' metadata.
-EXPECTED = {
-    name: Expected(entry["expected"].get("frames"), entry["expected"].get("sizes"))
+# Of the datasets that datasets/verify.py checks by default. Label values are in the metadata.
+EXPECTED_CONTENT = {
+    name: ExpectedContent(**entry["expected"])
     for name, entry in BUILTIN.items()
     if "expected" in entry
 }
@@ -46,8 +39,8 @@ _ALIASES = {"fs_static_val": "fs_static_v2_val"}
 
 
 @dataclass
-class Report:
-    """What was found in the set ``name``."""
+class DatasetReport:
+    """Content and problems of the dataset ``name``."""
 
     name: str
     frames: int = 0
@@ -55,30 +48,30 @@ class Report:
     sizes: dict[str, int] = field(default_factory=dict)  # number of images of each "WxH"
     # Pixels of each value in the label files, before translation and outside of the region mask.
     values: dict[int, int] = field(default_factory=dict)
-    roles: dict[int, str] = field(default_factory=dict)  # known, OOD, void or undeclared
+    roles: dict[int, str] = field(default_factory=dict)  # value -> known, OOD, void or undeclared
     masked: int = 0  # pixels under the region mask
     has_labels: bool = True  # False for a hidden test split
-    # Labels without an OOD pixel, as some official sets have; None where there are no OOD labels.
+    # Number of labels without an OOD pixel; None if the dataset declares no OOD value.
     without_anomaly: int | None = None
     problems: list[str] = field(default_factory=list)  # one line each
 
     def percent(self, pixels: int) -> float:
-        """Share of so many pixels in all labels."""
+        """Percentage of ``pixels`` in all labels."""
         return 100 * pixels / max(1, self.masked + sum(self.values.values()))
 
     def to_json(self) -> dict[str, Any]:
-        """The same for ``json.dump``, with percentages of pixels, and ``ok``: no problems."""
+        """For ``json.dump``: percentages in place of pixels, and ``ok`` = no problems."""
         values = {
             str(value): {"role": self.roles[value], "percent": self.percent(count)}
             for value, count in self.values.items()
         }
-        content = {**asdict(self), "values": values, "masked": self.percent(self.masked)}
+        content = asdict(self) | {"values": values, "masked": self.percent(self.masked)}
         del content["roles"]
-        return {**content, "ok": not self.problems}
+        return content | {"ok": not self.problems}
 
 
 class _Frame(NamedTuple):
-    """What the files of one frame hold; None = not read, for a reason in ``errors``."""
+    """Content of the files of one frame; None = not read, the reason is in ``errors``."""
 
     size: str | None
     counts: np.ndarray | None  # (256,) pixels per label value outside of the region mask
@@ -86,25 +79,30 @@ class _Frame(NamedTuple):
     errors: list[str]
 
 
-def verify_dataset(name: str, jobs: int | None = None) -> Report:
-    """Read every file of a registered set and compare what is there with what should be.
+def verify_dataset(name: str, jobs: int | None = None) -> DatasetReport:
+    """Read every file of a registered dataset and compare it with what the publishers state.
 
     Args:
-        name: name of the set.
+        name: name of the dataset.
         jobs: number of threads; None = number of CPU cores.
 
     Raises:
-        MissingDatasetError: the set is not on disk.
-        UserError: there is no set of this name.
+        MissingDatasetError: the dataset is not on disk.
+        UserError: no dataset has this name.
     """
     check_registered(name)
     metadata = MetadataCatalog.get(name)
-    expected = EXPECTED.get(_ALIASES.get(name, name), Expected())
-    report = Report(name, expected_frames=expected.frames)
-    report.has_labels = metadata.get("has_labels", True)
+    expected = EXPECTED_CONTENT.get(_ALIASES.get(name, name), ExpectedContent())
+    has_labels = metadata.get("has_labels", True)
+    report = DatasetReport(name, expected_frames=expected.frames, has_labels=has_labels)
     try:
-        records = _records(name, metadata, report)
-        roles = _roles(metadata) if report.has_labels else []
+        if metadata.get("folder") is None:
+            records = list_frames(name)
+        else:
+            folder = metadata.folder.locate(name)
+            records = folder.frames(name)
+            report.problems += [f"label without image: {path}" for path in folder.stray_labels()]
+        roles = _roles(metadata) if has_labels else []
     except MissingDatasetError:
         raise
     except UserError as error:
@@ -122,24 +120,13 @@ def verify_dataset(name: str, jobs: int | None = None) -> Report:
     if wrong:
         found, sizes = ", ".join(sorted(wrong)), " or ".join(expected.sizes or ())
         report.problems.append(f"images of {found}, {sizes} expected")
-    if report.has_labels:
+    if has_labels:
         _check_values(report, records, frames, roles)
     return report
 
 
-def _records(name: str, metadata: Metadata, report: Report) -> list[dict[str, Any]]:
-    """The frames of the set; labels that belong to none go into the report."""
-    folder = metadata.get("folder")
-    if folder is None:
-        return list_frames(name)
-    folder = folder.locate(name)
-    records = folder.frames(name)
-    report.problems += [f"label without image: {path}" for path in folder.stray_labels()]
-    return records
-
-
 def _roles(metadata: Metadata) -> list[str]:
-    """What each of the 256 values of a label file means."""
+    """Meaning of each of the 256 values of a label file."""
     if metadata.get("evaluator_type") == "ood":
         roles = ["undeclared"] * 256
         for role, key in (("known", "id"), ("OOD", "ood"), ("void", "ignore")):
@@ -152,7 +139,7 @@ def _roles(metadata: Metadata) -> list[str]:
 
 
 def _read_frame(record: dict[str, Any]) -> _Frame:
-    """Decode all files of a frame, each whatever is wrong with the others."""
+    """Decode all files of a frame, also where one of them is unreadable."""
     image, counts, masked, errors = None, None, 0, []
 
     @contextmanager
@@ -173,7 +160,7 @@ def _read_frame(record: dict[str, Any]) -> _Frame:
         if path is not None:
             label = read_values(path)
             if image is not None:
-                check_same_size(record["file_name"], image, path, label)
+                check_same_size(f"label {path}", label, f"its image {record['file_name']}", image)
             inside = None if mask is None else read_region(mask, path, label)
             counted = label if inside is None else label[~inside]
             if counted.size and not 0 <= counted.min() <= counted.max() <= 255:
@@ -185,9 +172,10 @@ def _read_frame(record: dict[str, Any]) -> _Frame:
 
 
 def _check_values(
-    report: Report, records: Sequence[dict[str, Any]], frames: Sequence[_Frame], roles: list[str]
+    report: DatasetReport, records: Sequence[dict[str, Any]], frames: Sequence[_Frame],
+    roles: list[str],
 ) -> None:
-    """Count what the labels have; name the first with values that are not declared."""
+    """Count the label values; report undeclared ones and missing known or OOD pixels."""
     read = [(r, f.counts) for r, f in zip(records, frames, strict=True) if f.counts is not None]
     total = sum((counts for _, counts in read), np.zeros(256, np.int64))
     report.values = {int(value): int(total[value]) for value in np.flatnonzero(total)}
@@ -205,13 +193,14 @@ def _check_values(
     for role in ("known", "OOD"):
         declared = [value for value, meaning in enumerate(roles) if meaning == role]
         if read and declared and not total[declared].any():
+            found = format_ranges(report.values) or "none"
             report.problems.append(
-                f"no {role} pixel in any label: declared {role} values are {ranges(declared)}, "
-                f"found are {ranges(report.values) or 'none'}"
+                f"no {role} pixel in any label: declared {role} values are "
+                f"{format_ranges(declared)}, found are {found}"
             )
 
 
-def ranges(values: Iterable[int]) -> str:
+def format_ranges(values: Iterable[int]) -> str:
     """[0, 1, 2, 5] -> "0-2, 5"."""
     runs = itertools.groupby(enumerate(sorted(values)), lambda pair: pair[1] - pair[0])
     ends = [[value for _, value in run] for _, run in runs]

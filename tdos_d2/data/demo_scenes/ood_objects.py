@@ -1,10 +1,10 @@
 """Objects of no known class in the demo's scenes, each drawn by its own code.
 
-They share nothing with the drawn training outliers (``tdos_d2.data.shapes``): those are bodies with
-generic textures, these are structured things with legs, staves, cushions or rungs, in the colours
-of their kind. Kinds, natural heights and shares of pixels (``KINDS``) were fixed before any model
-was trained on the scenes and are not to be tuned. At least 85 % of what is painted of them stays
-visible. The street around them has been made easier since, judged by demo_val and demo_ood_dev.
+They have nothing in common with the drawn training outliers (``tdos_d2.data.shapes``), which are
+bodies with generic textures: these have legs, staves, cushions or rungs, in the colours of their
+kind. Kinds, natural heights and shares of pixels (``OOD_KINDS``) were fixed before any model was
+trained on the scenes and must not be tuned. At least 85 % of their painted pixels stay visible.
+The street around them was made easier later, judged by demo_val and demo_ood_dev.
 """
 
 from __future__ import annotations
@@ -20,18 +20,13 @@ from .sprites import Colour, Pen, any_colour, box, disc, hsv, limb, smooth
 
 
 @dataclass(frozen=True)
-class Kind:
+class OODKind:
     """How an OOD kind is drawn and placed."""
 
     draw: Callable[[Generator, float], Pen]
     metres: tuple[float, float]  # natural height
     most: int  # objects per scene
     share: tuple[float, float] = (0.015, 0.06)  # of the scene's pixels that show them
-
-
-def animal(rng: Generator, height: float) -> Pen:
-    """Cow, horse or dog from the side."""
-    return (_cow, _horse, _dog)[rng.integers(3)](rng, height)
 
 
 def _coat(rng: Generator) -> Colour:
@@ -124,6 +119,11 @@ def _dog(rng: Generator, height: float) -> Pen:
     return pen
 
 
+def animal(rng: Generator, height: float) -> Pen:
+    """Cow, horse or dog from the side."""
+    return (_cow, _horse, _dog)[rng.integers(3)](rng, height)
+
+
 def sofa(rng: Generator, height: float) -> Pen:
     """Two- or three-seater from the front, sometimes with stripes or loose cushions."""
     aspect = rng.uniform(1.9, 2.5)
@@ -173,21 +173,15 @@ def barrel(rng: Generator, height: float) -> Pen:
     for x in np.linspace(left - bulge, right + bulge, 9)[:-1]:
         distance = abs(x + 0.04 - bright) / 0.45
         pen.detail(box(x, 0.0, x + 0.09, 1.0), paint * (1.2 - 0.75 * distance))
-    for y in (0.2, 0.36, 0.66, 0.82) if wooden else (0.34, 0.64):
-        pen.detail(_band(y, 0.045), band)
+    x = np.linspace(0, 0.74, 9)
+    for y in (0.2, 0.36, 0.66, 0.82) if wooden else (0.34, 0.64):  # hoops sag in the middle
+        rim = np.stack([x, y + 0.08 * (1 - ((x - 0.37) / 0.37) ** 2)], 1)
+        pen.detail(np.concatenate([rim, np.add(rim[::-1], (0, 0.045))]), band)
     if not wooden and rng.random() < 0.3:
         pen.detail(box(0.25, 0.42, 0.48, 0.58), np.array([235.0, 225, 120]))
     pen.draw(disc(0.37, 0.09, 0.31, 0.085), paint * 0.6)
     pen.detail(disc(0.37, 0.1, 0.26, 0.06), paint * (0.4 if wooden else 0.9))
     return pen
-
-
-def _band(y: float, thickness: float) -> np.ndarray:
-    """Hoop around a barrel: a strip that sags in the middle."""
-    x = np.linspace(0, 0.74, 9)
-    sag = y + 0.08 * (1 - ((x - 0.37) / 0.37) ** 2)
-    rim = np.stack([x, sag], 1)
-    return np.concatenate([rim, np.add(rim[::-1], (0, thickness))])
 
 
 def ladder(rng: Generator, height: float) -> Pen:
@@ -290,15 +284,15 @@ def umbrella(rng: Generator, height: float) -> Pen:
 
 
 _HARD = (0.005, 0.04)  # thin things
-KINDS: dict[str, Kind] = {
-    "animal": Kind(animal, (0.7, 1.7), 2),
-    "sofa": Kind(sofa, (0.8, 1.05), 1),
-    "barrel": Kind(barrel, (0.85, 1.15), 3),
-    "ladder": Kind(ladder, (1.7, 2.6), 1, _HARD),
-    "tyre": Kind(tyre, (0.65, 1.0), 2, _HARD),
-    "suitcase": Kind(suitcase, (0.7, 1.0), 2),
-    "tent": Kind(tent, (1.2, 1.7), 1),
-    "boulder": Kind(boulder, (0.7, 1.3), 2),
-    "boat": Kind(boat, (1.3, 2.2), 1),
-    "umbrella": Kind(umbrella, (1.0, 1.6), 2),
+OOD_KINDS: dict[str, OODKind] = {
+    "animal": OODKind(animal, (0.7, 1.7), 2),
+    "sofa": OODKind(sofa, (0.8, 1.05), 1),
+    "barrel": OODKind(barrel, (0.85, 1.15), 3),
+    "ladder": OODKind(ladder, (1.7, 2.6), 1, _HARD),
+    "tyre": OODKind(tyre, (0.65, 1.0), 2, _HARD),
+    "suitcase": OODKind(suitcase, (0.7, 1.0), 2),
+    "tent": OODKind(tent, (1.2, 1.7), 1),
+    "boulder": OODKind(boulder, (0.7, 1.3), 2),
+    "boat": OODKind(boat, (1.3, 2.2), 1),
+    "umbrella": OODKind(umbrella, (1.0, 1.6), 2),
 }
