@@ -105,9 +105,11 @@ def rba(s: Tensor) -> Tensor:
 
     "Rejected by all" (RbA, arXiv 2211.14293): how far no known class claims the pixel.
     """
+    # tanh, as in RbA, is bounded: no single class decides the sum.
     return -s[:-1].tanh().sum(0)
 
 
+# Functions of S alone: made per pixel at the end, from S as it was resized and averaged.
 PIXEL_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "s_ood_softmax": s_ood_softmax,
     "max_logit": max_logit,
@@ -178,6 +180,7 @@ class AnomalyScores(nn.Module):
         Returns:
             (B, K + 1 + n, H, W): S, then the n scores that are averaged themselves.
         """
+        # S comes first: its K + 1 maps are needed whatever scores are asked for (sem_seg).
         maps = [class_scores(class_logits, mask_logits)]
         for name in self._averaged:
             if name == "log_s_ood":
