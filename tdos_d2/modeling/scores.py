@@ -38,6 +38,7 @@ def class_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
         (B, K + 1, h, w) in [0, K + 1].
     """
     probabilities = class_logits.softmax(-1)[..., :-1]  # "no object", the last, claims no pixel
+    # A sigmoid for each mask, no softmax over queries: masks may overlap, and S may exceed 1.
     return torch.einsum("bqc,bqhw->bchw", probabilities, mask_logits.sigmoid())
 
 
@@ -83,6 +84,7 @@ def s_ood_softmax(s: Tensor) -> Tensor:
     Returns:
         (H, W) in [0, 1].
     """
+    # Over S as it is: the published last step has no temperature that would widen the range.
     return s.softmax(0)[-1]
 
 
