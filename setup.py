@@ -61,6 +61,7 @@ setup(
         "tdos_d2.configs": ["**/*.yaml"],
         "tdos_d2.data.datasets": ["*.yaml"],
         "tdos_d2.evaluation.report": ["*.html"],
+        "tdos_d2.modeling.clip": ["model_configs/*.json"],
         "tdos_d2.ood_words": ["*.json", "*.yaml", "lexnames", "WORDNET_LICENSE"],
         "tdos_d2": ["weights/**/*"],
     },

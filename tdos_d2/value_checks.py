@@ -1,8 +1,8 @@
-"""Ranges of config values, for the parts that use them."""
+"""Ranges and choices of config values, for the parts that use them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -39,6 +39,12 @@ def check_share(cfg: CfgNode, section: str, *names: str) -> None:
 def check_interval(cfg: CfgNode, section: str, *names: str) -> None:
     """As :func:`check_positive`: two numbers in their order, not negative and not both 0."""
     _check(cfg, section, names, "(smallest, largest)", lambda x: 0 <= x[0] <= x[1] > 0)
+
+
+def check_choice(key: str, value: str, choices: Collection[str]) -> None:
+    """Raise UserError, naming the config key, if ``value`` is none of ``choices``."""
+    if value not in choices:
+        raise UserError(f"{key}: '{value}' is none of {', '.join(choices)}")
 
 
 def _check(

@@ -184,7 +184,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("tdos_d2/modeling/test_time_augmentation.py",
      "tests/modeling/test_test_time_augmentation.py"): {
-        "mirrored maps not turned back": ("maps.flip(-1) if mirrored else maps", "maps"),
+        "mirrored maps not turned back": ("lambda x: x.flip(-1), maps)", "lambda x: x, maps)"),
     },
     ("tdos_d2/ood_words/prototypes.py", "tests/ood_words/test_prototypes.py"): {
         "prototypes not normalised": ("return unit_length(np.stack(", "return (np.stack("),

@@ -187,9 +187,7 @@ class TDOSCriterion(nn.Module):
     def _score_map_loss(self, score_map: Tensor, labels: Tensor) -> Tensor:
         """Cross entropy of the cosines over a temperature, mean over pixels that are not void."""
         logits = score_map.float() / self.temperature
-        logits = F.interpolate(
-            logits, size=labels.shape[-2:], mode="bilinear", align_corners=False
-        )
+        logits = F.interpolate(logits, labels.shape[-2:], mode="bilinear")
         valid = (labels != IGNORE).sum().clamp(min=1)
         return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / valid
 

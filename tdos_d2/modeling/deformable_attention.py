@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .transformer_layers import init_xavier
+
 
 def multi_scale_deformable_attention(
     value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
@@ -65,10 +67,7 @@ class MultiScaleDeformableAttention(nn.Module):
         self.weights = nn.Linear(dim, samples)
         self.value_proj = nn.Linear(dim, dim)
         self.output_proj = nn.Linear(dim, dim)
-        self._init_weights()
-
-    def _init_weights(self) -> None:
-        """Heads start out looking in different directions, points at growing distance."""
+        # Heads start in different directions, their points at growing distance.
         nn.init.zeros_(self.offsets.weight)  # at the start only the bias moves points
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)
@@ -80,9 +79,7 @@ class MultiScaleDeformableAttention(nn.Module):
             self.offsets.bias.copy_(bias.flatten())
         nn.init.zeros_(self.weights.weight)  # softmax of zeros: all samples weigh the same
         nn.init.zeros_(self.weights.bias)
-        for layer in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        init_xavier(self.value_proj, self.output_proj)
 
     def forward(
         self,

@@ -1,13 +1,12 @@
 """Merging the M + 1 OOD queries (the OOD word and the negatives) into one.
 
-Masks, class logits and score map are merged together, image by image and in the same way in
-training and in inference. Rules for the maps (mask logits and cosines) f_q(x) of the OOD queries:
+Merged image by image, in training as in inference. Rules for the maps (mask logits and cosines)
+f_q(x) of the OOD queries:
 
 - ``max``: max_q f_q(x), per pixel (the published rule);
 - ``mean``: mean_q f_q(x);
-- ``score_weighted``: sum_q w_q f_q(x) with w_q = p(ood | q) / sum_q' p(ood | q'), where p(ood | q)
-  is the softmax of the query's own class logits. Each decoder output has its own weights; the score
-  map, of which there is one, takes those of the last output.
+- ``score_weighted``: sum_q w_q f_q(x) with w_q = p(ood | q) / sum_q' p(ood | q') of the query's
+  own class logits. Each decoder output has its own weights; the score map takes the last one's.
 
 Rules for the class logits l_q (there is one vector per query, whatever the pixel):
 
@@ -20,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..value_checks import check_choice
 
 MERGE_RULES = ("max", "mean", "score_weighted")
 CLASS_MERGE_RULES = ("mean", "strongest")
@@ -28,12 +27,8 @@ CLASS_MERGE_RULES = ("mean", "strongest")
 
 def check_merge_rules(rule: str, class_rule: str) -> None:
     """Raise UserError if one of the rules is not known."""
-    for key, value, rules in (
-        ("MERGE", rule, MERGE_RULES),
-        ("CLASS_MERGE", class_rule, CLASS_MERGE_RULES),
-    ):
-        if value not in rules:
-            raise UserError(f"MODEL.TDOS.{key}: '{value}' is none of {', '.join(rules)}")
+    check_choice("MODEL.TDOS.MERGE", rule, MERGE_RULES)
+    check_choice("MODEL.TDOS.CLASS_MERGE", class_rule, CLASS_MERGE_RULES)
 
 
 def merge_ood_queries(

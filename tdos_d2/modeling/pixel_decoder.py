@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..value_checks import check_positive
 from .deformable_attention import MultiScaleDeformableAttention
 from .registry import PIXEL_DECODER_REGISTRY
-from .transformer_layers import Attention, FeedForward, sine_positions
+from .transformer_layers import Attention, FeedForward, init_xavier, sine_positions
 
 NUM_LEVELS = 3  # levels that attend: strides 8, 16, 32; stride 4 joins at the end
 
@@ -74,14 +74,10 @@ class TextPixelDecoder(nn.Module):
         # Both as in Mask2Former; this one is Detectron2's c2_xavier_fill.
         for conv in (self.lateral[0], self.output[0], self.mask_features):
             nn.init.kaiming_uniform_(conv.weight, a=1)
-        for level in self.inputs:
-            nn.init.xavier_uniform_(level[0].weight)
-            nn.init.zeros_(level[0].bias)
+        init_xavier(*(level[0] for level in self.inputs))
 
     @classmethod
-    def from_config(
-        cls, cfg, in_channels: Sequence[int], text_dim: int, num_queries: int
-    ) -> dict:
+    def from_config(cls, cfg, in_channels: Sequence[int], text_dim: int, num_queries: int) -> dict:
         sizes = "HIDDEN_DIM", "NUM_LAYERS", "NUM_HEADS", "NUM_SAMPLING_POINTS", "FFN_DIM"
         check_positive(cfg, "MODEL.PIXEL_DECODER", *sizes)
         node = cfg.MODEL.PIXEL_DECODER
@@ -126,9 +122,7 @@ class TextPixelDecoder(nn.Module):
         memory = [m.unflatten(2, s) for m, s in zip(x.split(sizes, dim=2), shapes, strict=True)]
         finest = self.lateral(levels[0])
         # FPN's top-down step from stride 8; sizes need not be exactly twice as large.
-        upsampled = F.interpolate(
-            memory[-1], size=finest.shape[-2:], mode="bilinear", align_corners=False
-        )
+        upsampled = F.interpolate(memory[-1], finest.shape[-2:], mode="bilinear")
         return memory, self.mask_features(self.output(finest + upsampled))
 
 

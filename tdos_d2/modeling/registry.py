@@ -6,13 +6,14 @@ from plain arguments. What each kind is given and gives back is said with its re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from ..errors import UserError
+from ..value_checks import check_choice
 
 # (cfg, shapes of the four taps, N) -> module with ``channels`` and ``size_divisibility``; four taps
 # (B, C, h, w), score map (B, N, h', w') -> levels of strides 4, 8, 16, 32, finest first.
@@ -37,39 +38,36 @@ TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_DECODER")
 
 def build_neck(cfg, in_shapes: Sequence[ShapeSpec], num_queries: int) -> nn.Module:
     """``MODEL.NECK.NAME``; "" = FPNNeck for taps of several strides, ScaleNeck for one."""
+    # A CNN's taps are a pyramid already; those of a ViT have one stride and must become one.
     several = len({shape.stride for shape in in_shapes}) > 1
     default = "FPNNeck" if several else "ScaleNeck"
-    return _part(NECK_REGISTRY, cfg.MODEL.NECK.NAME or default)(cfg, in_shapes, num_queries)
+    return _build(NECK_REGISTRY, cfg.MODEL.NECK.NAME or default, cfg, in_shapes, num_queries)
 
 
 def build_text(cfg, names: Sequence[str]) -> nn.Module:
     """``MODEL.TEXT.NAME``; "" = FixedText with MODEL.TEXT.EMBEDDINGS, PromptedText without."""
+    # With vectors from a file no text encoder is built: small deployments have no CLIP.
     default = "FixedText" if cfg.MODEL.TEXT.EMBEDDINGS else "PromptedText"
-    return _part(TEXT_REGISTRY, cfg.MODEL.TEXT.NAME or default)(cfg, names)
+    return _build(TEXT_REGISTRY, cfg.MODEL.TEXT.NAME or default, cfg, names)
 
 
 def build_context_decoder(cfg, *shapes: int) -> nn.Module:
     """``MODEL.CONTEXT_DECODER.NAME`` for D of the text and D of the visual context."""
-    return _part(CONTEXT_DECODER_REGISTRY, cfg.MODEL.CONTEXT_DECODER.NAME)(cfg, *shapes)
+    return _build(CONTEXT_DECODER_REGISTRY, cfg.MODEL.CONTEXT_DECODER.NAME, cfg, *shapes)
 
 
 def build_pixel_decoder(cfg, in_channels: Sequence[int], *shapes: int) -> nn.Module:
     """``MODEL.PIXEL_DECODER.NAME`` for the levels' channels, D and N."""
-    return _part(PIXEL_DECODER_REGISTRY, cfg.MODEL.PIXEL_DECODER.NAME)(cfg, in_channels, *shapes)
+    name = cfg.MODEL.PIXEL_DECODER.NAME
+    return _build(PIXEL_DECODER_REGISTRY, name, cfg, in_channels, *shapes)
 
 
 def build_transformer_decoder(cfg, *shapes: int) -> nn.Module:
     """``MODEL.TRANSFORMER_DECODER.NAME`` for D, N and the number of classes."""
-    return _part(TRANSFORMER_DECODER_REGISTRY, cfg.MODEL.TRANSFORMER_DECODER.NAME)(cfg, *shapes)
+    return _build(TRANSFORMER_DECODER_REGISTRY, cfg.MODEL.TRANSFORMER_DECODER.NAME, cfg, *shapes)
 
 
-def _part(registry: Registry, name: str) -> Callable[..., nn.Module]:
-    """A registered part.
-
-    Raises:
-        UserError: there is none of that name; the message names the key and those there are.
-    """
-    if name not in registry:
-        names = ", ".join(known for known, _ in registry)
-        raise UserError(f"MODEL.{registry._name}.NAME: '{name}' is none of {names}")
-    return registry.get(name)
+def _build(registry: Registry, name: str, *arguments: Any) -> nn.Module:
+    # Registry.get would raise a KeyError with a table of all parts, after a traceback.
+    check_choice(f"MODEL.{registry._name}.NAME", name, [known for known, _ in registry])
+    return registry.get(name)(*arguments)

@@ -23,12 +23,7 @@ References = Callable[[], tuple[Tensor, Tensor]]
 
 
 class Regularization(nn.Module):
-    """The regularizers that are switched on.
-
-    Args:
-        language: None = off.
-        vision: None = off.
-    """
+    """The regularizers that are switched on; None = off."""
 
     def __init__(self, language: LanguageLoss | None, vision: VisionLoss | None) -> None:
         super().__init__()
@@ -81,7 +76,8 @@ class LanguageLoss(nn.Module):
         # They follow from the weights: no part of a checkpoint, but moved with the module.
         self.register_buffer("references", None, persistent=False)
         self.register_buffer("queries", None, persistent=False)
-        self.register_load_state_dict_post_hook(_forget_references)
+        # A function, no method: a copy of the module forgets its own references.
+        self.register_load_state_dict_post_hook(LanguageLoss._forget_references)
 
     def forward(self, text: Tensor) -> Tensor:
         """(B, N, D) text embeddings -> the weighted term."""
@@ -98,9 +94,8 @@ class LanguageLoss(nn.Module):
         targets = torch.arange(len(self.queries), device=text.device).expand(len(text), -1)
         return self.weight * F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
-
-def _forget_references(loss: LanguageLoss, _: object) -> None:
-    loss.references = None
+    def _forget_references(self, _: object) -> None:
+        self.references = None
 
 
 class VisionLoss(nn.Module):
@@ -110,8 +105,8 @@ class VisionLoss(nn.Module):
     from a copy of the encoder that never sees gradients or training mode (defect 14), and the same
     images and perturbed regions: only weights make a difference, so the term starts at 0. Where
     BatchNorm is trained it works with the batch's statistics, and so it does in the copy, which
-    keeps none of them. The copy is no submodule: optimizers, checkpoints and ``train()`` do not
-    find it; it moves with ``to()``.
+    keeps none of them. The copy, ``reference``, is no submodule: optimizers, checkpoints and
+    ``train()`` do not find it; it moves with ``to()``.
 
     Args:
         encoder: gives ``embedding`` for images; copied as it is now.
@@ -129,13 +124,8 @@ class VisionLoss(nn.Module):
         reference.eval()
         for norm in trained_norms:
             norm.train().track_running_stats = False  # batch statistics, none kept
-        self._hidden = (reference,)  # nn.Module registers modules, not tuples of them
+        object.__setattr__(self, "reference", reference)  # nn.Module's own would register it
         self.mse_weight, self.cosine_weight = mse_weight, cosine_weight
-
-    @property
-    def reference(self) -> nn.Module:
-        """The encoder as it was loaded."""
-        return self._hidden[0]
 
     # What to(), cuda() and half() call.
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VisionLoss:
@@ -147,10 +137,8 @@ class VisionLoss(nn.Module):
         with torch.no_grad():
             target = self.reference(images, region)["embedding"].float()
         embedding = embedding.float()
-        distance = 1 - F.cosine_similarity(embedding, target)
-        return self.mse_weight * F.mse_loss(embedding, target) + (
-            self.cosine_weight * distance.mean()
-        )
+        mse, distance = F.mse_loss(embedding, target), 1 - F.cosine_similarity(embedding, target)
+        return self.mse_weight * mse + self.cosine_weight * distance.mean()
 
 
 def build_regularization(
@@ -158,11 +146,7 @@ def build_regularization(
 ) -> Regularization:
     """The regularizers that the config asks for and that the model has a use for.
 
-    Args:
-        cfg: the config.
-        names: the K known classes and, last, the OOD word.
-        text: the text side, with ``build_references``.
-        backbone: the image encoder.
+    ``names`` are the K known classes and, last, the OOD word; ``text`` has ``build_references``.
     """
     check_positive(cfg, "MODEL.REG", "TEMPERATURE")
     node = cfg.MODEL.REG
@@ -173,17 +157,14 @@ def build_regularization(
             weight=node.LANGUAGE_WEIGHT,
             temperature=node.TEMPERATURE,
         )
-    if (node.VISION_MSE_WEIGHT or node.VISION_COSINE_WEIGHT) and not backbone.frozen:
-        pretrained = getattr(backbone, "pretrained", bool(cfg.MODEL.CLIP.WEIGHTS))
-        if pretrained and not cfg.MODEL.TDOS.HEADS_ONLY:
-            vision = VisionLoss(
-                backbone,
-                mse_weight=node.VISION_MSE_WEIGHT,
-                cosine_weight=node.VISION_COSINE_WEIGHT,
-            )
-        elif not pretrained:
+    mse_weight, cosine_weight = node.VISION_MSE_WEIGHT, node.VISION_COSINE_WEIGHT
+    # A frozen encoder cannot move away: the term would have no gradient (defect 7).
+    if (mse_weight or cosine_weight) and not backbone.frozen:
+        if not getattr(backbone, "pretrained", bool(cfg.MODEL.CLIP.WEIGHTS)):
             logger.info(
                 "no vision regularizer: an image encoder that starts from random weights has "
                 "nothing to hold on to"
             )
+        elif not cfg.MODEL.TDOS.HEADS_ONLY:
+            vision = VisionLoss(backbone, mse_weight=mse_weight, cosine_weight=cosine_weight)
     return Regularization(language, vision)

@@ -38,6 +38,7 @@ def class_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
         (B, K + 1, h, w) in [0, K + 1].
     """
     probabilities = class_logits.softmax(-1)[..., :-1]  # "no object", the last, claims no pixel
+    # A sigmoid for each mask, no softmax over queries: masks may overlap, and S may exceed 1.
     return torch.einsum("bqc,bqhw->bchw", probabilities, mask_logits.sigmoid())
 
 
@@ -83,6 +84,7 @@ def s_ood_softmax(s: Tensor) -> Tensor:
     Returns:
         (H, W) in [0, 1].
     """
+    # Over S as it is: the published last step has no temperature that would widen the range.
     return s.softmax(0)[-1]
 
 
@@ -105,9 +107,11 @@ def rba(s: Tensor) -> Tensor:
 
     "Rejected by all" (RbA, arXiv 2211.14293): how far no known class claims the pixel.
     """
+    # tanh, as in RbA, is bounded: no single class decides the sum.
     return -s[:-1].tanh().sum(0)
 
 
+# Functions of S alone: made per pixel at the end, from S as it was resized and averaged.
 PIXEL_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "s_ood_softmax": s_ood_softmax,
     "max_logit": max_logit,
@@ -178,6 +182,7 @@ class AnomalyScores(nn.Module):
         Returns:
             (B, K + 1 + n, H, W): S, then the n scores that are averaged themselves.
         """
+        # S comes first: its K + 1 maps are needed whatever scores are asked for (sem_seg).
         maps = [class_scores(class_logits, mask_logits)]
         for name in self._averaged:
             if name == "log_s_ood":

@@ -1,9 +1,8 @@
 """OOD semantic augmentation: perturb features of a region instead of pasting objects into images.
 
 Where to perturb is chosen once per sample (:class:`SemanticAugmentation`); how, depends on the
-encoder: noise on the queries of attention in a ViT (:class:`QueryNoise`), style mixing after the
-first stage of a ResNet (:class:`StyleMixing`). A region goes down to the features' grid as the
-share of each cell that it covers, and what is perturbed and what is not mix by that share. All
+encoder: :class:`QueryNoise` in a ViT, :class:`StyleMixing` in a ResNet. On the features' grid a
+region is the share of each cell that it covers, by which perturbed and clean features mix. All
 draws come from torch's generator and are made per sample.
 """
 
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..value_checks import check_interval, check_positive, check_share
+from ..value_checks import check_choice, check_interval, check_positive, check_share
 
 REGIONS = ("labelled", "random", "both")
 
@@ -50,8 +49,7 @@ class SemanticAugmentation(nn.Module):
         size: tuple[float, float] = (0.1, 0.5),
     ) -> None:
         super().__init__()
-        if region not in REGIONS:
-            raise UserError(f"MODEL.SEM_AUG.REGION: '{region}' is none of {', '.join(REGIONS)}")
+        check_choice("MODEL.SEM_AUG.REGION", region, REGIONS)
         self.num_known, self.region, self.prob = num_known, region, prob
         self.num_ellipses, self.size = num_ellipses, size
 

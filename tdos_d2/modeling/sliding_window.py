@@ -14,9 +14,7 @@ from ..errors import UserError
 def check_window(size: int, stride: int) -> None:
     """Raise UserError if windows would leave gaps."""
     if size and not 0 < stride <= size:
-        raise UserError(
-            f"TEST.WINDOW.STRIDE must be 1 to TEST.WINDOW.SIZE ({size}), not {stride}"
-        )
+        raise UserError(f"TEST.WINDOW.STRIDE must be 1 to TEST.WINDOW.SIZE ({size}), not {stride}")
 
 
 def window_starts(length: int, size: int, stride: int) -> list[int]:
@@ -51,9 +49,7 @@ def slide(
         return predict(image[None])[0]
     h, w = min(size, height), min(size, width)
     corners = [
-        (y, x)
-        for y in window_starts(height, h, stride)
-        for x in window_starts(width, w, stride)
+        (y, x) for y in window_starts(height, h, stride) for x in window_starts(width, w, stride)
     ]
     total = torch.zeros(())  # until the first output says how many maps there are
     coverage = image.new_zeros((height, width), dtype=torch.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,8 +66,10 @@ class SemanticSegmentorWithTTA(nn.Module):
                 version = image.flip(-1) if mirrored else image
                 (output,) = self.model([{**inputs, "image": version}])
                 maps = {key: output[key] for key in _OUTPUTS if key in output}
-                total, number = _add(total, maps, mirrored), number + 1
-        return _divide(total, number)
+                maps = _each_map(lambda x: x.flip(-1), maps) if mirrored else maps
+                total = maps if total is None else _each_map(torch.add, total, maps)
+                number += 1
+        return _each_map(lambda x: x / number, total)
 
     def _sizes(self, image: Tensor) -> Iterator[Tensor]:
         """(3, H, W) uint8 -> the same image in the sizes asked for."""
@@ -80,18 +82,8 @@ class SemanticSegmentorWithTTA(nn.Module):
             yield torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
 
 
-def _add(total: Any, maps: Any, mirrored: bool) -> Any:
-    """Sum of maps, or of dicts of maps; mirrored ones are turned back."""
-    if isinstance(maps, Mapping):
-        return {
-            key: _add(None if total is None else total[key], value, mirrored)
-            for key, value in maps.items()
-        }
-    maps = maps.flip(-1) if mirrored else maps
-    return maps if total is None else total + maps
-
-
-def _divide(total: Any, number: int) -> Any:
-    if isinstance(total, Mapping):
-        return {key: _divide(value, number) for key, value in total.items()}
-    return total / number
+def _each_map(function: Callable[..., Tensor], *outputs: Any) -> Any:
+    """``function`` of maps, or of the maps at the same place in dicts."""
+    if isinstance(outputs[0], Mapping):
+        return {key: _each_map(function, *(x[key] for x in outputs)) for key in outputs[0]}
+    return function(*outputs)

@@ -86,10 +86,7 @@ class TextQueryDecoder(nn.Module):
         """
         shapes = [tuple(m.shape[-2:]) for m in memory]
         # A mask is linear in the mask features, so its small version comes from small features.
-        small_features = [
-            F.interpolate(mask_features, size=shape, mode="bilinear", align_corners=False)
-            for shape in shapes
-        ]
+        small_features = [F.interpolate(mask_features, size, mode="bilinear") for size in shapes]
         values = [  # (B, h * w, C) of each level
             m.flatten(2).transpose(1, 2) + embedding
             for m, embedding in zip(memory, self.level_embedding.weight, strict=True)

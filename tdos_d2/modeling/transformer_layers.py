@@ -10,6 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def init_xavier(*layers: nn.Module) -> None:
+    """Xavier-uniform weights, biases of 0."""
+    for layer in layers:
+        nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
 class Attention(nn.Module):
     """Multi-head attention through ``scaled_dot_product_attention``.
 
@@ -30,10 +38,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(dim, dim, bias=bias)
         self.out_proj = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
-        for layer in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
-            nn.init.xavier_uniform_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        init_xavier(self.q_proj, self.k_proj, self.v_proj, self.out_proj)
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None
@@ -66,9 +71,7 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, dim: int, hidden_dim: int, activation: type[nn.Module] = nn.ReLU) -> None:
         super().__init__(nn.Linear(dim, hidden_dim), activation(), nn.Linear(hidden_dim, dim))
-        for layer in (self[0], self[2]):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        init_xavier(self[0], self[2])
 
 
 class MLP(nn.Module):
@@ -85,9 +88,7 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
-def sine_positions(
-    height: int, width: int, dim: int, device: torch.device | str = "cpu"
-) -> Tensor:
+def sine_positions(height: int, width: int, dim: int, device: torch.device | str = "cpu") -> Tensor:
     """Normalised 2-D sine encoding (DETR, section A.4): half of the channels for y, half for x.
 
     Args:

@@ -71,16 +71,12 @@ def find_state(content: Any, path: str | Path, own: Collection[str] = ()) -> dic
     Raises:
         UserError: there are none; the message says what the file holds.
     """
-    state = content
-    while isinstance(state, Mapping):
-        inner = next((state[k] for k in _ENTRIES if isinstance(state.get(k), Mapping)), None)
-        if inner is None:
-            break
-        state = inner
-    found = {}
-    if isinstance(state, Mapping):
-        tensors = {k: v for k, v in state.items() if isinstance(v, (Tensor, np.ndarray))}
-        found = {str(key): torch.as_tensor(value) for key, value in tensors.items()}
+    state = content if isinstance(content, Mapping) else {}
+    # Entries nest: the checkpoint of a trainer may hold that of a wrapper.
+    while inner := [state[key] for key in _ENTRIES if isinstance(state.get(key), Mapping)]:
+        state = inner[0]
+    tensors = {k: v for k, v in state.items() if isinstance(v, (Tensor, np.ndarray))}
+    found = {str(key): torch.as_tensor(value) for key, value in tensors.items()}
     if not found:
         raise UserError(
             f"{path} holds {_describe(content)}, no weights: a state dict is expected, alone or "

@@ -1,9 +1,8 @@
 """Words added at test time: how much each pixel looks like what a word says.
 
 A word is compared with the dense visual embedding by its plain text embedding, before the context
-decoder. Nothing is trained, and what the model says without words stays as it is. Whether that has
-a meaning is up to the weights: it takes a text encoder and an image encoder that were trained
-together, as CLIP's were. With random weights the numbers are those of random directions.
+decoder. Nothing is trained, and the other outputs stay as they are. The result has a meaning only
+with text and image encoders that were trained together, as CLIP's were.
 """
 
 from __future__ import annotations
@@ -19,10 +18,9 @@ MIN_SPREAD = 0.01
 def word_maps(dense: Tensor, names: Tensor, num_known: int) -> Tensor:
     """Cosines of words, and the words' chances against the known names.
 
-    Cosines of text and image differ from word to word by little and from model to model by much.
-    The chance says what they mean here: it is sigmoid((cos_w - max_k cos_k) / s), k over the known
-    names and s the standard deviation of their cosines at the same place (at least ``MIN_SPREAD``).
-    1/2 = the word fits as well as the best known name.
+    The range of cosines of text and image depends on the model. The chance does not: it is
+    sigmoid((cos_w - max_k cos_k) / s), k over the known names and s the standard deviation of their
+    cosines at the same place (at least ``MIN_SPREAD``). 1/2 = it fits as well as the best of them.
 
     Args:
         dense: (B, D, h, w) dense visual embedding in text space, of any length.

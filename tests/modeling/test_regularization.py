@@ -18,6 +18,7 @@ from tdos_d2.modeling.clip import TextTower, build_clip, tokenize
 from tdos_d2.modeling.regularization import LanguageLoss, VisionLoss
 from tdos_d2.modeling.text import FixedText, PromptedText
 from tdos_d2.modeling.text.prompts import words_to_tokens
+from tdos_d2.ood_words import WordGroups
 
 WORDS = ["sofa", "kangaroo", "suitcase", "tent", "banana", "piano", "giraffe", "frisbee"]
 
@@ -263,15 +264,20 @@ def test_tokens_of_a_group_are_whole_words_from_all_of_it():
     assert words_to_tokens(["hippopotamus"], 1) == long[:1]
 
 
-def test_fixed_text_takes_prototypes_from_its_file(tmp_path, caplog):
+def test_fixed_text_takes_prototypes_from_its_file(tiny_cfg, tmp_path, caplog):
     rng = np.random.default_rng(0)
     names = ["road", "car", "sofa", "Tent", "piano"]
     vectors = (3 * rng.normal(size=(5, 8))).astype(np.float32)
     path = tmp_path / "text.npz"
     np.savez(path, names=np.array(names), embeddings=vectors)
-    groups = [["sofa", "tent", "unknown"], ["unknown"], ["piano"]]
+    words = ("sofa", "tent", "unknown", "unknown", "piano")  # in groups of 3, 1 and 1
+    groups = WordGroups((), words, (0.0,) * 5, ((0, 3), (3, 4), (4, 5)), "", {}, "")
+    groups.save(tmp_path / "words.json")
+    tiny_cfg.MODEL.PROMPTS.GROUPS = str(tmp_path / "words.json")
+    tiny_cfg.MODEL.TEXT.EMBEDDINGS, tiny_cfg.MODEL.TDOS.NUM_NEGATIVE = str(path), 3
+    tiny_cfg.MODEL.PROMPTS.INIT = "group"
     with caplog.at_level("INFO", logger="tdos_d2"):
-        text = FixedText.from_file(str(path), ["road", "car", "ood"], 3, groups, True)
+        text = FixedText(tiny_cfg, ["road", "car", "ood"])
     assert "1 of 3 groups" in caplog.text
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     mean = (unit[2] + unit[3]) / 2
@@ -281,7 +287,8 @@ def test_fixed_text_takes_prototypes_from_its_file(tmp_path, caplog):
     assert queries.tolist() == [0, 1, 3, 5], "the OOD word (2) and the group without words (4)"
     start = F.normalize(text().detach(), dim=1)
     np.testing.assert_allclose(start[[0, 1, 3, 5]], expected, atol=1e-6)
-    random = FixedText.from_file(str(path), ["road", "car", "ood"], 3, groups, False)
+    tiny_cfg.MODEL.PROMPTS.INIT = "random"
+    random = FixedText(tiny_cfg, ["road", "car", "ood"])
     assert random.references()[1].tolist() == [0, 1, 3, 5]
     assert (F.normalize(random().detach(), dim=1)[5] - references[3]).norm() > 0.1
 

@@ -161,11 +161,12 @@ def test_prompts_that_are_too_long(clip):
     assert prompted(clip, context_length=73, num_negative=0)().shape == (4, 64)  # 73 + 2 + 2 = 77
 
 
-def test_fixed_embeddings(tmp_path):
+def test_fixed_embeddings(tiny_cfg, tmp_path):
     vectors = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
     path = tmp_path / "text.npz"
     np.savez(path, names=np.array(["Car", "road", "tree"]), embeddings=vectors)
-    text = FixedText.from_file(str(path), ["road", "car", "ood"], num_negative=2)
+    tiny_cfg.MODEL.TEXT.EMBEDDINGS, tiny_cfg.MODEL.TDOS.NUM_NEGATIVE = str(path), 2
+    text = FixedText(tiny_cfg, ["road", "car", "ood"])
     assert text().shape == (5, 8)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     np.testing.assert_allclose(text()[:2].detach(), 10 * unit[[1, 0]], rtol=1e-5)
@@ -173,12 +174,13 @@ def test_fixed_embeddings(tmp_path):
     text().sum().backward()
     assert text.residual.grad.abs().sum() > 0 and text.negatives.grad.abs().sum() > 0
     with pytest.raises(UserError, match="lacks bus"):
-        FixedText.from_file(str(path), ["road", "bus", "ood"], num_negative=2)
-    with pytest.raises(UserError, match="nowhere"):
-        FixedText.from_file("nowhere.npz", ["road", "ood"], num_negative=2)
+        FixedText(tiny_cfg, ["road", "bus", "ood"])
     np.savez(path, names=np.array(["road"]), embeddings=np.array([[1.0, np.nan]]))
     with pytest.raises(UserError, match="text.npz.*NaN"):
-        FixedText.from_file(str(path), ["road", "ood"], num_negative=2)
+        FixedText(tiny_cfg, ["road", "ood"])
+    tiny_cfg.MODEL.TEXT.EMBEDDINGS = "nowhere.npz"
+    with pytest.raises(UserError, match="nowhere"):
+        FixedText(tiny_cfg, ["road", "ood"])
 
 
 @pytest.mark.parametrize("length", [1.0, 10.0, 300.0])

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from .clip_encoders import (
-    CLIPImageEncoder,
-    CLIPModifiedResNet,
-    CLIPVisionTransformer,
-    check_encoder,
-)
+from .clip_encoders import CLIPModifiedResNet, CLIPVisionTransformer, check_encoder
 from .freezable_encoder import TAPS
 from .neck import FPNNeck, ScaleNeck
 from .timm_encoder import TimmBackbone
 from .timm_weights import pixel_statistics
 
 __all__ = [
-    "TAPS",
-    "CLIPImageEncoder",
-    "CLIPModifiedResNet",
-    "CLIPVisionTransformer",
-    "FPNNeck",
-    "ScaleNeck",
-    "TimmBackbone",
-    "check_encoder",
-    "pixel_statistics",
-]
+    "TAPS", "CLIPModifiedResNet", "CLIPVisionTransformer", "FPNNeck", "ScaleNeck", "TimmBackbone",
+    "check_encoder", "pixel_statistics",
+]  # fmt: skip

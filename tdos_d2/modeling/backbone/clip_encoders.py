@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 
-import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ..clip import ResNetTower, ViTTower, build_clip, image_encoder_kind
+from ..clip import ImageTokens, ResNetTower, ViTTower, build_clip, image_encoder_kind
 from ..semantic_augmentation import QueryNoise, StyleMixing
-from .freezable_encoder import TAPS, FreezableEncoder
+from .freezable_encoder import FreezableEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +35,8 @@ class CLIPImageEncoder(FreezableEncoder):
         """
         Args:
             visual: the ``visual`` of an open_clip ``CLIP`` model.
-            frozen: keep weights, statistics and mode as they are and compute no gradients.
+            frozen, frozen_norm: ``whole`` and ``norms`` of :meth:`freeze`.
             architecture: name that builds the same architecture without weights.
-            frozen_norm: keep the BatchNorm layers of a trained encoder as they are.
             augmentation: ``QueryNoise`` for a ViT, ``StyleMixing`` for a ResNet.
         """
         super().__init__()
@@ -68,22 +66,9 @@ class CLIPImageEncoder(FreezableEncoder):
             "augmentation": cls._build_augmentation(cfg.MODEL.SEM_AUG),
         }
 
-    def forward(self, images: Tensor, region: Tensor | None = None) -> dict[str, Tensor]:
-        """Encode normalised images.
-
-        Args:
-            images: (B, 3, H, W), H and W multiples of ``size_divisibility``.
-            region: (B, H, W) in [0, 1], 1 where semantic augmentation perturbs; None: nowhere.
-
-        Returns:
-            ``tap1`` ... ``tap4`` (B, C, h, w) of the strides in ``output_shape``; ``embedding``
-            (B, D); ``dense`` (B, D, h, w) in CLIP's text space.
-        """
-        # A frozen encoder has no backward pass: keep no activations for it.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            tokens = self.tower(images, region)
-        features = dict(zip(TAPS, tokens.taps, strict=True))
-        return {**features, "embedding": tokens.embedding, "dense": tokens.dense}
+    def encode(self, images: Tensor, region: Tensor | None) -> ImageTokens:
+        """Taps and, in CLIP's text space, the image embedding and the dense embedding."""
+        return self.tower(images, region)
 
 
 @BACKBONE_REGISTRY.register()
@@ -111,11 +96,7 @@ class CLIPVisionTransformer(CLIPImageEncoder):
 
 @BACKBONE_REGISTRY.register()
 class CLIPModifiedResNet(CLIPImageEncoder):
-    """CLIP's ResNet image encoder: taps are its four stages, at strides 4, 8, 16 and 32.
-
-    A frozen encoder keeps its BatchNorm statistics, whatever ``train()`` says; so does, by default,
-    one that was loaded and is fine-tuned.
-    """
+    """CLIP's ResNet image encoder: taps are its four stages, at strides 4, 8, 16 and 32."""
 
     kind = "ResNet"
 

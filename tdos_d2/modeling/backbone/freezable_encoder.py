@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 TAPS = ("tap1", "tap2", "tap3", "tap4")
@@ -20,10 +19,6 @@ class FreezableEncoder(Backbone):
         strides: of the four taps; the dense embedding has the last one.
         dense_channels: of the dense embedding.
     """
-
-    channels: Sequence[int]
-    strides: Sequence[int]
-    dense_channels: int
 
     def freeze(self, whole: bool, norms: bool) -> None:
         """Say what is frozen, once all parts are there.
@@ -52,6 +47,26 @@ class FreezableEncoder(Backbone):
         # for those of pre-training.
         norms = [part for part in self.modules() if isinstance(part, _BatchNorm)]
         return norms if self.frozen_norm else []
+
+    def forward(self, images: Tensor, region: Tensor | None = None) -> dict[str, Tensor]:
+        """Encode normalised images.
+
+        Args:
+            images: (B, 3, H, W), H and W multiples of ``size_divisibility``.
+            region: (B, H, W) in [0, 1], 1 where semantic augmentation perturbs; None: nowhere.
+
+        Returns:
+            ``tap1`` ... ``tap4`` (B, C, h, w) and ``dense`` (B, D, h, w), as in ``output_shape``,
+            and ``embedding`` (B, D), the image embedding.
+        """
+        # A frozen encoder has no backward pass: keep no activations for it.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            taps, embedding, dense = self.encode(images, region)
+        return {**dict(zip(TAPS, taps, strict=True)), "embedding": embedding, "dense": dense}
+
+    def encode(self, images: Tensor, region: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Four taps, image embedding and dense embedding; arguments as of :meth:`forward`."""
+        raise NotImplementedError
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and strides of the taps and of the dense embedding."""

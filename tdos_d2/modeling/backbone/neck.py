@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from detectron2.config import configurable
@@ -23,9 +24,8 @@ FINEST_STRIDE = 4
 class ScaleNeck(nn.Module):
     """Rescale ViT taps by deconvolution and pooling (ViT-Adapter/DenseCLIP style).
 
-    The published code keeps these layers inside its frozen backbone, as fixed random projections
-    (defect 6); here they are a module of their own, and trained. Every level keeps the channels of
-    its tap.
+    The published code freezes these layers with the backbone, as random projections (defect 6);
+    here they are trained. Every level keeps the channels of its tap.
 
     Args:
         in_shapes: the four taps, finest level first, all of one stride (the patch size).
@@ -38,13 +38,12 @@ class ScaleNeck(nn.Module):
     @configurable
     def __init__(self, in_shapes: Sequence[ShapeSpec], norm: str = "LN") -> None:
         super().__init__()
-        strides = {shape.stride for shape in in_shapes}
-        if len(strides) != 1:
+        stride, *others = sorted({shape.stride for shape in in_shapes})
+        if others:
             raise UserError(
                 "MODEL.NECK.NAME: ScaleNeck is for the taps of a ViT, which have one stride; "
-                f"these have strides {sorted(strides)}"
+                f"these have strides {[stride, *others]}"
             )
-        stride = strides.pop()
         # Doublings from the patches to the finest level; each next level has one less.
         octaves = round(math.log2(stride / FINEST_STRIDE))
         self.levels = nn.ModuleList(
@@ -52,15 +51,11 @@ class ScaleNeck(nn.Module):
         )
         self.channels = [shape.channels for shape in in_shapes]
         self.strides = [stride * 2.0 ** (level - octaves) for level in range(len(in_shapes))]
+        self.size_divisibility = int(self.strides[-1])  # so that every level has whole cells
 
     @classmethod
     def from_config(cls, cfg, in_shapes: Sequence[ShapeSpec], num_queries: int) -> dict:
         return {"in_shapes": in_shapes, "norm": cfg.MODEL.NECK.NORM}
-
-    @property
-    def size_divisibility(self) -> int:
-        """Images must be padded to a multiple of this, so that every level has whole cells."""
-        return int(self.strides[-1])
 
     def forward(self, taps: Sequence[Tensor], score_map: Tensor | None = None) -> list[Tensor]:
         """(B, C, h, w) taps -> the same channels at strides 4, 8, 16, 32 (for patch 8, 16, 32).
@@ -94,7 +89,7 @@ class FPNNeck(nn.Module):
     ) -> None:
         super().__init__()
         self.strides = [shape.stride for shape in in_shapes]
-        if any(b != 2 * a for a, b in zip(self.strides, self.strides[1:], strict=False)):
+        if any(b != 2 * a for a, b in pairwise(self.strides)):
             raise UserError(
                 "MODEL.NECK.NAME: FPNNeck needs taps whose strides double, like those of a "
                 f"ResNet; these have strides {self.strides}"
@@ -102,9 +97,10 @@ class FPNNeck(nn.Module):
         *finer, last = in_shapes
         joined = ShapeSpec(channels=last.channels + score_channels, stride=last.stride)
         # FPN asks its backbone for names: numbers, finest first.
-        given = _Given([*finer, joined])
-        self.pyramid = FPN(given, list(given.output_shape()), channels, norm=norm)
+        maps = _GivenMaps([*finer, joined])
+        self.pyramid = FPN(maps, list(maps.shapes), channels, norm=norm)
         self.channels = [channels] * len(in_shapes)
+        self.size_divisibility = self.strides[-1]  # so that every level has whole cells
 
     @classmethod
     def from_config(cls, cfg, in_shapes: Sequence[ShapeSpec], num_queries: int) -> dict:
@@ -116,11 +112,6 @@ class FPNNeck(nn.Module):
             "channels": node.CHANNELS,
             "norm": node.NORM,
         }
-
-    @property
-    def size_divisibility(self) -> int:
-        """Images must be padded to a multiple of this, so that every level has whole cells."""
-        return self.strides[-1]
 
     def forward(self, taps: Sequence[Tensor], score_map: Tensor) -> list[Tensor]:
         """
@@ -136,7 +127,7 @@ class FPNNeck(nn.Module):
         return list(self.pyramid({str(i): tap for i, tap in enumerate(joined)}).values())
 
 
-class _Given(Backbone):
+class _GivenMaps(Backbone):
     """Detectron2's FPN takes its maps from a backbone: this one hands on what it is given."""
 
     def __init__(self, shapes: Sequence[ShapeSpec]) -> None:

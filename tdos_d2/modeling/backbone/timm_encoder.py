@@ -20,9 +20,6 @@ from .timm_weights import build_network
 
 logger = logging.getLogger(__name__)
 
-# Strides of the four maps that a pyramid encoder gives.
-PYRAMID = (4, 8, 16, 32)
-
 
 @BACKBONE_REGISTRY.register()
 class TimmBackbone(FreezableEncoder):
@@ -48,8 +45,7 @@ class TimmBackbone(FreezableEncoder):
             network: a timm model with ``forward_intermediates``; layers that no level needs are
                 removed from it.
             levels: four indices into its ``feature_info``, finest first; empty = see above.
-            frozen: keep weights, statistics and mode as they are and compute no gradients.
-            frozen_norm: keep the BatchNorm layers of a trained network as they are.
+            frozen, frozen_norm: ``whole`` and ``norms`` of :meth:`freeze`.
             pretrained: whether the weights are worth holding on to (see ``VisionLoss``).
             augmentation: style mixing for the first map of a pyramid, query noise for a ViT.
 
@@ -81,49 +77,36 @@ class TimmBackbone(FreezableEncoder):
             logger.info("MODEL.TIMM.WEIGHTS is empty: the image encoder starts from random weights")
         augmentation = None
         if noise.ENABLED:
-            one_stride = len({layer["reduction"] for layer in network.feature_info}) == 1
+            is_vit = len({layer["reduction"] for layer in network.feature_info}) == 1
+            # As for CLIP's two kinds: only a ViT has queries of patches that noise can enter.
             augmentation = (
-                QueryNoise(noise.BLOCKS, noise.NOISE) if one_stride else StyleMixing(noise.ALPHA)
+                QueryNoise(noise.BLOCKS, noise.NOISE) if is_vit else StyleMixing(noise.ALPHA)
             )
+        loaded = bool(node.WEIGHTS)
         return {
             "network": network,
             "levels": node.LEVELS,
-            "frozen": node.FREEZE and bool(node.WEIGHTS),
-            "frozen_norm": cfg.MODEL.BACKBONE.FREEZE_NORM and bool(node.WEIGHTS),
-            "pretrained": bool(node.WEIGHTS),
+            "frozen": node.FREEZE and loaded,
+            "frozen_norm": cfg.MODEL.BACKBONE.FREEZE_NORM and loaded,
+            "pretrained": loaded,
             "augmentation": augmentation,
         }
 
-    def forward(self, images: Tensor, region: Tensor | None = None) -> dict[str, Tensor]:
-        """Encode normalised images.
-
-        Args:
-            images: (B, 3, H, W), H and W multiples of ``size_divisibility``.
-            region: (B, H, W) in [0, 1], 1 where semantic augmentation perturbs; None: nowhere.
-
-        Returns:
-            ``tap1`` ... ``tap4`` (B, C, h, w) of the strides in ``output_shape``; ``dense``, the
-            last of them; ``embedding`` (B, C), its mean.
-        """
+    def encode(self, images: Tensor, region: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Taps; the dense embedding is the last of them, the image embedding (B, C) its mean."""
         self._region = region
         try:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-                taps = self.network.forward_intermediates(
-                    images,
-                    indices=self.levels,
-                    norm=not self.is_pyramid,
-                    stop_early=True,
-                    output_fmt="NCHW",
-                    intermediates_only=True,
-                )
+            taps = self.network.forward_intermediates(
+                images,
+                indices=self.levels,
+                norm=not self.is_pyramid,
+                stop_early=True,
+                output_fmt="NCHW",
+                intermediates_only=True,
+            )
         finally:
             self._region = None
-        dense = taps[-1]
-        return {
-            **dict(zip(TAPS, taps, strict=True)),
-            "embedding": dense.mean(dim=(2, 3)),
-            "dense": dense,
-        }
+        return taps, taps[-1].mean(dim=(2, 3)), taps[-1]
 
     def _attach(self, augmentation: StyleMixing | QueryNoise, first: str) -> None:
         """Perturb inside the network, where timm offers no argument for it."""
@@ -175,23 +158,23 @@ class _NoisyAttention(nn.Module):
     def _attend(self, query: Tensor, tokens: Tensor, kwargs: dict) -> Tensor:
         if query is tokens:  # the clean one of QueryNoise's two calls
             return self.attention(tokens, **kwargs)
-        joint = getattr(self.attention, "qkv", None)
-        taken: list[Tensor] = []
+        # Without such a layer, or where timm takes its weight instead of calling it, nothing swaps.
+        joint = getattr(self.attention, "qkv", None) or nn.Identity()
+        swapped: list[Tensor] = []
 
         def swap(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
             noisy = F.linear(query, module.weight, module.bias)
             width = output.shape[-1] // 3  # queries, keys, values side by side
-            taken.append(noisy)
+            swapped.append(noisy)
             return torch.cat([noisy[..., :width], output[..., width:]], dim=-1)
 
         # For this call alone, so that clean calls and exported models know nothing of it.
-        handle = joint.register_forward_hook(swap) if joint is not None else None
+        handle = joint.register_forward_hook(swap)
         try:
             result = self.attention(tokens, **kwargs)
         finally:
-            if handle is not None:
-                handle.remove()
-        if not taken:
+            handle.remove()
+        if not swapped:
             raise UserError(
                 "MODEL.SEM_AUG.ENABLED: the attention of this encoder has no projection whose "
                 "queries can be perturbed alone: switch semantic augmentation off"
@@ -200,17 +183,13 @@ class _NoisyAttention(nn.Module):
 
 
 def _levels(reductions: list[int], levels: list[int]) -> list[int]:
-    """The four levels asked for, or those that suit the network.
-
-    Raises:
-        UserError: there are no such levels, or the strides are neither one nor doubling.
-    """
+    """The four levels asked for, or those that suit the network; UserError if there are none."""
     there = f"MODEL.TIMM.LEVELS: this encoder has levels 0 to {len(reductions) - 1} of strides "
     there += ", ".join(map(str, reductions))
     if not levels and len(set(reductions)) == 1:
         levels = [round(len(reductions) * k / 12) - 1 for k in (4, 6, 8, 12)]  # from 0
     elif not levels:
-        levels = [reductions.index(stride) for stride in PYRAMID if stride in reductions]
+        levels = [reductions.index(stride) for stride in (4, 8, 16, 32) if stride in reductions]
     ordered = len(levels) == len(TAPS) and sorted(set(levels)) == levels
     if not ordered or levels[0] < 0 or levels[-1] >= len(reductions):
         raise UserError(f"{there}; four of them in order are needed, not {levels}")

@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import zipfile
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ...value_checks import check_choice
 from ..weight_files import find_state, read_file, unreadable
 
 logger = logging.getLogger(__name__)
 
 QUICK_GELU_SUFFIX = "-quickgelu"
 ACTIVATIONS = ("auto", "gelu", "quick_gelu")
-
-# CLIPs that train on a CPU in minutes. Their text transformer is CLIP's, only narrower; the
-# tokenizer is the real one.
-_TINY_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
-TINY_CONFIGS: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "embed_dim": 64,
-        "vision_cfg": {
-            "image_size": 96,
-            "layers": 4,
-            "width": 96,
-            "head_width": 32,
-            "patch_size": 8,
-        },
-        "text_cfg": _TINY_TEXT,
-    },
-    "tiny-rn": {
-        "embed_dim": 64,
-        "vision_cfg": {"image_size": 96, "layers": [1, 2, 2, 1], "width": 24, "head_width": 64},
-        "text_cfg": _TINY_TEXT,
-    },
-}
 
 # What OpenAI's archives hold beside weights; plain open_clip state dicts have none of them.
 _OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
@@ -64,10 +43,7 @@ def build_clip(name: str, weights: str, activation: str = "auto") -> tuple[nn.Mo
         UserError: unknown name or activation, missing or unreadable file, weights of another
             architecture.
     """
-    if activation not in ACTIVATIONS:
-        raise UserError(
-            f"MODEL.CLIP.ACTIVATION: '{activation}' is not one of {', '.join(ACTIVATIONS)}"
-        )
+    check_choice("MODEL.CLIP.ACTIVATION", activation, ACTIVATIONS)
     state, asked = _find_weights(name, weights)
     base = name.removesuffix(QUICK_GELU_SUFFIX)
     quick_gelu = activation == "quick_gelu" or (activation == "auto" and (asked or name != base))
@@ -133,12 +109,17 @@ def release_weights() -> None:
     _read_file.cache_clear()
 
 
-def _model_config(base: str) -> dict[str, Any]:
-    if base in TINY_CONFIGS:
-        return copy.deepcopy(TINY_CONFIGS[base])
+@lru_cache(maxsize=1)
+def _open_clip() -> ModuleType:
+    """open_clip, which takes seconds to import, with the small models of ``model_configs/``."""
     import open_clip
 
-    config = open_clip.get_model_config(base)
+    open_clip.add_model_config(Path(__file__).with_name("model_configs"))
+    return open_clip
+
+
+def _model_config(base: str) -> dict[str, Any]:
+    config = _open_clip().get_model_config(base)
     if config is None:
         raise UserError(
             f"MODEL.CLIP.NAME: open_clip has no model '{base}' (see open_clip.list_models())"
@@ -147,52 +128,46 @@ def _model_config(base: str) -> dict[str, Any]:
 
 
 def _build_architecture(base: str, quick_gelu: bool) -> nn.Module:
-    import open_clip
-
     config = _model_config(base)
     if "custom_text" in config or "hf_model_name" in config.get("text_cfg", {}):
         raise UserError(f"MODEL.CLIP.NAME: '{base}' has another text encoder than CLIP's")
     config["quick_gelu"] = quick_gelu
-    return open_clip.CLIP(**config)
+    return _open_clip().CLIP(**config)
 
 
 def _find_weights(name: str, weights: str) -> tuple[dict[str, Tensor] | None, bool]:
     """The state dict (None for random weights) and whether it asks for QuickGELU."""
     if not weights:
         return None, False
+    base, of_tag = name.removesuffix(QUICK_GELU_SUFFIX), {}
+    if is_weights_file(weights):
+        check_weights_file(weights)
+    else:
+        of_tag = _tag_config(base, weights)
     # On the meta device tensors have no values: there is nothing to read.
-    on_meta = torch.empty(0).is_meta
-    if not is_weights_file(weights):
-        _check_tag(name, weights)
-        return (None, False) if on_meta else _read_tag(name, weights)
-    check_weights_file(weights)
-    if on_meta:
+    if torch.empty(0).is_meta:
         return None, False
-    path = Path(weights).expanduser()
-    return _read_file(str(path), path.stat().st_mtime_ns)
+    path = Path(_download(base, weights, of_tag) if of_tag else weights).expanduser()
+    state, quick_gelu = _read_file(str(path), path.stat().st_mtime_ns)
+    # open_clip's table says it of a tag, where the file is a plain state dict that does not.
+    return state, quick_gelu or bool(of_tag.get("quick_gelu"))
 
 
-def _check_tag(name: str, tag: str) -> None:
-    import open_clip
-
-    base = name.removesuffix(QUICK_GELU_SUFFIX)
-    tags = open_clip.list_pretrained_tags_by_model(base)
+def _tag_config(base: str, tag: str) -> dict[str, Any]:
+    tags = _open_clip().list_pretrained_tags_by_model(base)
     if tag not in tags:
         raise UserError(
             f"MODEL.CLIP.WEIGHTS: '{tag}' is neither a file nor an open_clip tag of {base}"
             f" (tags: {', '.join(tags) or 'none'})"
         )
+    return _open_clip().get_pretrained_cfg(base, tag)
 
 
-def _read_tag(name: str, tag: str) -> tuple[dict[str, Tensor], bool]:
-    import open_clip
-
-    base = name.removesuffix(QUICK_GELU_SUFFIX)
-    pretrained = open_clip.get_pretrained_cfg(base, tag) or {}
+def _download(base: str, tag: str, config: dict[str, Any]) -> str:
     logger.info("CLIP %s: fetching '%s' unless it is kept here", base, tag)
     try:
         logging.disable(logging.WARNING)  # the hub client tells of every try
-        path = open_clip.download_pretrained(pretrained)
+        return _open_clip().download_pretrained(config)
     except Exception as error:  # whatever the hub client raises, the cure is the same
         raise UserError(
             f"MODEL.CLIP.WEIGHTS: cannot download '{tag}' for {base} ({type(error).__name__}); "
@@ -200,26 +175,20 @@ def _read_tag(name: str, tag: str) -> tuple[dict[str, Tensor], bool]:
         ) from error
     finally:
         logging.disable(logging.NOTSET)
-    state, quick_gelu = _read_file(str(path), Path(path).stat().st_mtime_ns)
-    # open_clip's table says it of a tag, where the file is a plain state dict that does not.
-    return state, quick_gelu or bool(pretrained.get("quick_gelu"))
 
 
 @lru_cache(maxsize=1)
 def _read_file(path: str, mtime_ns: int) -> tuple[dict[str, Tensor], bool]:
     """Read a weight file by its content; ``mtime_ns`` only tells versions apart in the cache."""
     try:
-        state = _read_any_format(path)
+        if _is_torchscript(path):  # which torch.load refuses to read without running code
+            state = torch.jit.load(path, map_location="cpu").state_dict()
+        else:
+            state = find_state(read_file(path), path)
     except (UserError, RuntimeError) as error:  # torch.jit's is the latter
         raise UserError(f"MODEL.CLIP.WEIGHTS: {unreadable(path, error)}") from error
     quick_gelu = any(key in state for key in _OPENAI_KEYS)
     return {k: v for k, v in state.items() if k not in _OPENAI_KEYS}, quick_gelu
-
-
-def _read_any_format(path: str) -> dict[str, Tensor]:
-    if _is_torchscript(path):
-        return torch.jit.load(path, map_location="cpu").state_dict()
-    return find_state(read_file(path), path)
 
 
 def _is_torchscript(path: str) -> bool:
@@ -233,13 +202,12 @@ def _is_torchscript(path: str) -> bool:
 def _load(model: nn.Module, state: dict[str, Tensor], name: str, weights: str) -> None:
     own = model.state_dict()
     missing = [key for key in own if key not in state]
-    other_shape = [k for k in own if k in state and own[k].shape != state[k].shape]
-    if missing or other_shape:
-        key = (missing + other_shape)[0]
+    wrong = missing + [k for k in own if k in state and own[k].shape != state[k].shape]
+    if wrong:
         what = "lacks" if missing else "has another shape for"
         raise UserError(
             f"MODEL.CLIP.WEIGHTS: '{weights}' does not fit MODEL.CLIP.NAME '{name}': it {what} "
-            f"'{key}' and {len(missing) + len(other_shape) - 1} more"
+            f"'{wrong[0]}' and {len(wrong) - 1} more"
         )
     # OpenAI stores fp16; copy_ into float32 parameters converts.
     model.load_state_dict({key: state[key] for key in own})

@@ -1,15 +1,14 @@
 """CLIP's two encoders, opened: the only file that walks open_clip's modules.
 
 open_clip's public ``encode_image`` and ``encode_text`` give one vector per image or text. TDOS also
-needs the tokens of intermediate blocks, dense tokens in the space of CLIP's text embeddings, image
-sizes other than the trained one, and learnable vectors among the text tokens. Parity with the
-public functions is tested to 1e-5.
+needs intermediate and dense tokens, other image sizes than the trained one, and learnable vectors
+among the text tokens. Parity with the public functions is tested to 1e-5.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +17,7 @@ from torch import Tensor, nn
 from ..semantic_augmentation import coverage
 
 
-@dataclass
-class ImageTokens:
+class ImageTokens(NamedTuple):
     """What a CLIP image encoder gives for B images.
 
     Attributes:
@@ -155,27 +153,15 @@ class TextTower(nn.Module):
 
     def __init__(self, clip: nn.Module) -> None:
         super().__init__()
+        self.width: int = clip.token_embedding.embedding_dim  # C, channels of a token embedding
+        self.max_length = len(clip.positional_embedding)  # tokens that the positional table holds
+        self.embed_dim: int = clip.text_projection.shape[1]  # D, channels of a text embedding
         self.token_embedding = clip.token_embedding
         self.positional_embedding = clip.positional_embedding
         self.transformer = clip.transformer
         self.ln_final = clip.ln_final
         self.text_projection = clip.text_projection
         self.register_buffer("attn_mask", clip.attn_mask, persistent=False)
-
-    @property
-    def width(self) -> int:
-        """C, channels of a token embedding."""
-        return self.token_embedding.embedding_dim
-
-    @property
-    def max_length(self) -> int:
-        """Tokens that the positional table holds."""
-        return len(self.positional_embedding)
-
-    @property
-    def embed_dim(self) -> int:
-        """D, channels of a text embedding."""
-        return self.text_projection.shape[1]
 
     def forward(self, tokens: Tensor, end: Tensor) -> Tensor:
         """Encode token embeddings.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ..clip import TextEncoder
 from .context_decoder import ContextDecoder
 from .fixed_text import FixedText, read_embeddings
 from .prompts import PromptedText
-from .text_encoder import TextEncoder
 
 __all__ = ["ContextDecoder", "FixedText", "PromptedText", "TextEncoder", "read_embeddings"]

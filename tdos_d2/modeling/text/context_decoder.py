@@ -42,8 +42,9 @@ class ContextDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.num_layers = num_layers
-        if not num_layers:
+        if not num_layers:  # no parameters either: several processes wait for all gradients
             return
+        # Norms first: CLIP is trained on unit vectors, which leaves the length of these open.
         self.visual_proj = nn.Sequential(
             nn.LayerNorm(visual_dim), nn.Linear(visual_dim, hidden_dim), nn.LayerNorm(hidden_dim)
         )
@@ -82,6 +83,7 @@ class ContextDecoder(nn.Module):
         Returns:
             (B, N, D_t).
         """
+        # From here on every image has text of its own.
         text = text.expand(visual.shape[0], -1, -1)  # (B, N, D_t)
         if not self.num_layers:
             return text
@@ -97,6 +99,7 @@ class _ContextLayer(nn.Module):
     def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3))
+        # No bias in queries, keys and values, as in DenseCLIP.
         self.self_attention = Attention(dim, num_heads, bias=False, dropout=dropout)
         self.cross_attention = Attention(dim, num_heads, bias=False, dropout=dropout)
         self.feed_forward = FeedForward(dim, 4 * dim, nn.GELU)

@@ -13,10 +13,10 @@ from detectron2.config import configurable
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ...ood_words import load_groups, prototypes
+from ...ood_words import prototypes
 from ..registry import TEXT_REGISTRY
 from ..regularization import References
-from .prompts import starts_at_groups
+from .prompts import negative_groups, starts_at_groups
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ NORM = 10.0
 class FixedText(nn.Module):
     """N = K + 1 + M text embeddings: fixed vectors, each with a learnable residual.
 
-    Real language meaning without encoder weights, and small deployments. Vectors that the file
-    lacks (the OOD word, if it is not there, and the M negatives) start in random directions.
+    Vectors that the file lacks (the OOD word, if it is not there, and the M negatives) start in
+    random directions.
 
     Args:
         vectors: (n, D) fixed embeddings of the first n of the K + 1 names, of any length but 0:
@@ -54,50 +54,31 @@ class FixedText(nn.Module):
         self.register_buffer("prototypes", prototypes.float(), persistent=False)
         # Part of the checkpoint: trained weights belong to these vectors.
         self.register_buffer("vectors", NORM * F.normalize(vectors.float(), dim=1))
+        self.embed_dim: int = vectors.shape[1]  # D
         self.residual = nn.Parameter(torch.zeros_like(self.vectors))
         start = F.normalize(torch.randn(num_random, vectors.shape[1]), dim=1)
         if start_at_prototypes:
-            there = self._there()
-            # A word that the file lacks comes before the negatives.
-            start[num_random - len(self.prototypes) :][there] = self.prototypes[there]
+            known = self._has_prototype()
+            # An OOD word that the file lacks comes before the negatives.
+            start[num_random - len(self.prototypes) :][known] = self.prototypes[known]
         self.negatives = nn.Parameter(NORM * start)
 
     @classmethod
     def from_config(cls, cfg, names: Sequence[str]) -> dict:
-        num_negative, prompts = cfg.MODEL.TDOS.NUM_NEGATIVE, cfg.MODEL.PROMPTS
-        start = starts_at_groups(cfg)
-        use_groups = prompts.GROUPS and num_negative
-        groups = load_groups(prompts.GROUPS, num_negative).groups if use_groups else ()
-        return _from_file(cfg.MODEL.TEXT.EMBEDDINGS, names, num_negative, groups, start)
-
-    @classmethod
-    def from_file(
-        cls,
-        path: str,
-        names: Sequence[str],
-        num_negative: int,
-        groups: Sequence[Sequence[str]] = (),
-        start_at_prototypes: bool = False,
-    ) -> FixedText:
-        """Read a .npz with ``names`` (n,) and ``embeddings`` (n, D).
-
-        Args:
-            path: the file.
-            names: the K known classes and, last, the OOD word; the file must have the known ones
-                (upper and lower case are the same).
-            num_negative: M.
-            groups: M groups of words; a group's prototype is made from those that the file has.
-            start_at_prototypes: the negatives of groups with a prototype start there.
-
-        Raises:
-            UserError: missing or malformed file, or a known class that it lacks.
-        """
-        return cls(**_from_file(path, names, num_negative, groups, start_at_prototypes))
-
-    @property
-    def embed_dim(self) -> int:
-        """D, channels of a text embedding."""
-        return self.vectors.shape[1]
+        path, num_negative = cfg.MODEL.TEXT.EMBEDDINGS, cfg.MODEL.TDOS.NUM_NEGATIVE
+        file_names, embeddings = read_embeddings(path)
+        # The OOD word, the last name, may be missing: it then starts at random.
+        lacking = [name for name in names[:-1] if name.lower() not in file_names]
+        if lacking:
+            raise UserError(f"MODEL.TEXT.EMBEDDINGS: '{path}' lacks {', '.join(lacking)}")
+        rows = [file_names.index(name.lower()) for name in names if name.lower() in file_names]
+        groups = negative_groups(cfg.MODEL.PROMPTS.GROUPS, num_negative)
+        return {
+            "vectors": embeddings[rows],
+            "num_random": len(names) - len(rows) + num_negative,
+            "prototypes": _prototypes(groups, file_names, embeddings) if groups else None,
+            "start_at_prototypes": starts_at_groups(cfg),
+        }
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that are embeddings."""
@@ -113,39 +94,15 @@ class FixedText(nn.Module):
 
     def references(self) -> tuple[Tensor, Tensor]:
         """(R, D) unit vectors that do not change and the (R,) numbers of their queries."""
-        there = self._there().nonzero()[:, 0]
+        there = self._has_prototype().nonzero()[:, 0]
         first_negative = len(self.vectors) + len(self.negatives) - len(self.prototypes)
         queries = torch.arange(len(self.vectors), device=there.device)
         # Without residuals: what is learned must not move its own target.
         references = torch.cat([F.normalize(self.vectors, dim=1), self.prototypes[there]])
         return references, torch.cat([queries, first_negative + there])
 
-    def _there(self) -> Tensor:
+    def _has_prototype(self) -> Tensor:
         return self.prototypes.norm(dim=1) > 0
-
-
-def _from_file(
-    path: str,
-    names: Sequence[str],
-    num_negative: int,
-    groups: Sequence[Sequence[str]],
-    start_at_prototypes: bool,
-) -> dict:
-    """Arguments of a FixedText; see :meth:`FixedText.from_file`."""
-    file_names, embeddings = read_embeddings(path)
-    rows = [file_names.index(n.lower()) if n.lower() in file_names else -1 for n in names]
-    lacking = [name for name, row in zip(names[:-1], rows[:-1], strict=True) if row < 0]
-    if lacking:
-        raise UserError(f"MODEL.TEXT.EMBEDDINGS: '{path}' lacks {', '.join(lacking)}")
-    known = [row for row in rows if row >= 0]
-    of_groups = _prototypes(groups, file_names, embeddings) if groups else None
-    num_random = len(names) - len(known) + num_negative
-    return {
-        "vectors": embeddings[known],
-        "num_random": num_random,
-        "prototypes": of_groups,
-        "start_at_prototypes": start_at_prototypes,
-    }
 
 
 def read_embeddings(path: str) -> tuple[list[str], Tensor]:
@@ -182,12 +139,11 @@ def _prototypes(
     groups: Sequence[Sequence[str]], names: Sequence[str], embeddings: Tensor
 ) -> Tensor:
     """(M, D) :func:`prototypes` of the words that the file has; 0 where it has none."""
-    rows = {name: row for row, name in enumerate(names)}
-    none = np.zeros(embeddings.shape[1], np.float32)
+    vectors = dict(zip(names, embeddings.numpy(), strict=True))
+    none = np.zeros(embeddings.shape[1], np.float32)  # a word of length 0 does not count
 
     def look_up(words: Sequence[str]) -> list[np.ndarray]:
-        found = (rows.get(word.lower()) for word in words)
-        return [none if row is None else embeddings[row].numpy() for row in found]
+        return [vectors.get(word.lower(), none) for word in words]
 
     of_groups = torch.from_numpy(prototypes(groups, look_up, "{}"))
     lacking = int((of_groups.norm(dim=1) == 0).sum())

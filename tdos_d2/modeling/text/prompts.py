@@ -12,15 +12,12 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...ood_words import load_groups, prototypes
-from ..clip import END, START, TextTower, build_clip, token_batch, tokenize
+from ...value_checks import check_choice
+from ..clip import END, START, TextEncoder, TextTower, build_clip, token_batch, tokenize
 from ..registry import TEXT_REGISTRY
 from ..regularization import References
-from .text_encoder import TextEncoder
 
 logger = logging.getLogger(__name__)
-
-
-PROMPT_STARTS = ("random", "group")
 
 
 @TEXT_REGISTRY.register()
@@ -40,7 +37,7 @@ class PromptedText(nn.Module):
         negative_length: learnable tokens of one negative.
         prompt_std: standard deviation that learnable tokens start with.
         negative_words: words that each of the M negatives starts from (see ``words_to_tokens``);
-            None = at random.
+            none = at random.
 
     Attributes:
         generation: grows whenever weights may have changed: with every load, move and change of
@@ -60,16 +57,19 @@ class PromptedText(nn.Module):
         num_negative: int = 50,
         negative_length: int = 20,
         prompt_std: float = 0.02,
-        negative_words: Sequence[Sequence[str]] | None = None,
+        negative_words: Sequence[Sequence[str]] = (),
     ) -> None:
         super().__init__()
+        # Frozen, but in the graph: context and negatives learn through it.
         self.tower = tower.requires_grad_(False)
+        self.embed_dim = tower.embed_dim  # D
+        # The published start has deviation 1, some fifty times that of CLIP's token embeddings.
         self.context = nn.Parameter(prompt_std * torch.randn(context_length, tower.width))
         self.negatives = nn.Parameter(
             prompt_std * torch.randn(num_negative, negative_length, tower.width),
             requires_grad=num_negative > 0,  # without negatives no loss would ever reach it
         )
-        if negative_words is not None:
+        if negative_words:
             start = torch.tensor([words_to_tokens(w, negative_length) for w in negative_words])
             self.negatives.data.copy_(tower.token_embedding.weight[start])
         tokens, end = token_batch(names)
@@ -81,6 +81,7 @@ class PromptedText(nn.Module):
                 f"prompts of {longest} tokens, but this text encoder holds {tower.max_length}: "
                 "lower MODEL.TDOS.CONTEXT_LENGTH or NEGATIVE_LENGTH, or shorten the class names"
             )
+        # In no checkpoint: they follow from the names, which it stores as text.
         self.register_buffer("name_tokens", tokens, persistent=False)
         self.register_buffer("name_end", end, persistent=False)
         self.generation = 0
@@ -92,7 +93,7 @@ class PromptedText(nn.Module):
     @classmethod
     def from_config(cls, cfg, names: Sequence[str]) -> dict:
         node, prompts, encoder = cfg.MODEL.TDOS, cfg.MODEL.PROMPTS, cfg.MODEL.CLIP
-        start = starts_at_groups(cfg)
+        words = negative_groups(prompts.GROUPS, node.NUM_NEGATIVE) if starts_at_groups(cfg) else ()
         clip, _ = build_clip(encoder.NAME, encoder.WEIGHTS, encoder.ACTIVATION)
         return {
             "tower": TextTower(clip),
@@ -101,15 +102,8 @@ class PromptedText(nn.Module):
             "num_negative": node.NUM_NEGATIVE,
             "negative_length": node.NEGATIVE_LENGTH,
             "prompt_std": node.PROMPT_STD,
-            "negative_words": load_groups(prompts.GROUPS, node.NUM_NEGATIVE).groups
-            if start
-            else None,
+            "negative_words": words,
         }
-
-    @property
-    def embed_dim(self) -> int:
-        """D, channels of a text embedding."""
-        return self.tower.embed_dim
 
     def train(self, mode: bool = True) -> PromptedText:
         """Set the mode of everything but the frozen encoder."""
@@ -132,20 +126,35 @@ class PromptedText(nn.Module):
 
     def build_references(self, cfg, names: Sequence[str]) -> References:
         """What the language regularizer holds the queries of ``names`` and of the negatives to."""
-        if not cfg.MODEL.CLIP.WEIGHTS:
+        loaded, groups = bool(cfg.MODEL.CLIP.WEIGHTS), cfg.MODEL.PROMPTS.GROUPS
+        if not loaded:
             logger.info(
                 "the text encoder is random: MODEL.REG.LANGUAGE_WEIGHT and groups of OOD words "
                 "tell text queries apart, but carry no language meaning"
             )
-        return partial(
-            _references,
-            self.tower,
-            tuple(names),
-            template=cfg.MODEL.REG.TEMPLATE,
-            groups=cfg.MODEL.PROMPTS.GROUPS,
-            num_negative=cfg.MODEL.TDOS.NUM_NEGATIVE,
-            keep=bool(cfg.MODEL.CLIP.WEIGHTS),
-        )
+        # The list of words is read at the first training step: inference needs none (defect 25).
+        words = partial(negative_groups, groups, cfg.MODEL.TDOS.NUM_NEGATIVE)
+        return partial(self._references, tuple(names), words, cfg.MODEL.REG.TEMPLATE, loaded)
+
+    def _references(
+        self,
+        names: Sequence[str],
+        groups: Callable[[], Sequence[Sequence[str]]],
+        template: str,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Unit embeddings of the names' and word groups' texts, and the numbers of their queries.
+
+        They are of plain texts, without the learnable context: a target must not learn.
+        """
+        encode = TextEncoder(self.tower)
+        references = encode([template.replace("{}", name) for name in names])
+        if words := groups():
+            # Nobody meets random weights again: what they give is not worth keeping on disk.
+            weights = encode.weights_identity() if keep else None
+            of_groups = prototypes(words, encode.array, template, weights=weights)
+            references = torch.cat([references, references.new_tensor(of_groups)])
+        return references, torch.arange(len(references))
 
     def forward(self) -> Tensor:
         """(N, D) embeddings, not normalised.
@@ -159,6 +168,7 @@ class PromptedText(nn.Module):
             self._kept = None
             return self._encode()
         kept, learned = self._kept, (self.context, self.negatives)
+        # What torch.export traces has no values to compare.
         if kept is None or not (
             torch.compiler.is_compiling() or all(map(torch.equal, kept[0], learned))
         ):
@@ -167,25 +177,25 @@ class PromptedText(nn.Module):
         return kept[1]
 
     def _encode(self) -> Tensor:
-        names = self._sequence(
-            self.tower.token_embedding(self.name_tokens[:, :1]),
-            self.tower.token_embedding(self.name_tokens[:, 1:]),
-        )
+        embedding = self.tower.token_embedding
+        names = self._with_context(embedding(self.name_tokens))
         # The context stands before the name and moves its end token (defect 1).
         text = self.tower(names, self.name_end + len(self.context))
         if not len(self.negatives):
             return text
+        # CLIP reads a text at its end token: learnable tokens alone have none (defect 3).
         start, end = (
-            self.tower.token_embedding.weight[token].expand(len(self.negatives), 1, -1)
-            for token in (START, END)
+            embedding.weight[token].expand(len(self.negatives), 1, -1) for token in (START, END)
         )
-        negatives = self._sequence(start, torch.cat([self.negatives, end], dim=1))
+        negatives = self._with_context(torch.cat([start, self.negatives, end], dim=1))
         # Negatives have one length, and end with the end token.
         last = torch.full((len(negatives),), negatives.shape[1] - 1, device=negatives.device)
         return torch.cat([text, self.tower(negatives, last)])
 
-    def _sequence(self, start: Tensor, rest: Tensor) -> Tensor:
-        return torch.cat([start, self.context.expand(len(start), -1, -1), rest], dim=1)
+    def _with_context(self, tokens: Tensor) -> Tensor:
+        """(n, L, C) token embeddings with the shared context behind the start token."""
+        context = self.context.expand(len(tokens), -1, -1)
+        return torch.cat([tokens[:, :1], context, tokens[:, 1:]], dim=1)
 
 
 def words_to_tokens(words: Sequence[str], length: int) -> list[int]:
@@ -208,30 +218,10 @@ def starts_at_groups(cfg) -> bool:
     Raises:
         UserError: an unknown ``MODEL.PROMPTS.INIT``.
     """
-    prompts = cfg.MODEL.PROMPTS
-    if prompts.INIT not in PROMPT_STARTS:
-        raise UserError(
-            f"MODEL.PROMPTS.INIT: '{prompts.INIT}' is none of {', '.join(PROMPT_STARTS)}"
-        )
-    return prompts.INIT == "group" and bool(prompts.GROUPS) and cfg.MODEL.TDOS.NUM_NEGATIVE > 0
+    check_choice("MODEL.PROMPTS.INIT", cfg.MODEL.PROMPTS.INIT, ("random", "group"))
+    return cfg.MODEL.PROMPTS.INIT == "group"
 
 
-def _references(
-    tower: TextTower,
-    names: Sequence[str],
-    *,
-    template: str,
-    groups: str,
-    num_negative: int,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    """Unit embeddings of the names' and word groups' texts, and the numbers of their queries."""
-    encode = TextEncoder(tower)
-    references = encode([template.replace("{}", name) for name in names])
-    if groups and num_negative:
-        # Nobody meets random weights again: what they give is not worth keeping on disk.
-        weights = encode.weights_identity() if keep else None
-        words = load_groups(groups, num_negative).groups
-        of_groups = prototypes(words, encode.array, template, weights=weights)
-        references = torch.cat([references, references.new_tensor(of_groups)])
-    return references, torch.arange(len(references))
+def negative_groups(name_or_path: str, num_negative: int) -> list[list[str]]:
+    """The words of each of the M negatives' groups; empty without a word list or negatives."""
+    return load_groups(name_or_path, num_negative).groups if name_or_path and num_negative else []

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...ood_words.prototypes import embed_words
+from ..clip import TextEncoder
 from .fixed_text import FixedText, read_embeddings
 from .prompts import PromptedText
 from .stored import StoredText
-from .text_encoder import TextEncoder
 
 
 def split_words(words: str | Sequence[str]) -> list[str]:
@@ -24,11 +24,11 @@ def split_words(words: str | Sequence[str]) -> list[str]:
         UserError: there are none.
     """
     given = words.split(",") if isinstance(words, str) else words
-    found = list(dict.fromkeys(" ".join(word.split()) for word in given))
-    found = [word for word in found if word]
+    found = dict.fromkeys(" ".join(word.split()) for word in given)
+    found.pop("", None)  # between two commas
     if not found:
         raise UserError("words are expected, such as: deer, lost cargo, sofa")
-    return found
+    return list(found)
 
 
 class WordEmbeddings:
@@ -48,8 +48,7 @@ class WordEmbeddings:
         if isinstance(text, FixedText):
             names, vectors = read_embeddings(path)
             self._kept = dict(zip(names, F.normalize(vectors, dim=1), strict=True))
-        elif self._encode is not None:
-            self._generation = text.generation  # grows when weights may have changed
+        self._generation = getattr(text, "generation", 0)  # grows when weights may have changed
 
     @property
     def words(self) -> list[str]:
@@ -92,6 +91,7 @@ class WordEmbeddings:
             return self._list[1]
 
     def _forget_old(self) -> None:
-        if self._encode is not None and self._generation != self._text.generation:
-            self._generation = self._text.generation
+        generation = getattr(self._text, "generation", 0)  # vectors of a file never change
+        if generation != self._generation:
+            self._generation = generation
             self._kept, self._list = {}, ([], torch.zeros(0))

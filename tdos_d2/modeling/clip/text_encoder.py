@@ -1,16 +1,42 @@
-"""CLIP's text encoder for whole texts."""
+"""CLIP's tokens, and its text encoder for whole texts."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import UserError
-from ..clip import TextTower, token_batch
+from .towers import TextTower
+
+START = 49406
+END = 49407
+
+
+@lru_cache(maxsize=1)
+def _tokenizer():
+    import open_clip
+
+    return open_clip.SimpleTokenizer()
+
+
+def tokenize(text: str) -> list[int]:
+    """CLIP's token numbers of ``text``, without start and end token."""
+    return _tokenizer().encode(text.strip().lower())
+
+
+def token_batch(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """(n, L) token numbers padded behind the end token, and the (n,) index of that token."""
+    sequences = [torch.tensor([START, *tokenize(text), END]) for text in texts]
+    # CLIP pads with 0; behind the end token it makes no difference, attention being causal.
+    tokens = pad_sequence(sequences, batch_first=True, padding_value=END)
+    return tokens, torch.tensor([len(s) - 1 for s in sequences])
 
 
 class TextEncoder:
