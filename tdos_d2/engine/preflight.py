@@ -55,6 +55,7 @@ def check(cfg: CfgNode, args: Namespace) -> list[str]:
         UserError: the first thing that is wrong, naming the key, file or dataset.
     """
     check_values(cfg)
+    _check_memory(cfg, args)
     _check_output(cfg)
     notes = [*use_cpu_without_gpu(cfg), *use_pixel_statistics(cfg)]
     _check_processes(cfg, args)
@@ -90,6 +91,27 @@ def _check_processes(cfg: CfgNode, args: Namespace) -> None:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH {batch} is not divisible by {divisor} ({reference or world})"
         )
+
+
+def _check_memory(cfg: CfgNode, args: Namespace) -> None:
+    """What a NormalityMemory cannot do: be trained, be empty, tell classes apart."""
+    if cfg.MODEL.META_ARCHITECTURE != "NormalityMemory":
+        return
+    if not args.eval_only:
+        raise UserError(
+            "MODEL.META_ARCHITECTURE: a NormalityMemory is not trained: tools/fit_memory.py fits "
+            "it, train_net.py --eval-only evaluates it"
+        )
+    if not (cfg.MODEL.WEIGHTS or args.resume):
+        raise UserError("MODEL.WEIGHTS is empty: name a memory that tools/fit_memory.py wrote")
+    for name in cfg.DATASETS.TEST:
+        with _naming("DATASETS.TEST"):
+            check_registered(name)
+        if MetadataCatalog.get(name).get("evaluator_type") != "ood":
+            raise UserError(
+                f"DATASETS.TEST: {name} has labels of classes, and a NormalityMemory has no known "
+                "classes: only OOD sets can be evaluated"
+            )
 
 
 def _build_training(cfg: CfgNode, model: nn.Module) -> None:

@@ -76,6 +76,12 @@ def build_evaluator(
     return _BUILDERS[kind](cfg, dataset_name, folder)
 
 
+def score_label(cfg: CfgNode) -> str:
+    """What ``ood_score`` of the model is called: "ood_score" where nothing is known of it."""
+    names = {"TDOS": cfg.MODEL.TDOS.SCORE, "NormalityMemory": "memory"}
+    return names.get(cfg.MODEL.META_ARCHITECTURE, "ood_score")
+
+
 def check_export(cfg: CfgNode, dataset_name: str) -> None:
     """Raise UserError if there is nothing to do for an OOD set: no labels, nothing to write.
 
@@ -100,8 +106,7 @@ def _has_labels(dataset_name: str) -> bool:
 def _build_ood(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
     check_export(cfg, dataset_name)
     show_dir, export = cfg.TEST.SHOW_DIR or None, cfg.TEST.EXPORT
-    is_tdos = cfg.MODEL.META_ARCHITECTURE == "TDOS"
-    label = cfg.MODEL.TDOS.SCORE if is_tdos else "ood_score"
+    label = score_label(cfg)
     scores: list[OODEvaluator] = []
     writers: list[DatasetEvaluator] = []
     if _has_labels(dataset_name):

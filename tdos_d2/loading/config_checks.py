@@ -15,9 +15,11 @@ from .config_files import (
 from .config_values import check_values
 from .dry_build import check_build
 
+_MODELS = ("TDOS", "NormalityMemory")
+
 
 def check_model(cfg: CfgNode) -> list[str]:
-    """Check what running the TDOS of ``MODEL.WEIGHTS`` needs, without datasets.
+    """Check what running a model of this project with ``MODEL.WEIGHTS`` needs, without datasets.
 
     Fills in ``cfg`` in place, as an evaluation does, what the checkpoint says of its model.
 
@@ -27,8 +29,10 @@ def check_model(cfg: CfgNode) -> list[str]:
     Raises:
         UserError: the first thing that is wrong, naming the key or file.
     """
-    if cfg.MODEL.META_ARCHITECTURE != "TDOS":
-        raise UserError(f"MODEL.META_ARCHITECTURE: TDOS, not {cfg.MODEL.META_ARCHITECTURE}")
+    if cfg.MODEL.META_ARCHITECTURE not in _MODELS:
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE: {' or '.join(_MODELS)}, not {cfg.MODEL.META_ARCHITECTURE}"
+        )
     return check_runnable(cfg)
 
 

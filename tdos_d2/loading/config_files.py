@@ -18,7 +18,7 @@ from detectron2.data import MetadataCatalog
 from ..config import get_config_file, set_key
 from ..data import register_from_file
 from ..errors import UserError
-from ..modeling.backbone import pixel_statistics
+from ..modeling.backbone import encoder_name, pixel_statistics
 from ..modeling.clip import QUICK_GELU_SUFFIX
 from .checkpoint import read_checkpoint_info
 from .config_values import check_values, default_config, get_key
@@ -157,7 +157,8 @@ def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> l
         Lines for the log.
 
     Raises:
-        UserError: a checkpoint that is missing or damaged, or class names that contradict it.
+        UserError: a checkpoint that is missing or damaged, or class names that contradict it; a
+            memory that is empty, or of another encoder or other levels than the config's.
     """
     path = resume_file(cfg) if resume else None
     notes = []
@@ -174,6 +175,7 @@ def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> l
         notes += _take(cfg, "MODEL.CLIP.ACTIVATION", "quick_gelu" if quick else "gelu", path)
     names = list(info.get("class_names", []))
     if eval_only:
+        _check_memory(cfg, info, path)
         notes += _take_model(cfg, info, path)
     if not cfg.MODEL.TDOS.CLASS_NAMES:
         set_key(cfg, "MODEL.TDOS.CLASS_NAMES", (eval_only and names) or _training_names(cfg))
@@ -214,6 +216,20 @@ def _take_model(cfg: CfgNode, info: dict[str, Any], path: Path | None) -> list[s
         notes += _take(cfg, "MODEL.CLIP.NAME", info["clip_name"], path)
         notes += _take(cfg, "MODEL.CLIP.WEIGHTS", "", path)
     return notes
+
+
+def _check_memory(cfg: CfgNode, info: dict[str, Any], path: Path | None) -> None:
+    fitted = info.get("memory")
+    if cfg.MODEL.META_ARCHITECTURE != "NormalityMemory" or not fitted:
+        return
+    if not fitted["vectors"]:
+        raise UserError(f"MODEL.WEIGHTS: the memory in {path} is empty: see tools/fit_memory.py")
+    encoder, levels = encoder_name(cfg), list(cfg.MODEL.MEMORY.LEVELS)
+    if (encoder, levels) != (fitted["encoder"], fitted["levels"]):
+        raise UserError(
+            f"{path} was fitted with the encoder {fitted['encoder']} and MODEL.MEMORY.LEVELS "
+            f"{', '.join(fitted['levels'])}, but the config has {encoder} and {', '.join(levels)}"
+        )
 
 
 def find_config(name: str) -> str:

@@ -7,6 +7,7 @@ from .clip_encoders import (
     CLIPModifiedResNet,
     CLIPVisionTransformer,
     check_encoder,
+    encoder_name,
 )
 from .freezable_encoder import TAPS
 from .neck import FPNNeck, ScaleNeck
@@ -22,5 +23,6 @@ __all__ = [
     "ScaleNeck",
     "TimmBackbone",
     "check_encoder",
+    "encoder_name",
     "pixel_statistics",
 ]
