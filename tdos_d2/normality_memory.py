@@ -11,6 +11,8 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from torch import Tensor
 
+from .errors import UserError
+from .modeling.backbone import encoder_name
 from .modeling.image_model import ImageModel
 from .modeling.memory import FeatureMemory, FeaturesOf, build_memory
 from .modeling.scores import resize
@@ -30,27 +32,44 @@ class NormalityMemory(ImageModel):
         *,
         backbone: Backbone,
         memory: FeatureMemory,
+        encoder: str = "",
         **image: Any,
     ) -> None:
         """
         Args:
             backbone: gives the maps that the memory keeps.
             memory: its first level's grid is that of the score.
+            encoder: what the backbone is called in checkpoints.
             image: of :class:`~tdos_d2.modeling.image_model.ImageModel`.
         """
         super().__init__(**image)
         self.backbone = backbone.requires_grad_(False).eval()
-        self.memory = memory
+        self.memory, self.encoder = memory, encoder
         self.class_names: tuple[str, ...] = ()
         self.score_name, self.extra_scores = "memory", ()
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
+        if cfg.MODEL.TDOS.EXTRA_SCORES:
+            raise UserError("MODEL.TDOS.EXTRA_SCORES: a NormalityMemory has no score but its own")
         backbone = build_backbone(cfg)
         return {
             "backbone": backbone,
+            "encoder": encoder_name(cfg),
             "memory": build_memory(cfg, backbone.output_shape()),
             **cls.image_config(cfg),
+        }
+
+    def checkpoint_info(self) -> dict[str, Any]:
+        """What must agree with the config of a model that loads the memory."""
+        return {
+            "class_names": [],
+            "clip_name": getattr(self.backbone, "architecture", ""),
+            "memory": {
+                "encoder": self.encoder,
+                "levels": list(self.memory.levels),
+                "vectors": len(self.memory.vectors),
+            },
         }
 
     def train(self, mode: bool = True) -> NormalityMemory:

@@ -3,7 +3,8 @@
 
 For NormalityMemory, and for a trained TDOS with the scores "memory" or "combined". Each frame is
 read twice, for "combined" three times. Frames that cannot be read are named and left out (exit
-status 1).
+status 1). Frames of a video that follow each other are nearly the same: one or two a second are
+enough.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ EXAMPLES = """examples:
 """
 
 # ruff: noqa: E402
+import time
 from collections.abc import Iterator
 
 from detectron2.modeling import build_model
@@ -34,7 +36,7 @@ from tdos_d2.data.verify.quick import get_dicts
 from tdos_d2.engine import TDOSCheckpointer, exit_with_one_line, load_config
 from tdos_d2.errors import UserError
 from tdos_d2.files import check_output, find_files
-from tdos_d2.loading.config_checks import check_runnable
+from tdos_d2.loading.config_checks import check_model
 
 
 class Frames:
@@ -64,7 +66,7 @@ def run() -> None:
     if args.output.suffix != ".pth":
         raise UserError(f"--output: {args.output} must end in .pth")
     check_output(args.output, "--output")
-    for note in check_runnable(cfg):
+    for note in check_model(cfg):
         print(note)
     if args.dataset:
         files = [record["file_name"] for record in get_dicts(args.dataset)]
@@ -73,17 +75,27 @@ def run() -> None:
             raise UserError(f"--images: {args.images} is no folder")
         names = find_files(args.images, "**/*")
         files = [str(args.images / n) for n in names if n.lower().endswith(IMAGE_SUFFIXES)]
+        if not files:
+            known = ", ".join(IMAGE_SUFFIXES)
+            raise UserError(f"--images: {args.images} has no image ({known})")
+    start = time.perf_counter()
     model = build_model(cfg)
     frames = Frames(files, TDOSDatasetMapper(cfg, is_train=False, dataset_name=args.dataset))
     checkpointer = TDOSCheckpointer(model, str(args.output.parent))
     if trained:
         checkpointer.load(cfg.MODEL.WEIGHTS)
-    count = model.fit_memory(frames, seed=args.seed)
-    checkpointer.save(args.output.stem)
-    good = len(files) - len(frames.broken)
-    print(f"{count} vectors of {sum(model.memory.channels)} channels from {good} frames")
-    for reason in frames.broken.values():
-        print(f"left out: {reason}", file=sys.stderr)
+    try:
+        count = model.fit_memory(frames, seed=args.seed)
+    finally:
+        for reason in frames.broken.values():
+            print(f"left out: {reason}", file=sys.stderr)
+    checkpointer.save(args.output.stem, tag=False)
+    vectors, good = model.memory.vectors, len(files) - len(frames.broken)
+    print(
+        f"{args.output}: {count} vectors of {vectors.shape[1]} channels "
+        f"({vectors.nbytes / 1e6:.1f} MB) from {good} frames "
+        f"in {time.perf_counter() - start:.0f} s"
+    )
     if frames.broken:
         sys.exit(1)
 

@@ -71,6 +71,7 @@ def _check_surroundings(cfg: CfgNode, args: Namespace) -> list[str]:
         check_output(cfg.TEST.SHOW_DIR, "TEST.SHOW_DIR", folder=True)
     for name in ("", "inference", *(["report"] if cfg.TEST.REPORT else [])):
         check_output(os.path.join(cfg.OUTPUT_DIR, name), "OUTPUT_DIR", folder=True)
+    _check_memory(cfg, args)
     _check_processes(cfg, args)
     return _check_datasets(cfg, args)
 
@@ -97,6 +98,27 @@ def _check_processes(cfg: CfgNode, args: Namespace) -> None:
 def _build_evaluation(cfg: CfgNode, model: nn.Module) -> None:
     if cfg.TEST.AUG.ENABLED:
         SemanticSegmentorWithTTA(cfg, model)
+
+
+def _check_memory(cfg: CfgNode, args: Namespace) -> None:
+    """What a NormalityMemory cannot do: be trained, be empty, tell classes apart."""
+    if cfg.MODEL.META_ARCHITECTURE != "NormalityMemory":
+        return
+    if not args.eval_only:
+        raise UserError(
+            "MODEL.META_ARCHITECTURE: a NormalityMemory is not trained: tools/fit_memory.py fits "
+            "it, train_net.py --eval-only evaluates it"
+        )
+    if not (cfg.MODEL.WEIGHTS or args.resume):
+        raise UserError("MODEL.WEIGHTS is empty: name a memory that tools/fit_memory.py wrote")
+    for name in cfg.DATASETS.TEST:
+        with _naming("DATASETS.TEST"):
+            check_registered(name)
+        if MetadataCatalog.get(name).get("evaluator_type") != "ood":
+            raise UserError(
+                f"DATASETS.TEST: {name} has labels of classes, and a NormalityMemory has no known "
+                "classes: only OOD sets can be evaluated"
+            )
 
 
 def _build_training(cfg: CfgNode, model: nn.Module) -> None:

@@ -73,6 +73,12 @@ def build_evaluator(
     return DatasetEvaluators([evaluator, OverlayWriter(dataset_name, cfg.TEST.SHOW_DIR)])
 
 
+def score_label(cfg: CfgNode) -> str:
+    """What ``ood_score`` of the model is called: "ood_score" where nothing is known of it."""
+    names = {"TDOS": cfg.MODEL.TDOS.SCORE, "NormalityMemory": "memory"}
+    return names.get(cfg.MODEL.META_ARCHITECTURE, "ood_score")
+
+
 def check_export(cfg: CfgNode, dataset_name: str) -> None:
     """Check what is to be written of an OOD dataset.
 
@@ -97,9 +103,7 @@ def _has_labels(dataset_name: str) -> bool:
 def _build_ood(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
     check_export(cfg, dataset_name)
     show_dir, export = cfg.TEST.SHOW_DIR or None, cfg.TEST.EXPORT
-    is_tdos = cfg.MODEL.META_ARCHITECTURE == "TDOS"
-    label = cfg.MODEL.TDOS.SCORE if is_tdos else "ood_score"
-    evaluators = []
+    label, evaluators = score_label(cfg), []
     if _has_labels(dataset_name):
         build = partial(OODEvaluator, dataset_name, output_dir=output_dir)
         evaluators.append(build(report=cfg.TEST.REPORT, show_dir=show_dir, label=label))

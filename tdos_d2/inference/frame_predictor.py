@@ -23,14 +23,14 @@ class FrameResult:
         record: for the JSON line.
         score: (H, W) raw score.
         score_picture: RGB.
-        segmentation_picture: RGB.
+        segmentation_picture: RGB; None where there are no known classes.
         word_pictures: RGB by word.
     """
 
     record: dict[str, Any]
     score: np.ndarray
     score_picture: np.ndarray
-    segmentation_picture: np.ndarray
+    segmentation_picture: np.ndarray | None
     word_pictures: dict[str, np.ndarray]
 
 
@@ -43,7 +43,7 @@ class FramePredictor:
         threshold: from which score on a pixel is OOD; None: no objects are looked for.
         words: concepts to look for; None: none.
         combine: let the words take part in the score.
-        num_nearest: OOD words named per object.
+        num_nearest: OOD words named per object; a model without a text side names none.
         min_area: of an object in pixels; None: by the size of the frame.
         limits: scores of the darkest and the brightest colour; None: by the score.
         ego_mask: (H, W) bool, True on the ego vehicle; None: nowhere.
@@ -64,7 +64,8 @@ class FramePredictor:
     ) -> None:
         self.predictor, self.colours = predictor, colours
         self.threshold, self.words, self.combine = threshold, words, combine
-        self.num_nearest, self.min_area = num_nearest, min_area
+        self.num_nearest = num_nearest if predictor.takes_words else 0
+        self.min_area = min_area
         names = predictor.class_names
         self.limits = limits or score_range(predictor.score, len(names))
         self.ego_mask = ego_mask
@@ -133,7 +134,7 @@ class FramePredictor:
         objects: Sequence[OODObject],
         regions: np.ndarray | None,
         record: dict[str, Any],
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         names = self.predictor.class_names
         entries = record["objects"] or []
         tags = [
@@ -145,6 +146,8 @@ class FramePredictor:
             rgb, score, self.limits, title,
             threshold=self.threshold, regions=regions, tags=tags, valid=self._valid,
         )  # fmt: skip
+        if not names:
+            return heat, None
         label = result["labels"].copy()
         if regions is not None:
             label[regions > 0] = len(names)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
@@ -47,7 +48,8 @@ back are in the file and in predictions.jsonl) and, with --words, a picture per 
 b_score.mp4 and b_segmentation.mp4. predictions.jsonl has a line per input: size, threshold,
 objects (box x0 y0 x1 y1, area, mean and maximum of the score, words), of a video per frame. What
 earlier runs wrote to DIR stays: names that are taken get a number, lines are added; results are no
-inputs, wherever DIR lies."""
+inputs, wherever DIR lies. A NormalityMemory has no known classes and takes no words: its objects
+are found by the score alone."""
 _EPILOG = """\
 words:
   A word is compared with the image encoder's dense embedding, without training; known classes
@@ -135,7 +137,7 @@ class PredictionRun:
             return self._predict_video(Video(path), target, bar)
         found = self.predict_frame(read_image(path, "BGR"))
         record = self._write_raw(found, target, self.raw or "png")
-        pictures = {"score": found.score_picture, "segmentation": found.segmentation_picture}
+        pictures = _pictures(found)
         for i, (word, picture) in enumerate(found.word_pictures.items(), start=1):
             pictures[f"word{i}_{re.sub(r'[^0-9a-zA-Z]+', '-', word)}"] = picture
         for kind, picture in pictures.items():
@@ -146,19 +148,20 @@ class PredictionRun:
         return record
 
     def _predict_video(self, video: Video, target: Path, bar: tqdm) -> dict[str, Any]:
-        kinds = "score", "segmentation"
+        classes = self.predict_frame.predictor.class_names
+        kinds = ("score", "segmentation") if classes else ("score",)
         paths = {kind: target.with_name(f"{target.name}_{kind}.mp4") for kind in kinds}
         raw = self.raw or "none"
         folder = target.with_name(f"{target.name}_frames")
         if raw != "none":
             folder.mkdir(exist_ok=True)
         record: dict[str, Any] = {"fps": video.rate, "frames": []}
-        with video_files(list(paths.values()), video.rate) as (of_score, of_segmentation):
+        with video_files(list(paths.values()), video.rate) as videos:
             try:
                 for i, image in enumerate(video):
                     found = self.predict_frame(image, pictures_of_words=False)
-                    of_score.add(found.score_picture)
-                    of_segmentation.add(found.segmentation_picture)
+                    for of_kind, picture in zip(videos, _pictures(found).values(), strict=True):
+                        of_kind.add(picture)
                     of_frame = self._write_raw(found, folder / f"{i:06d}", raw)
                     record["frames"].append({"frame": i, **of_frame})
                     bar.update()
@@ -204,13 +207,19 @@ def run(argv: Sequence[str] | None = None) -> None:
     if not cfg.MODEL.WEIGHTS:
         raise UserError("name a checkpoint: --opts MODEL.WEIGHTS FILE")
     predictor = OODPredictor(cfg, half=not args.full_precision)
+    for flag, given in (("--words", words), ("--nearest-words", args.nearest_words)):
+        if given and not predictor.takes_words:
+            raise UserError(
+                f"{flag}: a {cfg.MODEL.META_ARCHITECTURE} has no text side to compare words with"
+            )
+    num_nearest = 3 if args.nearest_words is None else args.nearest_words
     if words:
         predictor.embed_words(words)  # what is wrong with a word is wrong with all inputs
     threshold = choose_threshold(
         predictor, args.threshold,
         min_area=args.min_area, combine=args.combine_words, ego_mask=args.ego_mask,
     )  # fmt: skip
-    notes = [*predictor.notes, threshold.note, *_word_notes(predictor, words, args.nearest_words)]
+    notes = [*predictor.notes, threshold.note, *_word_notes(predictor, words, num_nearest)]
     print("\n".join(notes), file=sys.stderr)
     train = cfg.DATASETS.TRAIN
     colours = MetadataCatalog.get(train[0]).get("stuff_colors") if train else None
@@ -221,7 +230,7 @@ def run(argv: Sequence[str] | None = None) -> None:
             threshold=threshold.value,
             words=words,
             combine=args.combine_words,
-            num_nearest=args.nearest_words,
+            num_nearest=num_nearest,
             min_area=threshold.min_area,
             limits=args.score_range and tuple(args.score_range),
             ego_mask=ego_mask,
@@ -264,7 +273,7 @@ def parser() -> options.Parser:
     add("--words", metavar="LIST", help='concepts to look for, such as "deer, lost cargo, sofa"')
     add("--combine-words", action="store_true",
         help="objects and pictures are of max(OOD score, chances of the words)")
-    add("--nearest-words", type=options.whole(0), default=3, metavar="N",
+    add("--nearest-words", type=options.whole(0), metavar="N",
         help="nearest OOD words named per object (default: 3)")
     add("--ego-mask", type=options.path_text, metavar="FILE",
         help="picture with one channel, as large as the frames: no objects where it is not 0")
@@ -279,10 +288,16 @@ def parser() -> options.Parser:
 
 
 def _word_notes(predictor: OODPredictor, words: Sequence[str] | None, nearest: int) -> list[str]:
-    if predictor.words_have_meaning or not (words or nearest):
+    if predictor.words_have_meaning or not (predictor.takes_words and (words or nearest)):
         return []
     what = "--words are numbers without a meaning" if words else "no nearest words are named"
     return [f"this model's text encoder was never CLIP's (MODEL.CLIP.WEIGHTS is empty): {what}"]
+
+
+def _pictures(found: FrameResult) -> dict[str, np.ndarray]:
+    """Those of a frame without words, by what they are called."""
+    pictures = {"score": found.score_picture, "segmentation": found.segmentation_picture}
+    return {kind: picture for kind, picture in pictures.items() if picture is not None}
 
 
 def _length(path: Path) -> int:

@@ -16,8 +16,10 @@ from detectron2.modeling import build_model
 from torch import Tensor
 
 from ..data import TDOSDatasetMapper
+from ..errors import UserError
 from ..evaluation.frames import check_finite
 from ..evaluation.operating_point import OperatingPoint, load_operating_point
+from ..labels import VOID
 from ..loading.checkpoint import TDOSCheckpointer
 from ..loading.config_checks import check_model
 from ..loading.config_files import local_weights
@@ -37,7 +39,7 @@ _SETTINGS = ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "TEST.WINDOW.SIZE", "
 
 
 class OODPredictor:
-    """Detectron2's DefaultPredictor for TDOS: BGR images in, NumPy arrays out.
+    """Detectron2's DefaultPredictor for TDOS and NormalityMemory: BGR images in, arrays out.
 
     Class names and architecture come from the checkpoint in ``MODEL.WEIGHTS``, as in evaluation.
     Text embeddings are computed once. Calls from several threads at a time are safe and give what
@@ -46,11 +48,13 @@ class OODPredictor:
     Words need no training. They mean something where the text embeddings do: with CLIP's weights
     (a checkpoint that was trained from them), or with ``MODEL.TEXT.EMBEDDINGS``, and then only the
     words of that file. With random weights, as in the demo, they are numbers without a meaning.
+    A NormalityMemory has neither words nor known classes.
 
     Attributes:
         model: the model.
         class_names: names of the K known classes.
         score: name of the score in ``ood_score``.
+        takes_words: whether the model has a text side, to compare words with.
         words_have_meaning: whether words do.
         weights: file of the checkpoint; None where there is none, or it is an address.
         settings: what the scores depend on beside the checkpoint, by config key.
@@ -75,19 +79,25 @@ class OODPredictor:
             self._load(cfg.MODEL.WEIGHTS)
         else:
             self.notes.append("MODEL.WEIGHTS is empty: the model is untrained")
-        self.words_have_meaning = not isinstance(self.model.text, StoredText) and bool(
-            cfg.MODEL.CLIP.WEIGHTS or cfg.MODEL.TEXT.EMBEDDINGS
-        )
         self.class_names, self.score = self.model.class_names, self.model.score_name
         self.weights = local_weights(cfg)
         self.settings = {key: get_key(cfg, key) for key in _SETTINGS}
         self.settings["half precision"] = self._half
         mapper = TDOSDatasetMapper(cfg, is_train=False)
         self._augmentations, self._format = mapper.augmentations, mapper.image_format
+        text = getattr(self.model, "text", None)
+        self.takes_words = text is not None
+        self.words_have_meaning = (
+            self.takes_words
+            and not isinstance(text, StoredText)
+            and bool(cfg.MODEL.CLIP.WEIGHTS or cfg.MODEL.TEXT.EMBEDDINGS)
+        )
+        self._list: list[str] | None = None if self.takes_words else []
+        if not self.takes_words:
+            return
         with torch.no_grad():
             self.model.text()  # kept by the model
         self._words = WordEmbeddings(self.model.text, cfg.MODEL.TEXT.EMBEDDINGS)
-        self._list: list[str] | None = None
 
     def __call__(
         self, bgr_image: np.ndarray | Sequence[np.ndarray], words: str | Sequence[str] | None = None
@@ -101,7 +111,8 @@ class OODPredictor:
 
         Returns:
             Per image, all arrays of its size: ``labels`` (H, W) uint8, the known class with the
-            largest S; ``sem_seg`` (K, H, W) float32, S of the known classes; ``ood_score`` (H, W)
+            largest S, 255 where there are no known classes; ``sem_seg`` (K, H, W) float32, S of the
+            known classes; ``ood_score`` (H, W)
             float32, larger = more anomalous; ``word_scores``, by word the (H, W) float32 cosines in
             [-1, 1] of its text embedding with the dense visual embedding. With words there is also
             ``word_chances``, by word (H, W) float32 in [0, 1]: above 1/2 the word fits better than
@@ -110,7 +121,8 @@ class OODPredictor:
         Raises:
             ValueError: an image of another shape or type.
             UserError: no word, a word too long for the text encoder, or one that
-                ``MODEL.TEXT.EMBEDDINGS`` lacks; the model gives NaN or infinity.
+                ``MODEL.TEXT.EMBEDDINGS`` lacks; words for a model without a text side; the model
+                gives NaN or infinity.
         """
         names = None if words is None else split_words(words)
         if isinstance(bgr_image, np.ndarray):
@@ -122,8 +134,12 @@ class OODPredictor:
 
         Raises:
             UserError: a word is too long for the text encoder, or ``MODEL.TEXT.EMBEDDINGS`` lacks
-                it.
+                it; the model has no text side.
         """
+        if not self.takes_words:
+            raise UserError(
+                f"a {type(self.model).__name__} has no text side that words could be compared with"
+            )
         return self._words(words)
 
     @cached_property
@@ -219,9 +235,11 @@ class OODPredictor:
         arrays = {key: output[key].float().cpu().numpy() for key in _OUTPUTS if key in output}
         for key, values in arrays.items():
             self._check_finite(values, f"the model's {key}")
+        known = arrays["sem_seg"]
+        labels = known.argmax(axis=0) if len(known) else np.full(image.shape[:2], VOID)
         result = {
-            "labels": arrays["sem_seg"].argmax(axis=0).astype(np.uint8),
-            "sem_seg": arrays["sem_seg"],
+            "labels": labels.astype(np.uint8),
+            "sem_seg": known,
             "ood_score": arrays["ood_score"],
             "word_scores": {},
         }

@@ -22,11 +22,12 @@ def score_range(name: str, num_known: int) -> tuple[float, float]:
         name: from ``modeling.scores.SCORES``.
         num_known: K.
     """
+    if name == "memory":  # of any number of classes, even none
+        return 0.0, 1.0  # from a vector of the memory to features at a right angle to all
     k = num_known
     return {
         "log_s_ood": (_LOWEST_LOGARITHM, 0.0),
         "text_only": (_LOWEST_LOGARITHM, 0.0),
-        "memory": (0.0, 1.0),  # from a vector of the memory to features at a right angle to all
         "combined": (-2.0, 10.0),  # in deviations of normal pixels
         "s_ood_softmax": (1 / (math.e + k), math.e / (math.e + k)),
         "max_logit": (0.0, 1.0),

@@ -74,8 +74,8 @@ class TDOSCheckpointer(DetectionCheckpointer):
         self.run_info = dict(run_info or {})
         self.not_loaded: list[str] = []
 
-    def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``<save_dir>/<name>.pth``, then point ``last_checkpoint`` at it."""
+    def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
+        """Write ``<save_dir>/<name>.pth``, then point ``last_checkpoint`` at it if ``tag``."""
         if not self.save_dir or not self.save_to_disk:
             return
         states = {key: value.state_dict() for key, value in self.checkpointables.items()}
@@ -84,7 +84,8 @@ class TDOSCheckpointer(DetectionCheckpointer):
         self.logger.info(f"Saving checkpoint to {path}")
         with atomic_write(path) as file:
             torch.save(data, file)
-        self.tag_last_checkpoint(f"{name}.pth")
+        if tag:
+            self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make ``last_checkpoint`` name this file."""

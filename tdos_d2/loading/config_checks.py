@@ -18,11 +18,15 @@ from .config_files import (
 from .config_values import check_values
 from .dry_build import BuildFromModel, check_build
 
+_MODELS = ("TDOS", "NormalityMemory")
+
 
 def check_model(cfg: CfgNode) -> list[str]:
-    """As :func:`check_runnable`, for the prediction of a TDOS."""
-    if cfg.MODEL.META_ARCHITECTURE != "TDOS":
-        raise UserError(f"MODEL.META_ARCHITECTURE: TDOS, not {cfg.MODEL.META_ARCHITECTURE}")
+    """As :func:`check_runnable`, for the prediction of a model of this project."""
+    if cfg.MODEL.META_ARCHITECTURE not in _MODELS:
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE: {' or '.join(_MODELS)}, not {cfg.MODEL.META_ARCHITECTURE}"
+        )
     return check_runnable(cfg)
 
 

@@ -19,7 +19,7 @@ from detectron2.data import MetadataCatalog
 from ..config import get_config_file, set_key
 from ..data import register_from_file
 from ..errors import UserError
-from ..modeling.backbone import pixel_statistics
+from ..modeling.backbone import encoder_name, pixel_statistics
 from ..modeling.clip import QUICK_GELU_SUFFIX
 from ..value_checks import get_key
 from .checkpoint import read_checkpoint_info
@@ -166,7 +166,8 @@ def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> l
         Lines for the log.
 
     Raises:
-        UserError: a checkpoint that is missing or damaged, or class names that contradict it.
+        UserError: a checkpoint that is missing or damaged, or class names that contradict it; a
+            memory that is empty, or of another encoder or other levels than the config's.
     """
     path = resume_file(cfg) if resume else None
     resumed, notes = path is not None, []
@@ -188,6 +189,8 @@ def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> l
             set_key(cfg, key, value)
             notes.append(f"{key} is {value!r}, as in {path}")
     names = list(info.get("class_names", []))
+    if eval_only:
+        _check_memory(cfg, info, path)
     if not cfg.MODEL.TDOS.CLASS_NAMES:
         sets = cfg.DATASETS.TRAIN[:1]
         of_set = MetadataCatalog.get(sets[0]).get("stuff_classes", ()) if sets else ()
@@ -220,6 +223,20 @@ def local_weights(cfg: CfgNode) -> Path | None:
     if not weights or "://" in weights:
         return None
     return Path(weights.partition("?")[0])
+
+
+def _check_memory(cfg: CfgNode, info: dict[str, Any], path: Path | None) -> None:
+    fitted = info.get("memory")
+    if cfg.MODEL.META_ARCHITECTURE != "NormalityMemory" or not fitted:
+        return
+    if not fitted["vectors"]:
+        raise UserError(f"MODEL.WEIGHTS: the memory in {path} is empty: see tools/fit_memory.py")
+    encoder, levels = encoder_name(cfg), list(cfg.MODEL.MEMORY.LEVELS)
+    if (encoder, levels) != (fitted["encoder"], fitted["levels"]):
+        raise UserError(
+            f"{path} was fitted with the encoder {fitted['encoder']} and MODEL.MEMORY.LEVELS "
+            f"{', '.join(fitted['levels'])}, but the config has {encoder} and {', '.join(levels)}"
+        )
 
 
 def find_config(name: str) -> str:

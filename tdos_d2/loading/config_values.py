@@ -28,6 +28,7 @@ _EXAMPLES = {
     "INPUT.OOD_PASTE.STAND_ON": [""],
     "INPUT.TEST_SIZES": [["", 1, 1]],
     "MODEL.IMPORTS": [""],
+    "MODEL.MEMORY.LEVELS": [""],
     "MODEL.TDOS.CLASS_NAMES": [""],
     "MODEL.TDOS.EXTRA_SCORES": [""],
     "MODEL.TIMM.LEVELS": [1],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from layouts import write_image
 
 from tdos_d2.errors import UserError
+from tdos_d2.loading.checkpoint import read_checkpoint_info
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["MODEL.TIMM.NAME", "tf_efficientnet_lite0", "MODEL.TIMM.WEIGHTS", ""]
@@ -28,9 +31,9 @@ def run(monkeypatch, tmp_path):
         frame = rng.integers(0, 256, (64, 96, 3), np.uint8)
         write_image(tmp_path / "frames" / "drive" / f"{i}.png", frame)
 
-    def call(*words: str) -> None:
+    def call(*words: str, more: Sequence[str] = ()) -> None:
         given = ["--config-file", "configs/memory_lite2.yaml", "--output", str(tmp_path / "m.pth")]
-        monkeypatch.setattr(sys, "argv", ["fit_memory.py", *given, *words, *SMALL])
+        monkeypatch.setattr(sys, "argv", ["fit_memory.py", *given, *words, *SMALL, *more])
         torch.manual_seed(0)
         tool.run()
 
@@ -39,7 +42,12 @@ def run(monkeypatch, tmp_path):
 
 def test_a_folder_of_frames(run, tmp_path, capsys):
     run("--images", str(tmp_path / "frames"))
-    assert "20 vectors of 432 channels from 3 frames" in capsys.readouterr().out
+    said = r"m\.pth: 20 vectors of 432 channels \(0\.0 MB\) from 3 frames in \d+ s"
+    assert re.search(said, capsys.readouterr().out)
+    info = read_checkpoint_info(tmp_path / "m.pth")["memory"]
+    assert info["encoder"] == "tf_efficientnet_lite0" and info["levels"] == ["tap3", "tap4"]
+    assert info["vectors"] == 20
+    assert not (tmp_path / "last_checkpoint").exists()  # no run of training goes on from here
     saved = torch.load(tmp_path / "m.pth", weights_only=True)["model"]
     norms = saved["memory.vectors"].norm(dim=1)
     torch.testing.assert_close(norms, torch.ones(20))
@@ -58,9 +66,36 @@ def test_a_frame_that_cannot_be_read(run, tmp_path, capsys):
     ("words", "message"),
     [
         (["--images", "nowhere"], "--images: nowhere is no folder"),
+        (["--images", "configs"], r"--images: configs has no image \(.*\.jpg"),
         (["--dataset", "camvid_trian"], "did you mean camvid_train"),
     ],
 )
 def test_what_is_not_there(run, words, message):
     with pytest.raises(UserError, match=message):
         run(*words)
+
+
+def test_no_frame_that_can_be_read(run, tmp_path, capsys):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"none")
+    with pytest.raises(UserError, match="no normal frame"):
+        run("--images", str(tmp_path / "broken"))
+    assert "left out: cannot read image" in capsys.readouterr().err
+    assert not (tmp_path / "m.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["MODEL.MEMORY.LEVELS", "['tap3', 'tap5']"], "MODEL.MEMORY.LEVELS: .* tap1, tap2, tap3"),
+        (["MODEL.MEMORY.LEVELS", "[]"], "MODEL.MEMORY.LEVELS: this encoder has tap1"),
+        (["MODEL.MEMORY.LEVELS", "[3]"], "MODEL.MEMORY.LEVELS must be a list, each element a text"),
+        (["MODEL.MEMORY.SIZE", "0"], "MODEL.MEMORY.SIZE must be greater than 0"),
+        (["MODEL.TIMM.NAME", "gernet"], "MODEL.TIMM.NAME: timm has no model 'gernet'"),
+        (["MODEL.META_ARCHITECTURE", "Other"], "MODEL.META_ARCHITECTURE: TDOS or NormalityMemory"),
+        (["MODEL.META_ARCHITECTURE", "TDOS"], "MODEL.WEIGHTS: name the checkpoint"),
+    ],
+)
+def test_what_does_not_fit(run, tmp_path, more, message):
+    with pytest.raises(UserError, match=message):
+        run("--images", str(tmp_path / "frames"), more=more)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from .clip_encoders import CLIPModifiedResNet, CLIPVisionTransformer, check_encoder
+from .clip_encoders import (
+    CLIPModifiedResNet,
+    CLIPVisionTransformer,
+    check_encoder,
+    encoder_name,
+)
 from .freezable_encoder import TAPS
 from .neck import FPNNeck, ScaleNeck
 from .timm_encoder import TimmBackbone
@@ -10,5 +15,5 @@ from .timm_weights import pixel_statistics
 
 __all__ = [
     "TAPS", "CLIPModifiedResNet", "CLIPVisionTransformer", "FPNNeck", "ScaleNeck", "TimmBackbone",
-    "check_encoder", "pixel_statistics",
+    "check_encoder", "encoder_name", "pixel_statistics",
 ]  # fmt: skip

@@ -108,6 +108,18 @@ class CLIPModifiedResNet(CLIPImageEncoder):
     _build_tower = ResNetTower
 
 
+def encoder_name(cfg) -> str:
+    """What the encoder of a config is called: timm's name with MODEL.TIMM.LEVELS, or CLIP's name.
+
+    A custom backbone has the name that it is registered by.
+    """
+    name = cfg.MODEL.BACKBONE.NAME
+    if name == "TimmBackbone":
+        levels = ", ".join(map(str, cfg.MODEL.TIMM.LEVELS))
+        return cfg.MODEL.TIMM.NAME + (f" (levels {levels})" if levels else "")
+    return cfg.MODEL.CLIP.NAME if hasattr(BACKBONE_REGISTRY.get(name), "kind") else name
+
+
 def check_encoder(cfg) -> None:
     """Raise UserError if ``MODEL.BACKBONE.NAME`` is not for the encoder of ``MODEL.CLIP.NAME``."""
     backbone = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)
