@@ -170,7 +170,7 @@ def test_memory_of_tdos_is_that_of_its_encoder(joined_cfg):
     joined_cfg.TEST.WINDOW.SIZE = 0
     model = build_model(joined_cfg)
     model.fit_memory(normal_frames(), seed=1)
-    joined_cfg.MODEL.META_ARCHITECTURE = "NormalityMemory"
+    joined_cfg.MODEL.META_ARCHITECTURE, joined_cfg.MODEL.TDOS.EXTRA_SCORES = "NormalityMemory", []
     alone = build_model(joined_cfg)
     alone.backbone.load_state_dict(model.backbone.state_dict())
     alone.fit_memory(normal_frames(), seed=1)
