@@ -75,7 +75,8 @@ def predict(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(H, W, 3) uint8 -> sem_seg (K, H, W) and ood_score (H, W), larger = more anomalous.
 
-    A dataset is named where the model's config has a test size for it.
+    A dataset is named where the model's config has a test size for it. A detector without known
+    classes has K = 0.
     """
     about = session.get_modelmeta().custom_metadata_map
     size, stride = int(about["window_size"]), int(about["window_stride"])
@@ -90,10 +91,11 @@ def predict(
     for y in starts(height, size, stride):
         for x in starts(width, size, stride):
             place = np.s_[:, y : y + size, x : x + size]
-            sem_seg, score = session.run(["sem_seg", "ood_score"], {"windows": image[place][None]})
+            *sem_seg, score = session.run(None, {"windows": image[place][None]})
+            channels = np.concatenate([*(maps[0] for maps in sem_seg), score])
             if isinstance(total, int):
-                total = np.zeros((sem_seg.shape[1] + 1, height, width), np.float32)
-            total[place] += np.concatenate([sem_seg[0], score])
+                total = np.zeros((len(channels), height, width), np.float32)
+            total[place] += channels
             count[place[1:]] += 1
     maps = total / count
     if (height, width) != original:
@@ -120,9 +122,11 @@ def main() -> None:
         known, ood = predict(onnx, read_image(path))
         if not np.isfinite(ood).all():
             sys.exit(f"error: {path}: the score is NaN or infinite")
-        label = names[int(np.bincount(known.argmax(0).ravel()).argmax())]
+        most = ""
+        if names:
+            most = f", most is {names[int(np.bincount(known.argmax(0).ravel()).argmax())]}"
         found = "" if threshold is None else f", {(ood >= threshold).mean():.1%} of it is OOD"
-        print(f"{path}: score {ood.min():.2f} to {ood.max():.2f}{found}, most is {label}")
+        print(f"{path}: score {ood.min():.2f} to {ood.max():.2f}{found}{most}")
         gray = cv2.normalize(ood, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
         if not cv2.imwrite(f"{path}.ood.png", cv2.applyColorMap(gray, cv2.COLORMAP_VIRIDIS)):
             sys.exit(f"error: cannot write {path}.ood.png")

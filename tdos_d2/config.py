@@ -10,9 +10,9 @@ from detectron2.config import CfgNode as CN
 
 # A wheel brings the configs as tdos_d2.configs; in a checkout they are beside the package.
 _PACKAGE = Path(__file__).resolve().parent
-_CONFIG_DIR = _PACKAGE / "configs"
-if not _CONFIG_DIR.is_dir():
-    _CONFIG_DIR = _PACKAGE.parent / "configs"
+CONFIG_DIR = _PACKAGE / "configs"
+if not CONFIG_DIR.is_dir():
+    CONFIG_DIR = _PACKAGE.parent / "configs"
 _WEIGHTS_DIR = _PACKAGE / "weights"
 
 
@@ -36,11 +36,11 @@ def get_config_file(name: str) -> str:
     Raises:
         FileNotFoundError: no such config; the message lists those there are.
     """
-    path = _CONFIG_DIR / name
+    path = CONFIG_DIR / name
     if path.is_file():
         return str(path)
-    known = sorted(str(p.relative_to(_CONFIG_DIR)) for p in _CONFIG_DIR.rglob("*.yaml"))
-    raise FileNotFoundError(f"no config '{name}' in {_CONFIG_DIR}; there are: {', '.join(known)}")
+    known = sorted(str(p.relative_to(CONFIG_DIR)) for p in CONFIG_DIR.rglob("*.yaml"))
+    raise FileNotFoundError(f"no config '{name}' in {CONFIG_DIR}; there are: {', '.join(known)}")
 
 
 def get_checkpoint_file(name: str) -> str:
@@ -59,17 +59,6 @@ def get_checkpoint_file(name: str) -> str:
     files = sorted(_WEIGHTS_DIR.rglob("*.safetensors"))
     known = ", ".join(file.relative_to(_WEIGHTS_DIR).with_suffix("").as_posix() for file in files)
     raise FileNotFoundError(f"no weights of '{name}' ship with tdos_d2, only of: {known}")
-
-
-def shipped_checkpoint(config_file: str) -> str:
-    """The weights that ship for a config of the project; "" for any other file."""
-    path = Path(config_file).resolve()
-    if not path.is_relative_to(_CONFIG_DIR):
-        return ""
-    try:
-        return get_checkpoint_file(path.relative_to(_CONFIG_DIR).as_posix())
-    except FileNotFoundError:
-        return ""
 
 
 def set_key(cfg: CN, key: str, value: Any) -> None:

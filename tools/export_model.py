@@ -4,9 +4,9 @@
 The suffix of --output chooses: .onnx or .pt2. An ONNX file is compared with PyTorch through ONNX
 Runtime on the CPU before it is written. It needs no tdos_d2, no Detectron2 and no PyTorch to run:
 see examples/onnx_sliding_window.py. The input is windows (B, 3, h, w), RGB, of any number and size;
-the outputs are sem_seg (B, K, h, w) and ood_score (B, h, w), to be averaged over windows. The
-file's metadata say what the predictor does around that: size of the image, windows, classes, score
-and threshold.
+the outputs are sem_seg (B, K, h, w) and ood_score (B, h, w), to be averaged over windows; a
+NormalityMemory has no classes and no sem_seg. The file's metadata say what the predictor does
+around that: size of the image, windows, classes, score and threshold.
 
 A .pt2 file is used as torch.export.load(FILE).module(check_guards=False): the guards tell how the
 traced tensors lay in memory, not what sizes there may be.

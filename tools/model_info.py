@@ -25,6 +25,8 @@ from tabulate import tabulate
 from tdos_d2 import options
 from tdos_d2.engine import exit_with_one_line, load_config
 from tdos_d2.engine.model_info import ModelPart, count_multiply_adds, describe_prompts, load_model
+from tdos_d2.modeling.backbone import encoder_name
+from tdos_d2.tdos import TDOS
 
 
 def run() -> None:
@@ -37,9 +39,12 @@ def run() -> None:
     side = cfg.TEST.WINDOW.SIZE
     height, width = args.window or ((side, side) if side else cfg.INPUT.CROP.SIZE)
     total = count_multiply_adds(model, parts, (height, width))
-    print(f"\n{type(model.backbone).__name__} of {cfg.MODEL.CLIP.NAME}, window {height}x{width}\n")
+    print(f"\n{type(model.backbone).__name__} of {encoder_name(cfg)}, window {height}x{width}\n")
     print(_table(parts, total), end="\n\n")
-    print("\n".join(describe_prompts(cfg, model)))
+    if isinstance(model, TDOS):
+        print("\n".join(describe_prompts(cfg, model)))
+    else:
+        print(f"{len(model.memory.vectors)} vectors of {sum(model.memory.channels)} channels")
 
 
 def _table(parts: Sequence[ModelPart], total: int) -> str:

@@ -56,7 +56,8 @@ def load_model(cfg: CfgNode, random: bool = False) -> tuple[TDOS, list[ModelPart
     """
     cfg = cfg.clone()
     notes = []
-    frozen = cfg.MODEL.CLIP.FREEZE_IMAGE and bool(cfg.MODEL.CLIP.WEIGHTS)
+    of_timm = cfg.MODEL.BACKBONE.NAME == "TimmBackbone"
+    frozen = not of_timm and cfg.MODEL.CLIP.FREEZE_IMAGE and bool(cfg.MODEL.CLIP.WEIGHTS)
     if random:
         path = local_weights(cfg)
         missing = {
@@ -99,6 +100,9 @@ def _start(key: str, cfg: CfgNode) -> str:
     clip, embeddings = cfg.MODEL.CLIP.WEIGHTS, cfg.MODEL.TEXT.EMBEDDINGS
     if key == "text.vectors" and embeddings:
         return f"text embeddings {embeddings}"
+    if key.startswith("backbone.network."):
+        weights = cfg.MODEL.TIMM.WEIGHTS
+        return f"{cfg.MODEL.TIMM.NAME} ({weights})" if weights else "random"
     of_clip = key.startswith(("backbone.tower.visual.", "text.tower."))
     return f"CLIP {clip}" if of_clip and clip else "random"
 
@@ -119,7 +123,8 @@ def count_multiply_adds(model: TDOS, parts: list[ModelPart], size: tuple[int, in
     torch.backends.mha.set_fastpath_enabled(False)  # one operation, which fvcore cannot look into
     try:
         with torch.no_grad():
-            model.text()  # from now on the model keeps what it gives
+            if isinstance(model, TDOS):
+                model.text()  # from now on the model keeps what it gives
             counts = flops(_Windows(model), torch.zeros(1, 3, *size))
             by_module = counts.by_module()
     finally:

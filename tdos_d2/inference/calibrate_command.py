@@ -23,7 +23,7 @@ from ..evaluation.calibration import (
     save_calibration,
 )
 from ..files import check_output, find_files, fingerprint
-from ..loading.config_files import load_config, local_weights
+from ..loading.config_files import load_config, local_weights, use_shipped_weights
 from .media import IMAGES, TABLE, read_results
 from .objects import default_min_area
 from .predictor import OODPredictor
@@ -65,9 +65,13 @@ def run(argv: Sequence[str] | None = None) -> None:
     if args.output:
         check_output(args.output, "--output")
     cfg = load_config(args.config_file, args.opts)
+    if not cfg.MODEL.WEIGHTS:
+        use_shipped_weights(cfg, args.config_file)
+        if not args.output:
+            raise UserError("--output: name a file for the threshold of weights that ship")
     weights = local_weights(cfg)
     if weights is None:
-        raise UserError("name the file of a checkpoint: MODEL.WEIGHTS FILE")
+        raise UserError("MODEL.WEIGHTS is an address: name the file of a checkpoint")
     output = args.output or calibration_file(weights)
     check_output(output, "MODEL.WEIGHTS")
     files = list_frames(args.images, args.dataset)

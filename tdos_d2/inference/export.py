@@ -21,6 +21,7 @@ from ..evaluation.frames import check_finite
 from ..evaluation.tables import to_json
 from ..modeling.scores import PIXEL_SCORES, AnomalyScores
 from ..modeling.text.stored import StoredText
+from ..normality_memory import NormalityMemory
 from ..tdos import TDOS
 
 INPUT, OUTPUTS = "windows", ("sem_seg", "ood_score")
@@ -36,39 +37,42 @@ class WindowModel(nn.Module):
     """What a model says of windows, with its text embeddings as constants.
 
     Args:
-        model: in eval mode, float32; it shares its parts with this module and stays as it is.
+        model: TDOS or NormalityMemory, in eval mode, float32; it shares its parts with this module
+            and stays as it is.
         bgr: the model was trained with ``INPUT.FORMAT`` BGR; this module takes RGB nevertheless.
 
     Raises:
         UserError: a score that is made after windows have been averaged.
     """
 
-    def __init__(self, model: TDOS, *, bgr: bool = False) -> None:
+    def __init__(self, model: TDOS | NormalityMemory, *, bgr: bool = False) -> None:
         super().__init__()
         if model.score_name in PIXEL_SCORES:
             raise UserError(
                 f"MODEL.TDOS.SCORE: '{model.score_name}' is made of sem_seg after windows have "
                 "been averaged; export log_s_ood, text_only, memory or combined"
             )
-        self.bgr, self.num_known = bgr, model.num_known
-        self.model = _without_text_encoder(model)
+        self.bgr, self.num_known = bgr, len(model.class_names)
+        self.model = _without_text_encoder(model) if isinstance(model, TDOS) else model
+        # A NormalityMemory knows no classes, and not every runtime has arrays without channels.
+        self.outputs = OUTPUTS if self.num_known else OUTPUTS[1:]
         self.eval()
 
-    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, windows: Tensor) -> tuple[Tensor, ...]:
         """
         Args:
             windows: (B, 3, h, w) RGB in [0, 255], of any type.
 
         Returns:
             S of the known classes (B, K, h, w) and the OOD score (B, h, w), float32, both to be
-            averaged over windows.
+            averaged over windows; of a NormalityMemory the score alone.
         """
         images = windows.flip(1) if self.bgr else windows
         maps = self.model._predict(self.model._normalise(images))
         score = maps[:, -1]
         if self.model.score_name == "combined":  # linear, so that its average may be taken as well
             score = self.model.scores.combine(maps[:, -2:].unbind(1))
-        return maps[:, : self.num_known], score
+        return (maps[:, : self.num_known], score)[-len(self.outputs) :]
 
 
 def _without_text_encoder(model: TDOS) -> TDOS:
@@ -114,14 +118,15 @@ def to_onnx(program: torch.export.ExportedProgram, metadata: Mapping[str, Any]) 
         metadata: what the file says of itself; values that are not text are written as JSON.
 
     Returns:
-        A model with input "windows" and outputs "sem_seg" and "ood_score".
+        A model with input "windows" and outputs "sem_seg" (if there are classes) and "ood_score".
     """
+    count = len(program.graph_signature.user_outputs)
     made = torch.onnx.export(
         program,
         dynamo=True,
         opset_version=_OPSET,
         input_names=[INPUT],
-        output_names=list(OUTPUTS),
+        output_names=list(OUTPUTS[-count:]),
         optimize=False,  # takes minutes, and ONNX Runtime does it when it loads
         verbose=False,
     )
@@ -142,7 +147,7 @@ def expected_outputs(
     with torch.no_grad():
         results = [tuple(map(Tensor.numpy, model(torch.from_numpy(x)))) for x in inputs]
     for result in results:
-        for name, values in zip(OUTPUTS, result, strict=True):
+        for name, values in zip(model.outputs, result, strict=True):
             check_finite(values, f"MODEL.WEIGHTS: {name} of the model")
     return results
 
@@ -166,6 +171,6 @@ def largest_difference(
     differences = [
         np.abs(ours - theirs).max()
         for windows, result in zip(inputs, expected, strict=True)
-        for ours, theirs in zip(result, session.run(OUTPUTS, {INPUT: windows}), strict=True)
+        for ours, theirs in zip(result, session.run(None, {INPUT: windows}), strict=True)
     ]
     return float(np.max(differences))  # unlike max(), keeps NaN

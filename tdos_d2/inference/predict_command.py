@@ -20,7 +20,7 @@ from ..data.reading import read_values
 from ..errors import UserError
 from ..evaluation.tables import to_json
 from ..files import check_output
-from ..loading.config_files import load_config
+from ..loading.config_files import load_config, use_shipped_weights
 from ..modeling.text.word_embeddings import split_words
 from ..visualization.drawing import palette
 from .frame_predictor import FramePredictor, FrameResult
@@ -204,8 +204,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise UserError("--score-range: the lower end first")
     ego_mask = None if args.ego_mask is None else read_values(args.ego_mask, "ego mask") != 0
     cfg = load_config(args.config_file, args.opts)
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError("name a checkpoint: --opts MODEL.WEIGHTS FILE")
+    use_shipped_weights(cfg, args.config_file)
     predictor = OODPredictor(cfg, half=not args.full_precision)
     for flag, given in (("--words", words), ("--nearest-words", args.nearest_words)):
         if given and not predictor.takes_words:
@@ -283,7 +282,8 @@ def parser() -> options.Parser:
         help="scores of the darkest and the brightest colour (default: by the kind of score)")
     add("--full-precision", action="store_true", help="no half precision on a GPU")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
-        help="changes to the config, last on the line; MODEL.WEIGHTS names the checkpoint")
+        help="changes to the config, last on the line; MODEL.WEIGHTS names the checkpoint\n"
+        "(default: the weights that ship for the config, if any do)")
     return made  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..config import get_config_file, set_key
+from ..config import CONFIG_DIR, get_checkpoint_file, get_config_file, set_key
 from ..data import register_from_file
 from ..errors import UserError
 from ..modeling.backbone import encoder_name, pixel_statistics
@@ -237,6 +237,30 @@ def _check_memory(cfg: CfgNode, info: dict[str, Any], path: Path | None) -> None
             f"{path} was fitted with the encoder {fitted['encoder']} and MODEL.MEMORY.LEVELS "
             f"{', '.join(fitted['levels'])}, but the config has {encoder} and {', '.join(levels)}"
         )
+
+
+def use_shipped_weights(cfg: CfgNode, config_file: str) -> None:
+    """Set ``MODEL.WEIGHTS``, where it is empty, to the weights that ship for the project's config.
+
+    Args:
+        cfg: changes in place.
+        config_file: that it was loaded from.
+
+    Raises:
+        UserError: no weights ship for it.
+    """
+    if cfg.MODEL.WEIGHTS:
+        return
+    path = Path(find_config(config_file)).resolve()
+    try:
+        if not path.is_relative_to(CONFIG_DIR):
+            raise FileNotFoundError
+        weights = get_checkpoint_file(path.relative_to(CONFIG_DIR).as_posix())
+    except FileNotFoundError:
+        raise UserError(
+            "MODEL.WEIGHTS is empty, and no weights ship for this config: name a checkpoint"
+        ) from None
+    set_key(cfg, "MODEL.WEIGHTS", weights)
 
 
 def find_config(name: str) -> str:

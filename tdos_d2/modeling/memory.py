@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..value_checks import check_positive
 
-# Similarities held at a time in the search: 64 MiB in float32.
-_BLOCK = 2**24
+# Vectors that a search compares at a time: with 8,000 places, 64 MiB of cosines.
+_BLOCK = 2048
 
 
 class FeatureMemory(nn.Module):
@@ -72,11 +72,15 @@ class FeatureMemory(nn.Module):
             embedded = self.embed(features)
             queries = embedded.permute(0, 2, 3, 1).flatten(0, 2)
             vectors = self.vectors.float()
-            step = max(_BLOCK // len(vectors), 1)
             k = min(self.neighbours, len(vectors))
-            # In blocks: all cosines at once may not fit into memory.
-            near = [(q @ vectors.T).topk(k, dim=1).values.mean(1) for q in queries.split(step)]
-        return (1 - torch.cat(near)).view(len(embedded), *embedded.shape[-2:])
+            # All cosines at once may not fit into memory: the nearest of each block, then of those.
+            # Blocks of the memory, whose size is fixed, and not of the places: so it is exported.
+            near = [
+                (queries @ block.T).topk(min(k, len(block)), dim=1).values
+                for block in vectors.split(_BLOCK)
+            ]
+            cosines = torch.cat(near, dim=1).topk(k, dim=1).values.mean(1)
+        return (1 - cosines).view(-1, *embedded.shape[-2:])
 
     @torch.no_grad()
     def fit(self, frames: Iterable[Mapping[str, Tensor]], seed: int) -> int:

@@ -158,7 +158,7 @@ def test_too_few_frames(model, frames, tmp_path, monkeypatch, capsys):
 def test_what_is_not_there(model, frames, tmp_path):
     with pytest.raises(UserError, match="--images: .*gone is no folder"):
         calibrate(model, tmp_path / "gone")
-    with pytest.raises(UserError, match="name the file of a checkpoint: MODEL.WEIGHTS FILE"):
+    with pytest.raises(UserError, match="MODEL.WEIGHTS is empty, and no weights ship"):
         run([*model, "--images", str(frames), "--false-alarm-rate", "0.2"])
     with pytest.raises(UserError, match="did you mean camvid_train"):
         words = ["--dataset", "camvid_trian", "--false-alarm-rate", "0.2"]

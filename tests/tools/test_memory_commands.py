@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -17,9 +18,11 @@ from tdos_d2.data import register_from_file
 from tdos_d2.engine import load_config, train_command
 from tdos_d2.errors import UserError, exit_with_one_line
 from tdos_d2.inference import OODPredictor
+from tdos_d2.inference.calibrate_command import run as calibrate
 from tdos_d2.inference.predict_command import run as predict
 from tdos_d2.loading.checkpoint import TDOSCheckpointer
 
+ROOT = Path(__file__).resolve().parents[2]
 HEIGHT, WIDTH = 64, 96
 
 
@@ -42,6 +45,7 @@ def memory(tiny_cfg, tmp_path):
     tiny_cfg.MODEL.MEMORY.SIZE, tiny_cfg.MODEL.MEMORY.NEIGHBOURS = 80, 1
     tiny_cfg.INPUT.FORMAT, tiny_cfg.INPUT.MIN_SIZE_TEST = "RGB", 0
     tiny_cfg.TEST.WINDOW.SIZE = 0
+    tiny_cfg.INPUT.CROP.SIZE = [64, 64]
     tiny_cfg.DATALOADER.NUM_WORKERS = 0
     tiny_cfg.OUTPUT_DIR = str(tmp_path / "output")
     (tmp_path / "memory.yaml").write_text(tiny_cfg.dump())
@@ -219,3 +223,65 @@ def test_it_has_one_score(memory, weights):
     cfg = load_config(memory[1], [*weights, "MODEL.TDOS.EXTRA_SCORES", "['energy']"])
     with pytest.raises(UserError, match="MODEL.TDOS.EXTRA_SCORES: a NormalityMemory has no score"):
         OODPredictor(cfg)
+
+
+def run_tool(monkeypatch, name: str, *words: str) -> None:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    tool.run()
+
+
+def test_export(tiny_cfg, tmp_path, monkeypatch):
+    """With CLIP's encoder: torch.export takes minutes for the padding of timm's tf_ models."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
+    pytest.importorskip("onnxscript", reason="needs the extra 'export'")
+    tiny_cfg.MODEL.META_ARCHITECTURE, tiny_cfg.TEST.WINDOW.SIZE = "NormalityMemory", 0
+    tiny_cfg.MODEL.MEMORY.SIZE, tiny_cfg.INPUT.MIN_SIZE_TEST = 3000, 0
+    tiny_cfg.INPUT.CROP.SIZE = [64, 96]
+    tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "memory.pth")
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg)
+    # More vectors than the search compares at a time.
+    model.fit_memory(list(torch.randint(0, 256, (4, 3, 192, 256), dtype=torch.uint8)))
+    assert len(model.memory.vectors) > 2048
+    TDOSCheckpointer(model, str(tmp_path)).save("memory", tag=False)
+    config, output = tmp_path / "memory.yaml", tmp_path / "memory.onnx"
+    config.write_text(tiny_cfg.dump())
+    run_tool(
+        monkeypatch, "export_model", "--config-file", str(config), "--output", str(output)
+    )
+    session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
+    assert [x.name for x in session.get_outputs()] == ["ood_score"]
+    spec = importlib.util.spec_from_file_location("e", ROOT / "examples" / "onnx_sliding_window.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    predictor = OODPredictor(load_config(str(config)))
+    for image in (frame(7, odd=True), np.vstack([frame(8), frame(9)])[:100, :70]):
+        sem_seg, score = example.predict(session, image)
+        assert sem_seg.shape == (0, *image.shape[:2])
+        np.testing.assert_allclose(score, predictor(image)["ood_score"], 0, 1e-3)
+
+
+def test_what_it_consists_of(memory, weights, monkeypatch, capsys):
+    run_tool(monkeypatch, "model_info", *memory, *weights)
+    out = capsys.readouterr().out
+    assert "TimmBackbone of tf_efficientnet_lite0" in out
+    assert "72 vectors of 432 channels" in out  # 3 frames of 4 x 6 places
+    assert "memory.pth" in out and "random" not in out
+
+
+def test_calibrated_threshold(memory, weights, tmp_path, capsys):
+    (tmp_path / "normal").mkdir()
+    for i in range(10, 14):
+        cv2.imwrite(str(tmp_path / "normal" / f"{i}.png"), frame(i))
+    words = ["--images", str(tmp_path / "normal"), "--false-alarm-rate", "0.2"]
+    calibrate([*memory, *words, *weights])
+    assert "at it 0 of the 4 frames have an object" in capsys.readouterr().out
+    cv2.imwrite(str(tmp_path / "odd.png"), frame(20, odd=True))
+    odd = ["--input", str(tmp_path / "odd.png"), "--output", str(tmp_path / "out")]
+    predict([*memory, *odd, "--opts", *weights])
+    assert "with probability at most 0.2" in capsys.readouterr().err
+    (line,) = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    assert json.loads(line)["objects"]

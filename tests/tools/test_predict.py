@@ -312,7 +312,9 @@ def test_no_checkpoint(model, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         exit_with_one_line(lambda: run(words))
     assert caught.value.code == 2
-    assert capsys.readouterr().err == "error: name a checkpoint: --opts MODEL.WEIGHTS FILE\n"
+    assert capsys.readouterr().err == (
+        "error: MODEL.WEIGHTS is empty, and no weights ship for this config: name a checkpoint\n"
+    )
 
 
 def test_help_says_what_needs_clip():
