@@ -47,12 +47,13 @@ def get_checkpoint_file(name: str) -> str:
     """Path of trained weights that ship with the project (see MODEL_CARD.md beside them).
 
     Args:
-        name: the config's path below ``configs/``, such as ``"camvid/tdos_lite2"``.
+        name: the config's path below ``configs/``, such as ``"camvid/tdos_lite2"``; the weights of
+            ``"camvid/tdos_lite2_memory"`` are in the same file.
 
     Raises:
         FileNotFoundError: no such weights; the message lists those there are.
     """
-    name = name.removesuffix(".yaml")
+    name = name.removesuffix(".yaml").removesuffix("_memory")
     path = _WEIGHTS_DIR / f"{name}.safetensors"
     if path.is_file():
         return str(path)

@@ -1,0 +1,59 @@
+"""Weights that ship: small, found by name, and the default of predict.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from detectron2.config import get_cfg
+
+from tdos_d2 import get_checkpoint_file, get_config_file
+from tdos_d2.errors import UserError
+from tdos_d2.inference import OODPredictor
+from tdos_d2.inference.predict_command import run as predict
+from tdos_d2.loading.config_files import load_config, use_shipped_weights
+
+SHIPPED = {"camvid/tdos_lite2": 6e6, "memory_lite2": 4e6}  # largest size in bytes
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_files_are_small_and_described(name):
+    path = Path(get_checkpoint_file(name))
+    assert path.stat().st_size <= SHIPPED[name]
+    card = next(p for p in path.parents if p.name == "weights") / "MODEL_CARD.md"
+    assert f"`{name}.safetensors`" in card.read_text()
+
+
+def test_name_without_weights():
+    known = "no weights of 'tdos_vitb' ship.*camvid/tdos_lite2, memory_lite2"
+    with pytest.raises(FileNotFoundError, match=known):
+        get_checkpoint_file("tdos_vitb")
+    cfg = get_cfg()
+    with pytest.raises(UserError, match="MODEL.WEIGHTS is empty, and no weights ship"):
+        use_shipped_weights(cfg, "configs/tdos_vitb.yaml")
+    cfg.MODEL.WEIGHTS = "own.pth"
+    use_shipped_weights(cfg, "configs/tdos_vitb.yaml")
+    assert cfg.MODEL.WEIGHTS == "own.pth"
+
+
+@pytest.mark.parametrize(
+    "name", ["camvid/tdos_lite2.yaml", "camvid/tdos_lite2_memory.yaml", "memory_lite2.yaml"]
+)
+def test_prediction_without_a_named_checkpoint(name, tmp_path, capsys):
+    """A grey road under a blue sky, and a checked thing on it that stands out."""
+    image = np.full((120, 160, 3), (200, 160, 120), np.uint8)
+    image[50:] = np.random.default_rng(0).integers(85, 95, (70, 160, 1))
+    yy, xx = np.mgrid[:30, :30]
+    image[70:100, 60:90] = np.where((yy // 5 + xx // 5) % 2, 255, 20)[..., None]
+    cv2.imwrite(str(tmp_path / "road.png"), image)
+    words = ["--config-file", get_config_file(name), "--input", str(tmp_path / "road.png")]
+    predict([*words, "--output", str(tmp_path / "out"), "--opts", "MODEL.DEVICE", "cpu"])
+    (line,) = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    assert json.loads(line)["threshold"] is not None
+    cfg = load_config(get_config_file(name), ["MODEL.DEVICE", "cpu"])
+    use_shipped_weights(cfg, get_config_file(name))
+    score = OODPredictor(cfg)(image)["ood_score"]
+    assert score[75:95, 65:85].mean() > score[105:, :].mean() + score[105:, :].std()
