@@ -26,15 +26,22 @@ SCRIPTS = [
 ]  # fmt: skip
 
 
-def all_parsers(path: Path):
+def all_parsers(path: Path, monkeypatch):
     """The parser of a script and those of its commands."""
     sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.path.remove(str(path.parent))
-    make = getattr(module, "_parser", None)
-    parsers = [make() if make else module.command_line("")]
+    if hasattr(module, "_parser"):
+        parsers = [module._parser()]
+    else:
+        parsers = []
+        monkeypatch.setattr(
+            options.Parser, "parse_args", lambda self, *_: sys.exit(parsers.append(self))
+        )
+        with pytest.raises(SystemExit):
+            (module.main if hasattr(module, "main") else module.run)()
     for parser in parsers:
         for action in parser._actions:
             if isinstance(action.choices, dict):
@@ -43,8 +50,8 @@ def all_parsers(path: Path):
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
-def test_no_number_is_taken_as_it_is(path):
-    for parser in all_parsers(path):
+def test_no_number_is_taken_as_it_is(path, monkeypatch):
+    for parser in all_parsers(path, monkeypatch):
         assert type(parser).__name__ == "Parser"
         for action in parser._actions:
             assert action.type not in (float, Path), action.dest

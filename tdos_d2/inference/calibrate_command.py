@@ -177,7 +177,7 @@ def parser() -> options.Parser:
         help="folder of normal frames, with its subfolders",
     )
     source.add_argument("--dataset", metavar="NAME", help="registered dataset; labels are not read")
-    add("--false-alarm-rate", type=options.number(), required=True, metavar="A",
+    add("--false-alarm-rate", type=options.number(0, 1), required=True, metavar="A",
         help="share of normal frames that may raise an alarm; needs 1/A - 1 frames or more")
     add("--min-area", type=options.whole(1), metavar="N",
         help="smallest object in pixels that is an alarm (default: that of predict.py, 100 in a "
