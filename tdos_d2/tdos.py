@@ -30,7 +30,7 @@ from .modeling.registry import (
     build_transformer_decoder,
 )
 from .modeling.regularization import Regularization, build_regularization
-from .modeling.scores import AnomalyScores, resize
+from .modeling.scores import AnomalyScores, needs_memory, resize
 from .modeling.semantic_augmentation import SemanticAugmentation, build_augmentation
 from .modeling.text.stored import StoredText
 from .modeling.word_maps import word_maps
@@ -140,7 +140,7 @@ class TDOS(ImageModel):
         release_weights()
         dim, shapes = text.embed_dim, backbone.output_shape()
         neck = build_neck(cfg, [shapes[tap] for tap in TAPS], num_queries)
-        need_memory = {"memory", "combined"} & {node.SCORE, *node.EXTRA_SCORES}
+        need_memory = needs_memory([node.SCORE, *node.EXTRA_SCORES])
         return {
             "backbone": backbone,
             "neck": neck,

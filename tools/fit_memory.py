@@ -33,7 +33,12 @@ from tdos_d2 import options
 from tdos_d2.data import TDOSDatasetMapper
 from tdos_d2.data.datasets.folder import IMAGE_SUFFIXES
 from tdos_d2.data.verify.quick import get_dicts
-from tdos_d2.engine import TDOSCheckpointer, exit_with_one_line, load_config
+from tdos_d2.engine import (
+    TDOSCheckpointer,
+    exit_with_one_line,
+    load_config,
+    read_checkpoint_info,
+)
 from tdos_d2.errors import UserError
 from tdos_d2.files import check_output, find_files
 from tdos_d2.loading.config_checks import check_model
@@ -81,7 +86,9 @@ def run() -> None:
     start = time.perf_counter()
     model = build_model(cfg)
     frames = Frames(files, TDOSDatasetMapper(cfg, is_train=False, dataset_name=args.dataset))
-    checkpointer = TDOSCheckpointer(model, str(args.output.parent))
+    # What the training said of itself, such as its seed and the outliers it fell back to.
+    info = read_checkpoint_info(cfg.MODEL.WEIGHTS) if trained else {}
+    checkpointer = TDOSCheckpointer(model, str(args.output.parent), run_info=info)
     if trained:
         checkpointer.load(cfg.MODEL.WEIGHTS)
     try:

@@ -21,11 +21,15 @@ EXAMPLES = """example:
 from detectron2.modeling import build_model
 
 from tdos_d2 import options
-from tdos_d2.engine import TDOSCheckpointer, exit_with_one_line, load_config
+from tdos_d2.engine import (
+    TDOSCheckpointer,
+    exit_with_one_line,
+    load_config,
+    read_checkpoint_info,
+)
 from tdos_d2.errors import UserError
 from tdos_d2.files import check_output
-from tdos_d2.loading.checkpoint import read_checkpoint_info
-from tdos_d2.loading.config_checks import check_runnable
+from tdos_d2.loading.config_checks import check_model
 from tdos_d2.loading.packing import pack
 
 
@@ -39,7 +43,7 @@ def run() -> None:
     weights = cfg.MODEL.WEIGHTS
     if not weights:
         raise UserError("name the checkpoint to pack: MODEL.WEIGHTS FILE")
-    for note in check_runnable(cfg):
+    for note in check_model(cfg):
         print(note)
     model = build_model(cfg).eval()
     TDOSCheckpointer(model).load(weights, whole=f"checkpoint {weights} is incomplete: it has")

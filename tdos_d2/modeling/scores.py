@@ -18,7 +18,7 @@ Two kinds of scores differ in what is resized to the image and averaged over win
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -123,6 +123,11 @@ COMBINED = ("log_s_ood", "memory")
 SCORES = ("log_s_ood", "text_only", "memory", "combined", *PIXEL_SCORES)
 
 
+def needs_memory(names: Collection[str]) -> bool:
+    """Whether one of the scores is made with a ``FeatureMemory``."""
+    return "memory" in names or "combined" in names
+
+
 def check_score(name: str, key: str) -> None:
     """Raises UserError, naming the config key, if there is no score of that name."""
     if name not in SCORES:
@@ -160,7 +165,7 @@ class AnomalyScores(nn.Module):
     @property
     def need_memory(self) -> bool:
         """Whether ``window_maps`` needs the memory's score."""
-        return "memory" in self._averaged
+        return needs_memory(self.names)
 
     def window_maps(
         self,

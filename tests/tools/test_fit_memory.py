@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from layouts import write_image
 
+from tdos_d2.engine import TDOSCheckpointer
 from tdos_d2.errors import UserError
 from tdos_d2.loading.checkpoint import read_checkpoint_info
 
@@ -23,9 +25,7 @@ SMALL += ["MODEL.MEMORY.SIZE", "20", "MODEL.DEVICE", "cpu"]
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    spec = importlib.util.spec_from_file_location("fit_memory", ROOT / "tools" / "fit_memory.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool("fit_memory")
     rng = np.random.default_rng(0)
     for i in range(3):
         frame = rng.integers(0, 256, (64, 96, 3), np.uint8)
@@ -99,3 +99,30 @@ def test_no_frame_that_can_be_read(run, tmp_path, capsys):
 def test_what_does_not_fit(run, tmp_path, more, message):
     with pytest.raises(UserError, match=message):
         run("--images", str(tmp_path / "frames"), more=more)
+
+
+def load_tool(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+def test_what_training_said_stays_in_the_file(run, tiny_cfg, tmp_path, monkeypatch):
+    """From training to a memory to a packed file: seed, and the outliers it fell back to."""
+    said = {"seed": 7, "outlier_warning": "drawn shapes"}
+    tiny_cfg.MODEL.MEMORY.SIZE, tiny_cfg.INPUT.MIN_SIZE_TEST = 20, 0
+    tiny_cfg.MODEL.TDOS.SCORE = "log_s_ood"
+    TDOSCheckpointer(build_model(tiny_cfg), str(tmp_path), run_info=said).save("trained")
+    tiny_cfg.MODEL.TDOS.SCORE = "combined"
+    (tmp_path / "c.yaml").write_text(tiny_cfg.dump())
+    config = ["--config-file", str(tmp_path / "c.yaml"), "--output"]
+    frames = ["--images", str(tmp_path / "frames"), "MODEL.WEIGHTS", str(tmp_path / "trained.pth")]
+    monkeypatch.setattr(sys, "argv", ["f", *config, str(tmp_path / "joined.pth"), *frames])
+    load_tool("fit_memory").run()
+    packed = tmp_path / "joined.safetensors"
+    words = [*config, str(packed), "MODEL.WEIGHTS", str(tmp_path / "joined.pth")]
+    monkeypatch.setattr(sys, "argv", ["p", *words])
+    load_tool("pack_checkpoint").run()
+    for file in (tmp_path / "joined.pth", packed):
+        assert said.items() <= read_checkpoint_info(file).items()
