@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import io
 import re
@@ -37,11 +38,13 @@ def all_parsers(path: Path, monkeypatch):
         parsers = [module._parser()]
     else:
         parsers = []
+        # The scripts of datasets/ have a copy of options.Parser: what both inherit is patched.
         monkeypatch.setattr(
-            options.Parser, "parse_args", lambda self, *_: sys.exit(parsers.append(self))
+            argparse.ArgumentParser, "parse_args", lambda self, *_: sys.exit(parsers.append(self))
         )
         with pytest.raises(SystemExit):
             (module.main if hasattr(module, "main") else module.run)()
+        assert parsers
     for parser in parsers:
         for action in parser._actions:
             if isinstance(action.choices, dict):
