@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from scipy import ndimage
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def load():
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")  # as for a script
     spec = importlib.util.spec_from_file_location("tool", ROOT / "tools" / "benchmark.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     return tool
 
 
-def test_small_run_prints_ratios_and_hardware(monkeypatch, capsys):
-    tool = load()
-    monkeypatch.setattr(sys, "argv", ["tool"])
+def test_small_run_prints_ratios_and_hardware(tool, capsys):
     words = ["evaluation", "--frames", "2", "--size", "512x256", "--reference-frames", "1"]
     args = tool._parser().parse_args(words)
     args.run(args)
@@ -35,8 +35,8 @@ def test_small_run_prints_ratios_and_hardware(monkeypatch, capsys):
     assert re.search(r"all seven metrics, 2 frames: [\d.]+ s per frame", text)
 
 
-def test_frames_have_60_components_and_a_score_that_finds_most():
-    ((score, label),) = load().synthetic_frames(1, (512, 1024))
+def test_frames_have_60_components_and_a_score_that_finds_most(tool):
+    ((score, label),) = tool.evaluation.synthetic_frames(1, (512, 1024))
     assert score.shape == label.shape == (512, 1024) and score.dtype == np.float32
     assert 50 <= ndimage.label(label == 1)[1] <= 60
     assert score[label == 1].mean() > score[label == 0].mean() + 2

@@ -1,0 +1,1 @@
+"""The commands of tools/benchmark.py, a module each: ``add_command`` is light, ``run`` measures."""

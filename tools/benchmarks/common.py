@@ -1,0 +1,56 @@
+"""What the benchmarks share: time, hardware and versions, medians with their spread."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    """CPU seconds of all threads that a call takes, and its result.
+
+    Other programs on the machine change them less than the time on the clock.
+    """
+    start = time.process_time()
+    result = function()
+    return time.process_time() - start, result
+
+
+def median_and_spread(values: Sequence[float], digits: int = 2) -> str:
+    """``median (smallest to largest)`` of repeated measurements."""
+    numbers = (statistics.median(values), min(values), max(values))
+    middle, low, high = (f"{number:.{digits}f}" for number in numbers)
+    return f"{middle} ({low} to {high})"
+
+
+def hardware(*modules: str) -> str:
+    """Processor and cores that may be used; then the versions of Python and of some modules.
+
+    It imports the modules, so that their import is not part of what is timed afterwards.
+    """
+    model = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((x.partition(":")[2].strip() for x in lines if "model name" in x), model)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = (f"{name} {importlib.import_module(name).__version__}" for name in modules)
+    return f"{model}, {cores} cores\n{', '.join([f'Python {platform.python_version()}', *found])}"
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Type of options that are ``WxH``: (W, H)."""
+    width, _, height = text.partition("x")
+    try:
+        size = int(width), int(height)
+        if min(size) > 0:
+            return size
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"a size as 2048x1024 is needed, not '{text}'")
