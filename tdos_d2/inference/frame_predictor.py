@@ -25,6 +25,8 @@ class FrameResult:
         score_picture: RGB.
         segmentation_picture: RGB; None where there are no known classes.
         word_pictures: RGB by word.
+        regions: (H, W) int32, i on the object with ``id`` i, else 0; None: no objects are looked
+            for.
     """
 
     record: dict[str, Any]
@@ -32,6 +34,7 @@ class FrameResult:
     score_picture: np.ndarray
     segmentation_picture: np.ndarray | None
     word_pictures: dict[str, np.ndarray]
+    regions: np.ndarray | None = None
 
 
 class FramePredictor:
@@ -97,7 +100,7 @@ class FramePredictor:
         rgb = np.ascontiguousarray(image[..., ::-1])
         heat, segmentation = self._draw(rgb, result, score, objects, regions, record)
         of_words = self._draw_words(rgb, result) if pictures_of_words else {}
-        return FrameResult(record, score, heat, segmentation, of_words)
+        return FrameResult(record, score, heat, segmentation, of_words, regions)
 
     def _describe(
         self,

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..files import atomic_write, find_files
 
 TABLE = "predictions.jsonl"
+HAND_OVER = "hand_over"  # folder for people who label; of later runs hand_over_2, ...
 IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 # of the results for one input
@@ -79,11 +80,12 @@ def _files_in(folder: Path, output: Path, results: set[str]) -> dict[str, Path]:
 
 
 def read_results(table: Path) -> set[str]:
-    """Real paths of the files that lines of a ``predictions.jsonl`` name; none where it is absent.
+    """Real paths of the files that lines of a ``predictions.jsonl`` name, and of those handed over.
 
-    Lines of other kinds, such as the rest of one when a disk was full, name none.
+    None where it is absent. Lines of other kinds, such as the rest of one when a disk was full,
+    name none.
     """
-    found = set()
+    found = {os.path.realpath(path) for path in table.parent.glob(f"{HAND_OVER}*/data/**/*")}
     for line in table.read_text("utf-8", "replace").splitlines() if table.is_file() else ():
         with suppress(ValueError, TypeError, AttributeError):
             found |= result_files(json.loads(line), table.parent)

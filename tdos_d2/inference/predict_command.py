@@ -24,6 +24,9 @@ from ..loading.config_files import load_config, use_shipped_weights
 from ..modeling.text.word_embeddings import split_words
 from ..visualization.drawing import palette
 from .frame_predictor import FramePredictor, FrameResult
+from .frame_selection import select_option
+from .hand_over import HandOver
+from .labelling_formats import COCO, LABEL_STUDIO
 from .media import (
     TABLE,
     VIDEOS,
@@ -81,10 +84,18 @@ class PredictionRun:
         predict_frame: makes the results.
         output: folder to write to.
         raw: "png", "npy" or "none"; None: "png" for images, "none" for frames of videos.
+        hand_over: takes each frame for people who label; None: nothing does.
     """
 
-    def __init__(self, predict_frame: FramePredictor, output: Path, raw: str | None = None) -> None:
+    def __init__(
+        self,
+        predict_frame: FramePredictor,
+        output: Path,
+        raw: str | None = None,
+        hand_over: HandOver | None = None,
+    ) -> None:
         self.predict_frame, self.output, self.raw = predict_frame, output, raw
+        self.hand_over = hand_over
         self.done, self.failed = 0, 0
         self._written: list[Path] = []  # for the input at hand
 
@@ -120,11 +131,14 @@ class PredictionRun:
     def _try(self, path: Path, name: str, bar: tqdm) -> dict[str, Any]:
         """The record of an input. Where there is none, no files of it are left, either."""
         self._written.clear()
+        taken = 0 if self.hand_over is None else len(self.hand_over)
         try:
             return self._predict(path, name, bar)
         except BaseException as error:
             for file in self._written:
                 file.unlink()
+            if self.hand_over is not None:
+                self.hand_over.truncate(taken)
             if not isinstance(error, (UserError, OSError)):
                 raise
             bar.update()
@@ -135,7 +149,8 @@ class PredictionRun:
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix.lower() in VIDEOS:
             return self._predict_video(Video(path), target, bar)
-        found = self.predict_frame(read_image(path, "BGR"))
+        image = read_image(path, "BGR")
+        found = self.predict_frame(image)
         record = self._write_raw(found, target, self.raw or "png")
         pictures = _pictures(found)
         for i, (word, picture) in enumerate(found.word_pictures.items(), start=1):
@@ -144,6 +159,8 @@ class PredictionRun:
             file = target.with_name(f"{target.name}_{kind}.png")
             write_picture(file, picture)
             record["files"][kind] = self._relative(file)
+        if self.hand_over is not None:
+            self.hand_over.add(path, name, None, image, found)
         bar.update()
         return record
 
@@ -164,6 +181,9 @@ class PredictionRun:
                         of_kind.add(picture)
                     of_frame = self._write_raw(found, folder / f"{i:06d}", raw)
                     record["frames"].append({"frame": i, **of_frame})
+                    if self.hand_over is not None:
+                        name = target.relative_to(self.output).as_posix()
+                        self.hand_over.add(video.path, name, i, image, found)
                     bar.update()
             except UserError as error:  # what came before it is good
                 record["error"] = str(error)
@@ -220,6 +240,15 @@ def run(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     notes = [*predictor.notes, threshold.note, *_word_notes(predictor, words, num_nearest)]
     print("\n".join(notes), file=sys.stderr)
+    if args.format and threshold.value is None:
+        raise UserError(f"--format {args.format[0]}: {threshold.note}")
+    output = Path(args.output)
+    hand_over = None
+    if args.format or args.select:
+        hand_over = HandOver(
+            predictor, output, args.format or (), select=args.select, words=words or (),
+            valid=None if ego_mask is None else ~ego_mask,
+        )  # fmt: skip
     train = cfg.DATASETS.TRAIN
     colours = MetadataCatalog.get(train[0]).get("stuff_colors") if train else None
     task = PredictionRun(
@@ -234,13 +263,19 @@ def run(argv: Sequence[str] | None = None) -> None:
             limits=args.score_range and tuple(args.score_range),
             ego_mask=ego_mask,
         ),
-        Path(args.output),
+        output,
         args.raw,
+        hand_over,
     )
+    interrupted = False
     try:
         task(args.input, options.lines(sys.stdin))
     except KeyboardInterrupt:
+        interrupted = True
         print(f"interrupted: {task.done} inputs are complete in {args.output}", file=sys.stderr)
+    if hand_over is not None:
+        print(hand_over.finish())
+    if interrupted:
         sys.exit(_INTERRUPTED)
     print(f"{task.done} inputs predicted, {task.failed} not; results in {args.output}")
     if task.failed:
@@ -278,6 +313,12 @@ def parser() -> options.Parser:
         help="picture with one channel, as large as the frames: no objects where it is not 0")
     add("--raw", choices=["png", "npy", "none"],
         help="raw scores: 16-bit PNG, NumPy's format or none (default: png, of videos none)")
+    add("--format", choices=[COCO, LABEL_STUDIO], nargs="+",
+        help="write the objects as pre-annotations, too, with the pictures that they are of, to\n"
+        "DIR/hand_over: COCO (for CVAT, FiftyOne and others) or tasks of Label Studio")
+    add("--select", type=select_option, metavar="worst:N",
+        help="list the N frames most worth labelling in DIR/hand_over/selected.txt, of one event\n"
+        "one rather than all; --format then is of these frames only")
     add("--score-range", type=options.number(), nargs=2, metavar=("LOW", "HIGH"),
         help="scores of the darkest and the brightest colour (default: by the kind of score)")
     add("--full-precision", action="store_true", help="no half precision on a GPU")

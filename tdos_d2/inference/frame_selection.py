@@ -1,0 +1,140 @@
+"""Which frames are most worth labelling: those that score high and do not look alike."""
+
+from __future__ import annotations
+
+import argparse
+from array import array
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import options
+
+_SHARE = 0.01  # of a frame's pixels
+_DIMENSIONS = 64
+_GRID = 4
+
+
+def select_option(text: str) -> int:
+    """Type of ``--select``: the number in "worst:N"."""
+    rule, _, number = text.partition(":")
+    if rule != "worst" or not number:
+        raise argparse.ArgumentTypeError(f"worst:N is needed, such as worst:200, not '{text}'")
+    return options.whole(1)(number)
+
+
+def score_mass(score: np.ndarray, valid: np.ndarray | None = None) -> float:
+    """Mean of the highest hundredth of a frame's scores, at least one.
+
+    Args:
+        score: (H, W), finite.
+        valid: (H, W) bool, what counts; None = everything.
+    """
+    values = score.ravel() if valid is None else score[valid]
+    if not values.size:
+        return -np.inf
+    number = max(1, round(_SHARE * values.size))
+    return float(np.partition(values, -number)[-number:].mean(dtype=np.float64))
+
+
+class EncoderFeatures:
+    """What the encoder of a model makes of an image, pooled: (D,) of each forward pass.
+
+    Args:
+        model: with a ``backbone`` that gives maps by name; others give nothing.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._pooled: list[Tensor] = []
+        self._inside = False
+        backbone = getattr(model, "backbone", None)
+        if isinstance(backbone, nn.Module):
+            # Objects' crops go through the backbone, too, but not through the model's forward.
+            model.register_forward_pre_hook(self._start)
+            model.register_forward_hook(self._stop)
+            backbone.register_forward_hook(self._collect)
+
+    def take(self) -> np.ndarray | None:
+        """Mean over windows and places of the last map of the latest image; None without any."""
+        return torch.cat(self._pooled).mean(dim=0).numpy() if self._pooled else None
+
+    def _start(self, *_: Any) -> None:
+        self._pooled.clear()
+        self._inside = True
+
+    def _stop(self, *_: Any) -> None:
+        self._inside = False
+
+    def _collect(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        maps = [x for x in output.values() if x.ndim == 4] if isinstance(output, dict) else []
+        if self._inside and maps:
+            self._pooled.append(maps[-1].float().mean(dim=(2, 3)).cpu())
+
+
+def small_picture(image: np.ndarray) -> np.ndarray:
+    """(48,) float32: colours of an (H, W, 3) uint8 image in a grid of 4x4 cells."""
+    small = cv2.resize(image, (_GRID, _GRID), interpolation=cv2.INTER_AREA)
+    return small.astype(np.float32).ravel() - 127.5
+
+
+class FrameChooser:
+    """Chooses frames that score high and differ from each other; 132 bytes per frame.
+
+    The first is the one with the largest score mass. Each further one has the largest product of
+
+    - its score mass, between 0 (that of the least frame) and 1 (that of the first), and
+    - the distance of its descriptor to the nearest one chosen before (farthest-point traversal).
+
+    So the second frame of an event comes after the first frame of any other event that scores
+    comparably. Descriptors have unit length; those of more than 64 numbers are projected to 64 at
+    random, which keeps distances within some ten percent.
+    """
+
+    def __init__(self) -> None:
+        self._mass = array("f")
+        self._descriptors = bytearray()  # float16
+        self._dimensions = 0
+        self._projection: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self._mass)
+
+    def add(self, mass: float, descriptor: np.ndarray) -> None:
+        """Add a frame with its score mass and (D,) descriptor, the same D for all frames."""
+        if not self._dimensions:
+            self._dimensions = min(len(descriptor), _DIMENSIONS)
+            if len(descriptor) > _DIMENSIONS:
+                rng = np.random.default_rng(0)
+                self._projection = rng.normal(size=(len(descriptor), _DIMENSIONS))
+        if self._projection is not None:
+            descriptor = descriptor @ self._projection
+        unit = descriptor / max(float(np.linalg.norm(descriptor)), 1e-12)
+        self._mass.append(mass)
+        self._descriptors += unit.astype(np.float16).tobytes()
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first ``length`` frames."""
+        del self._mass[length:]
+        del self._descriptors[2 * self._dimensions * length :]
+
+    def choose(self, number: int) -> list[int]:
+        """Numbers of at most ``number`` frames, from 0 in the order of ``add``; best first."""
+        if not len(self):
+            return []
+        mass = np.array(self._mass, np.float64)
+        points = np.frombuffer(bytes(self._descriptors), np.float16).reshape(len(mass), -1)
+        points = points.astype(np.float32)
+        spread = np.ptp(mass)
+        weight = (mass - mass.min()) / spread if spread else np.ones_like(mass)
+        chosen = [int(mass.argmax())]
+        distance = np.full(len(mass), np.inf)
+        while len(chosen) < min(number, len(mass)):
+            to_last = np.linalg.norm(points - points[chosen[-1]], axis=1)
+            distance = np.minimum(distance, to_last)
+            worth = weight * distance
+            worth[chosen] = -1
+            chosen.append(int(worth.argmax()))
+        return chosen

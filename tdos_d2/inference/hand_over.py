@@ -1,0 +1,208 @@
+"""A folder for people who label: pictures, pre-annotations, and the frames most worth labelling."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from .. import __version__
+from ..errors import UserError
+from ..files import atomic_write
+from .frame_predictor import FrameResult
+from .frame_selection import EncoderFeatures, FrameChooser, score_mass, small_picture
+from .labelling_formats import (
+    COCO,
+    LABEL_STUDIO,
+    LabelledFrame,
+    pack_mask,
+    write_coco,
+    write_label_studio,
+)
+from .media import HAND_OVER
+from .predictor import OODPredictor
+
+_QUALITY = 95  # of JPEG
+
+
+class HandOver:
+    """Collects what was found in frames, and writes it for labelling tools in the end.
+
+    ``hand_over/data`` has the pictures: images as they are (linked where the disk allows it), of
+    videos JPEG files; beside it lie the files of the formats and, with ``select``,
+    ``selected.txt``, a path per line. A second run writes ``hand_over_2``. Between, frames are in a
+    temporary file.
+
+    Args:
+        predictor: the model.
+        output: folder that ``hand_over`` comes into.
+        formats: "coco", "label-studio", both or none.
+        select: number of frames to choose (see :class:`~.frame_selection.FrameChooser`); None: all
+            images, and those frames of videos that have an object.
+        words: that objects may have; they are categories beside "ood".
+        valid: (H, W) bool, which scores count; None = all.
+    """
+
+    def __init__(
+        self,
+        predictor: OODPredictor,
+        output: Path,
+        formats: Sequence[str],
+        *,
+        select: int | None = None,
+        words: Sequence[str] = (),
+        valid: np.ndarray | None = None,
+    ) -> None:
+        self.output, self.formats, self.select = output, formats, select
+        self.categories = ["ood", *dict.fromkeys(word for word in words if word != "ood")]
+        self._valid = valid
+        self._features = EncoderFeatures(predictor.model) if select else None
+        self._chooser = FrameChooser()
+        self._places: list[int] = []  # of frames in the file
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add(
+        self, source: Path, name: str, number: int | None, image: np.ndarray, found: FrameResult
+    ) -> None:
+        """Take a frame.
+
+        Args:
+            source: the image or video.
+            name: what its results are called, without suffix.
+            number: of the frame in a video, from 0; None for an image.
+            image: (H, W, 3) uint8 BGR.
+            found: in it.
+        """
+        record = found.record
+        objects = [
+            {
+                "category": self._category(entry.get("word")),
+                "score": entry["mean_score"],
+                "area": entry["area"],
+                "box": entry["box"],
+                "rle": pack_mask(found.regions == entry["id"]),
+            }
+            for entry in (record["objects"] or ())
+        ]
+        picture = f"{name}{source.suffix}" if number is None else f"{name}_frames/{number:06d}.jpg"
+        frame = LabelledFrame(picture, record["width"], record["height"], objects)
+        entry = {"source": str(source), "number": number, **vars(frame)}
+        line = json.dumps(entry, allow_nan=False)
+        if self._features is not None:
+            descriptor = self._features.take()
+            descriptor = small_picture(image) if descriptor is None else descriptor
+            self._chooser.add(score_mass(found.score, self._valid), descriptor)
+        self._places.append(self._file.seek(0, os.SEEK_END))
+        self._file.write(f"{line}\n".encode())
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first ``length`` frames."""
+        del self._places[length:]
+        self._chooser.truncate(length)
+
+    def finish(self) -> str:
+        """Write everything; gives a line that says what is where.
+
+        Raises:
+            UserError: a picture cannot be read a second time, or the folder not be written to.
+        """
+        try:
+            return self._write(self._kept(), self._free_folder())
+        except OSError as error:
+            raise UserError(f"cannot hand over {error.filename}: {error.strerror}") from error
+
+    def _write(self, kept: Sequence[int], folder: Path) -> str:
+        (folder / "data").mkdir(parents=True)
+        self._write_pictures(kept, folder / "data")
+        frames = _Frames(self, kept)
+        if COCO in self.formats:
+            write_coco(folder / "labels.json", frames, self.categories)
+        if LABEL_STUDIO in self.formats:
+            path = folder / "label_studio.json"
+            write_label_studio(path, frames, self.categories, f"tdos_d2 {__version__}")
+        if self.select:
+            with atomic_write(folder / "selected.txt") as file:
+                for place in kept:
+                    entry = self.entry(place)
+                    there = folder / "data" / entry["file"]
+                    path = entry["source"] if entry["number"] is None else there
+                    file.write(f"{path}\n".encode())
+        self._file.close()
+        return f"{len(kept)} of {len(self)} frames for labelling in {folder}"
+
+    def entry(self, place: int) -> dict[str, Any]:
+        """The frame number ``place``, as it was taken."""
+        self._file.seek(self._places[place])
+        return json.loads(self._file.readline())
+
+    def _category(self, word: str | None) -> int:
+        return self.categories.index(word) if word in self.categories else 0
+
+    def _kept(self) -> list[int]:
+        if self.select:
+            return self._chooser.choose(self.select)
+        entries = ((i, self.entry(i)) for i in range(len(self)))
+        return [i for i, entry in entries if entry["number"] is None or entry["objects"]]
+
+    def _free_folder(self) -> Path:
+        folder, number = self.output / HAND_OVER, 1
+        while folder.exists():
+            number += 1
+            folder = self.output / f"{HAND_OVER}_{number}"
+        return folder
+
+    def _write_pictures(self, kept: Sequence[int], data: Path) -> None:
+        videos: dict[str, dict[int, Path]] = {}
+        for place in kept:
+            entry = self.entry(place)
+            target = data / entry["file"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if entry["number"] is not None:
+                videos.setdefault(entry["source"], {})[entry["number"]] = target
+                continue
+            with suppress(OSError):
+                os.link(os.path.realpath(entry["source"]), target)
+                continue
+            shutil.copyfile(entry["source"], target)
+        for source, targets in videos.items():
+            _write_frames(source, targets)
+
+
+class _Frames:
+    """Some of the frames of a :class:`HandOver`, to be gone through more than once."""
+
+    def __init__(self, hand_over: HandOver, places: Sequence[int]) -> None:
+        self._hand_over, self._places = hand_over, places
+
+    def __iter__(self) -> Iterator[LabelledFrame]:
+        for place in self._places:
+            entry = self._hand_over.entry(place)
+            del entry["source"], entry["number"]
+            yield LabelledFrame(**entry)
+
+
+def _write_frames(source: str, targets: dict[int, Path]) -> None:
+    """Write frames of a video, by their number, as JPEG files."""
+    capture = cv2.VideoCapture(source)
+    try:
+        for number in range(max(targets) + 1):
+            if not capture.grab():
+                raise UserError(f"cannot read frame {number} of {source} a second time")
+            if number in targets:
+                _, frame = capture.retrieve()
+                _, data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+                with atomic_write(targets[number]) as file:
+                    file.write(data.tobytes())
+    finally:
+        capture.release()

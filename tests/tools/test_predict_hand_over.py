@@ -1,0 +1,126 @@
+"""tools/predict.py --format and --select: what people who label get."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from test_predict import picture, predict, records, write_video
+
+from tdos_d2.errors import UserError
+from tdos_d2.inference import OODPredictor
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    folder = tmp_path / "in"
+    (folder / "city").mkdir(parents=True)
+    cv2.imwrite(str(folder / "city" / "a.png"), picture(0))
+    cv2.imwrite(str(folder / "b.png"), picture(1, 40, 60))
+    write_video(folder / "c.mp4", 3)
+    return folder
+
+
+def test_coco_and_label_studio(model, inputs, tmp_path, capsys):
+    (inputs / "broken.png").write_text("no image")
+    out = tmp_path / "out"
+    words = ["--input", inputs, "--threshold", -1.0, "--min-area", 1]
+    assert predict(model, out, *words, "--format", "coco", "label-studio") == 1
+    assert "5 of 5 frames for labelling in" in capsys.readouterr().out
+    folder = out / "hand_over"
+    coco = COCO(str(folder / "labels.json"))
+    images = coco.loadImgs(coco.getImgIds())
+    frames = [f"c_frames/{i:06d}.jpg" for i in range(3)]
+    assert [i["file_name"] for i in images] == ["b.png", *frames, "city/a.png"]
+    for image in images:
+        shape = cv2.imread(str(folder / "data" / image["file_name"])).shape
+        assert shape == (image["height"], image["width"], 3)
+    assert (folder / "data" / "b.png").read_bytes() == (inputs / "b.png").read_bytes()
+    still = [r for r in records(out) if "objects" in r]
+    video = next(r for r in records(out) if "frames" in r)
+    expected = [still[0], *video["frames"], still[1]]
+    tasks = json.loads((folder / "label_studio.json").read_text())
+    assert [task["data"]["image"].rpartition("d=data/")[2] for task in tasks] == [
+        i["file_name"] for i in images
+    ]
+    for image, record, task in zip(images, expected, tasks, strict=True):
+        found = coco.loadAnns(coco.getAnnIds(image["id"]))
+        assert [a["area"] for a in found] == [o["area"] for o in record["objects"]] != []
+        assert [a["score"] for a in found] == [o["mean_score"] for o in record["objects"]]
+        assert len(task["predictions"][0]["result"]) == len(found)
+    score = OODPredictor(load(model))(picture(0))["ood_score"]
+    masks = [coco.annToMask(a) for a in coco.loadAnns(coco.getAnnIds(images[-1]["id"]))]
+    assert np.array_equal(np.sum(masks, axis=0) == 1, score >= -1.0)
+
+
+def test_pictures_of_a_video_are_its_frames(model, inputs, tmp_path):
+    words = ["--input", inputs / "c.mp4", "--threshold", -1.0, "--min-area", 1, "--format", "coco"]
+    assert predict(model, tmp_path / "out", *words) == 0
+    capture = cv2.VideoCapture(str(inputs / "c.mp4"))
+    for i in range(3):
+        frame = capture.read()[1].astype(int)
+        handed = cv2.imread(str(tmp_path / "out" / f"hand_over/data/c_frames/{i:06d}.jpg"))
+        assert np.abs(handed - frame).mean() < 6
+    capture.release()
+
+
+def test_selected_frames(model, inputs, tmp_path):
+    """Eight copies of one frame are one event."""
+    for i in range(8):
+        cv2.imwrite(str(inputs / f"copy{i}.png"), picture(0))
+    out = tmp_path / "out"
+    assert predict(model, out, "--input", inputs, "--select", "worst:3") == 0
+    lines = (out / "hand_over" / "selected.txt").read_text().splitlines()
+    assert len(set(lines)) == 3
+    pictures = [cv2.imread(line) for line in lines]
+    copies = sum(np.array_equal(p, picture(0)) for p in pictures)
+    assert copies <= 1
+    assert not (out / "hand_over" / "labels.json").exists()
+    # A second run into the input folder itself takes no handed over picture for an input.
+    assert predict(model, inputs, "--input", inputs, "--select", "worst:2") == 0
+    first = len(records(inputs))
+    assert predict(model, inputs, "--input", inputs, "--select", "worst:2") == 0
+    assert len(records(inputs)) == 2 * first == 2 * 11
+    assert (inputs / "hand_over_2" / "selected.txt").is_file()
+
+
+def test_only_selected_frames_are_handed_over(model, inputs, tmp_path):
+    words = ["--threshold", -1.0, "--select", "worst:2", "--format", "coco"]
+    assert predict(model, tmp_path / "out", "--input", inputs, *words) == 0
+    content = json.loads((tmp_path / "out" / "hand_over" / "labels.json").read_text())
+    files = [p for p in (tmp_path / "out" / "hand_over" / "data").rglob("*") if p.is_file()]
+    assert len(content["images"]) == len(files) == 2
+
+
+def test_an_interrupted_video_hands_over_nothing(model, inputs, tmp_path, monkeypatch):
+    calls = []
+    original = OODPredictor._predict
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 3:  # the second frame of the video
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(OODPredictor, "_predict", interrupted)
+    words = ["--threshold", -1.0, "--select", "worst:9", "--format", "coco"]
+    assert predict(model, tmp_path / "out", "--input", inputs, *words) == 130
+    content = json.loads((tmp_path / "out" / "hand_over" / "labels.json").read_text())
+    assert [i["file_name"] for i in content["images"]] == ["b.png"]
+
+
+def test_wrong_words(model, inputs, tmp_path, capsys):
+    with pytest.raises(UserError, match="--format coco: no objects are looked for: give --thres"):
+        predict(model, tmp_path / "out", "--input", inputs, "--format", "coco")
+    for wrong in ("worst", "worst:0", "best:3", "200"):
+        assert predict(model, tmp_path / "out", "--input", inputs, "--select", wrong) == 2
+    assert "worst:N is needed, such as worst:200, not '200'" in capsys.readouterr().err
+
+
+def load(model: list[str]):
+    from tdos_d2.engine import load_config
+
+    return load_config(model[1], ["MODEL.WEIGHTS", model[1].replace("model.yaml", "model.pth")])
