@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 import torch
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
+from script_loading import load_script
 
 from tdos_d2.data import TDOSDatasetMapper
 from tdos_d2.data.dataset_mapper import size_rule
@@ -34,13 +34,6 @@ SIZES = {
     "one window": (64, 64),
     "one cell": (8, 8),
 }
-
-
-def load(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def random_model(cfg):
@@ -114,7 +107,7 @@ def config(folder: Path):
 
 def run_tool(monkeypatch, *words: str) -> None:
     monkeypatch.setattr(sys, "argv", ["export_model.py", *words])
-    load(ROOT / "tools" / "export_model.py").run()
+    load_script("tools/export_model.py").run()
 
 
 def session(content: bytes | str):
@@ -125,7 +118,7 @@ def session(content: bytes | str):
 
 def test_example_gives_what_the_predictor_gives(exported):
     _, folder = exported
-    predict, onnx = load(EXAMPLE).predict, session(str(folder / "model.onnx"))
+    predict, onnx = load_script(EXAMPLE).predict, session(str(folder / "model.onnx"))
     predictor = OODPredictor(config(folder))
     for what, size in SIZES.items():
         bgr = image(*size)
@@ -143,7 +136,7 @@ def test_example_on_whole_images(exported, monkeypatch):
         entry.value = {"window_size": "0", "input_size": "{}"}.get(entry.key, entry.value)
     monkeypatch.setitem(model.window, "size", 0)
     bgr = image(70, 130)
-    found = load(EXAMPLE).predict(session(content.SerializeToString()), bgr)
+    found = load_script(EXAMPLE).predict(session(content.SerializeToString()), bgr)
     for ours, theirs in zip(own_inference(model, bgr), found, strict=True):
         np.testing.assert_allclose(theirs, ours, 0, 1e-3, equal_nan=False)
 
@@ -196,14 +189,14 @@ def test_example_says_in_one_line_what_is_wrong(exported, tmp_path, monkeypatch,
     cv2.imwrite("a.png", image(20, 20))
     monkeypatch.setattr(sys, "argv", ["onnx_sliding_window.py", *words])
     with pytest.raises(SystemExit, match=says) as caught:
-        load(EXAMPLE).main()
+        load_script(EXAMPLE).main()
     assert "\n" not in caught.value.code
 
 
 @pytest.mark.parametrize("size", [(40, 57), (97, 60), (50, 131), (8, 8), (50, 20)])
 def test_example_resizes_as_the_predictor(tiny_cfg, size):
     """Detectron2's own transform is the reference; Pillow 13 takes the height first in some."""
-    example, bgr = load(EXAMPLE), image(*size)
+    example, bgr = load_script(EXAMPLE), image(*size)
     for shorter, longer in ((0, 100), (24, 100), (24, 40), (72, 110), (333, 9999)):
         tiny_cfg.INPUT.MIN_SIZE_TEST, tiny_cfg.INPUT.MAX_SIZE_TEST = shorter, longer
         aug_input = T.AugInput(bgr)
@@ -217,7 +210,7 @@ def test_example_resizes_as_the_predictor(tiny_cfg, size):
 def test_example_takes_the_size_of_a_dataset():
     sizes = {"a": {"size": [30, 20]}, "b": {"shorter": 10, "longer": 90}, "c": {}}
     about = {"input_size": json.dumps({"size": [5, 6]}), "test_sizes": json.dumps(sizes)}
-    size = load(EXAMPLE).input_size
+    size = load_script(EXAMPLE).input_size
     assert [size(about, 40, 80, name) for name in "abcd"] == [(20, 30), (10, 20), (40, 80), (6, 5)]
 
 
@@ -267,7 +260,7 @@ def test_nan_is_no_agreement(exported):
     expected = expected_outputs(WindowModel(exported[0]), inputs)
     expected[0][1][0, 5, 7] = np.nan
     assert np.isnan(largest_difference(content, inputs, expected))
-    compare = load(ROOT / "tools" / "export_model.py")._compare
+    compare = load_script("tools/export_model.py")._compare
     with pytest.raises(UserError, match=r"a\.onnx is not written: .* differ .* by nan"):
         compare(content, inputs, expected, Path("a.onnx"))
 

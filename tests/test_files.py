@@ -4,7 +4,6 @@ example; folders with links and hidden files; outputs that cannot be written."""
 from __future__ import annotations
 
 import glob
-import importlib.util
 import os
 import struct
 from pathlib import Path
@@ -13,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from script_loading import load_script
 
 from tdos_d2.data import read_image
 from tdos_d2.data.reading import image_size
@@ -99,11 +99,7 @@ REFUSED = {
 def example():
     """examples/onnx_sliding_window.py as a module."""
     pytest.importorskip("onnxruntime")
-    path = ROOT / "examples" / "onnx_sliding_window.py"
-    spec = importlib.util.spec_from_file_location("example", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("examples/onnx_sliding_window.py")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import re
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from script_loading import load_script
 
 from tdos_d2 import options
 from tdos_d2.errors import UserError
@@ -30,9 +30,7 @@ SCRIPTS = [
 def all_parsers(path: Path, monkeypatch):
     """The parser of a script and those of its commands."""
     sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(path)
     sys.path.remove(str(path.parent))
     if hasattr(module, "_parser"):
         parsers = [module._parser()]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from layouts import write_image
+from script_loading import load_script
 
 from tdos_d2.errors import UserError
 from tdos_d2.inference import OODPredictor
@@ -91,9 +91,7 @@ def test_the_predictor_imports_parts_for_itself(own_part_cfg):
 
 def test_the_model_to_export_has_the_part(own_part_cfg, tmp_path, monkeypatch):
     """Up to torch.export, which takes a minute."""
-    spec = spec_from_file_location("export_model", ROOT / "tools" / "export_model.py")
-    tool = module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_script("tools/export_model.py")
     exported = []
 
     def stop(model, _) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import time
@@ -12,6 +11,7 @@ import layouts
 import numpy as np
 import pytest
 from layouts import picture, stripes, write_image
+from script_loading import load_script
 
 from tdos_d2.data import MissingDatasetError, get_dicts, register_ood_dataset
 from tdos_d2.data.verify import report as verification
@@ -41,9 +41,7 @@ def expect(monkeypatch):
 
 def verify(monkeypatch, *argv: object) -> int:
     """Exit status of the script."""
-    spec = importlib.util.spec_from_file_location("verify_script", ROOT / "datasets/verify.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("datasets/verify.py")
     monkeypatch.setattr("sys.argv", ["verify.py", *map(str, argv)])
     with pytest.raises(SystemExit) as exit:
         module.main()

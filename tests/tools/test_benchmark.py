@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import ndimage
+from script_loading import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -16,10 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def tool(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tools")  # as for a script
-    spec = importlib.util.spec_from_file_location("tool", ROOT / "tools" / "benchmark.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
+    return load_script("tools/benchmark.py")
 
 
 def test_small_run_prints_ratios_and_hardware(tool, capsys):

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+from script_loading import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def load_demo():
-    spec = importlib.util.spec_from_file_location("demo", ROOT / "tools" / "demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_demo_writes_picture_table_and_results(tmp_path):
@@ -38,7 +31,7 @@ def test_demo_writes_picture_table_and_results(tmp_path):
 
 
 def test_histogram_scores_rare_colours_higher(monkeypatch):
-    demo = load_demo()
+    demo = load_script("tools/demo.py")
     red, blue = np.zeros((2, 8, 8, 3), np.uint8)
     red[..., 0], blue[..., 2] = 255, 255
     monkeypatch.setattr(demo.DatasetCatalog, "get", lambda name: [{"file_name": "x"}] * 3)

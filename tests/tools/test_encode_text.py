@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -12,13 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
+from script_loading import load_script
 
 from tdos_d2.errors import UserError
 from tdos_d2.modeling.clip import build_clip
 from tdos_d2.ood_words import load_groups
 from tdos_d2.ood_words.prototypes import embed_words
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -31,9 +28,7 @@ def clip(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, clip):
-    spec = importlib.util.spec_from_file_location("encode", ROOT / "tools" / "encode_text.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_script("tools/encode_text.py")
     given = ["--clip-name", "tiny", "--clip-weights", str(tmp_path / "clip.pt")]
     given += ["--output", str(tmp_path / "text.npz")]
     return lambda *args: tool.main(tool._parser().parse_args([*given, *map(str, args)]))

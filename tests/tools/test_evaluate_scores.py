@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import re
 import sys
@@ -15,12 +14,12 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+from script_loading import load_script
 
 from tdos_d2.errors import UserError
 from tdos_d2.evaluation import evaluate_scores
 from tdos_d2.inference.media import write_score
 
-ROOT = Path(__file__).resolve().parents[2]
 NAME = "tiny_for_scores"
 FRAMES = ["a/x", "a/y", "b/z"]
 METRICS = ["AP", "AUROC", "FPR95", "F1", "sIoU", "PPV", "mF1"]
@@ -59,9 +58,7 @@ def folder(tmp_path):
 @pytest.fixture
 def run(folder, monkeypatch, capsys):
     """Calls the tool; gives what it prints."""
-    spec = importlib.util.spec_from_file_location("tool", ROOT / "tools" / "evaluate_scores.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_script("tools/evaluate_scores.py")
 
     def call(*words: str) -> tuple[str, str]:
         known = ["--register", str(folder / "sets.yaml"), "--dataset", NAME]

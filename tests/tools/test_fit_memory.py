@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
 from layouts import write_image
+from script_loading import load_script
 
 from tdos_d2.engine import TDOSCheckpointer
 from tdos_d2.errors import UserError
 from tdos_d2.loading.checkpoint import read_checkpoint_info
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["MODEL.TIMM.NAME", "tf_efficientnet_lite0", "MODEL.TIMM.WEIGHTS", ""]
 SMALL += ["MODEL.MEMORY.SIZE", "20", "MODEL.DEVICE", "cpu"]
 
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    tool = load_tool("fit_memory")
+    tool = load_script("tools/fit_memory.py")
     rng = np.random.default_rng(0)
     for i in range(3):
         frame = rng.integers(0, 256, (64, 96, 3), np.uint8)
@@ -101,13 +99,6 @@ def test_what_does_not_fit(run, tmp_path, more, message):
         run("--images", str(tmp_path / "frames"), more=more)
 
 
-def load_tool(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
-
 def test_what_training_said_stays_in_the_file(run, tiny_cfg, tmp_path, monkeypatch):
     """From training to a memory to a packed file: seed, and the outliers it fell back to."""
     said = {"seed": 7, "outlier_warning": "drawn shapes"}
@@ -119,10 +110,10 @@ def test_what_training_said_stays_in_the_file(run, tiny_cfg, tmp_path, monkeypat
     config = ["--config-file", str(tmp_path / "c.yaml"), "--output"]
     frames = ["--images", str(tmp_path / "frames"), "MODEL.WEIGHTS", str(tmp_path / "trained.pth")]
     monkeypatch.setattr(sys, "argv", ["f", *config, str(tmp_path / "joined.pth"), *frames])
-    load_tool("fit_memory").run()
+    load_script("tools/fit_memory.py").run()
     packed = tmp_path / "joined.safetensors"
     words = [*config, str(packed), "MODEL.WEIGHTS", str(tmp_path / "joined.pth")]
     monkeypatch.setattr(sys, "argv", ["p", *words])
-    load_tool("pack_checkpoint").run()
+    load_script("tools/pack_checkpoint.py").run()
     for file in (tmp_path / "joined.pth", packed):
         assert said.items() <= read_checkpoint_info(file).items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
+from script_loading import load_script
 
 from tdos_d2.data import register_from_file
 from tdos_d2.engine import load_config, train_command
@@ -22,7 +22,6 @@ from tdos_d2.inference.calibrate_command import run as calibrate
 from tdos_d2.inference.predict_command import run as predict
 from tdos_d2.loading.checkpoint import TDOSCheckpointer
 
-ROOT = Path(__file__).resolve().parents[2]
 HEIGHT, WIDTH = 64, 96
 
 
@@ -226,11 +225,8 @@ def test_it_has_one_score(memory, weights):
 
 
 def run_tool(monkeypatch, name: str, *words: str) -> None:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     monkeypatch.setattr(sys, "argv", [name, *words])
-    tool.run()
+    load_script(f"tools/{name}.py").run()
 
 
 def test_export(tiny_cfg, tmp_path, monkeypatch):
@@ -254,9 +250,7 @@ def test_export(tiny_cfg, tmp_path, monkeypatch):
     )
     session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
     assert [x.name for x in session.get_outputs()] == ["ood_score"]
-    spec = importlib.util.spec_from_file_location("e", ROOT / "examples" / "onnx_sliding_window.py")
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = load_script("examples/onnx_sliding_window.py")
     predictor = OODPredictor(load_config(str(config)))
     for image in (frame(7, odd=True), np.vstack([frame(8), frame(9)])[:100, :70]):
         sem_seg, score = example.predict(session, image)

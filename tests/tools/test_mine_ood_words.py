@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from script_loading import load_script
 from tiny_wordnet import write_wordnet
 
 from tdos_d2.errors import UserError
@@ -26,9 +26,7 @@ def arguments(tmp_path):
 @pytest.fixture
 def run(arguments):
     """The tool in this process, without its last resort: errors are raised."""
-    spec = importlib.util.spec_from_file_location("mine", ROOT / "tools" / "mine_ood_words.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_script("tools/mine_ood_words.py")
     return lambda *args: tool.main(tool._parser().parse_args([*arguments, *map(str, args)]))
 
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.modeling import build_model
+from script_loading import load_script
 
 from tdos_d2.engine import TDOSCheckpointer
 from tdos_d2.engine.model_info import count_multiply_adds, flops, load_model
 from tdos_d2.errors import UserError
 from tdos_d2.modeling.transformer_layers import Attention
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("info", ROOT / "tools" / "model_info.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_script("tools/model_info.py")
 
     def run(*words: str) -> str:
         monkeypatch.setattr(sys, "argv", ["model_info.py", *map(str, words)])

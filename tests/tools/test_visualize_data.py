@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from script_loading import load_script
 
 from tdos_d2.engine import load_config
 from tdos_d2.errors import UserError
@@ -20,10 +20,7 @@ DEMO = str(ROOT / "configs" / "demo.yaml")
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("visualize", ROOT / "tools/visualize_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tools/visualize_data.py")
 
 
 def run(tool, monkeypatch, *words):
