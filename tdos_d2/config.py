@@ -341,6 +341,12 @@ def _add_test(cfg: CN) -> None:
     # OOD dataset whose best pixel F1 sets the operating threshold, which is saved beside the
     # checkpoint after training and by --eval-only; "" = the first OOD dataset in DATASETS.TEST.
     cfg.TEST.THRESHOLD_DATASET = ""
+    # Threshold of component metrics, report and pictures: "best-f1", "fpr:0.01" (the lowest with at
+    # most that FPR), "tpr:0.95" (the highest with at least that TPR), "calibrated" (the file of
+    # tools/calibrate.py beside MODEL.WEIGHTS; --eval-only), or another .json file of that tool.
+    cfg.TEST.THRESHOLD = "best-f1"
+    # Also measure instances, images, and OOD objects by size and by distance to the lower edge.
+    cfg.TEST.BREAKDOWN = False
     export = cfg.TEST.EXPORT = CN()
     # Write score maps of all OOD datasets to OUTPUT_DIR/inference: "smiyc" (HDF5), "fishyscapes"
     # (pairs of .npy files) or "none"; and the name of the method in SMIYC's folder layout.

@@ -24,12 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
 from tdos_d2 import options
+from tdos_d2.errors import UserError
+from tdos_d2.evaluation.breakdown import breakdown_rows, count_group, frame_parts
 from tdos_d2.evaluation.component_metrics import (
     ComponentScores,
     component_sizes,
@@ -37,27 +39,16 @@ from tdos_d2.evaluation.component_metrics import (
     score_components,
 )
 from tdos_d2.evaluation.curve_points import central_range, curve_points
-from tdos_d2.evaluation.dataset_metrics import all_metrics, check_defined
+from tdos_d2.evaluation.dataset_metrics import KeptCounts, all_metrics, check_defined
 from tdos_d2.evaluation.frames import COARSE, Spool, check_frame, coarse
-from tdos_d2.evaluation.pixel_metrics import KeyBins, PixelMetrics, count_pixels, pixel_metrics
+from tdos_d2.evaluation.pixel_metrics import PixelMetrics, count_pixels, pixel_metrics
 from tdos_d2.evaluation.score_files import find_score_files, read_score
 from tdos_d2.evaluation.tables import FORMATS, format_rows, to_json
+from tdos_d2.evaluation.threshold_rules import BEST_RULE, rule_option, threshold_by
 from tdos_d2.files import atomic_write, check_output
 
 if TYPE_CHECKING:  # it needs Detectron2, which --help does not
     from tdos_d2.evaluation.report.sections import EvaluatedFrames
-
-
-class Counter:
-    """Counts the pixels of a dataset for ``pixel_metrics``, and keeps the last counts."""
-
-    def __init__(self, frames: Spool) -> None:
-        self._frames = frames
-        self.bins, self.counts = KeyBins.coarse(), np.zeros((2, 0))
-
-    def __call__(self, bins: KeyBins) -> np.ndarray:
-        self.bins, self.counts = bins, count_pixels(self._frames, bins)
-        return self.counts
 
 
 def run() -> None:
@@ -65,7 +56,6 @@ def run() -> None:
     from detectron2.data import MetadataCatalog
 
     from tdos_d2.data import get_dicts, register_from_file
-    from tdos_d2.errors import UserError
 
     args = _parser().parse_args()
     if args.per_frame is not None:
@@ -98,7 +88,6 @@ def _load(
 ) -> None:
     """Read scores and labels of all frames into ``spool``."""
     from tdos_d2.data import read_label
-    from tdos_d2.errors import UserError
 
     types, plain, scaled = set(), [], []
     for frame, path in tqdm(files.items(), desc="reading", unit="frame", disable=None):
@@ -133,10 +122,12 @@ def _evaluate(
 ) -> None:
     from tdos_d2.evaluation.report.sections import EvaluatedFrames
 
-    count = Counter(spool)
+    count = KeptCounts(partial(count_pixels, spool))
     pixels = pixel_metrics(count, args.dataset)
+    rule = args.threshold
+    threshold = threshold_by(rule, pixels.threshold, count, count.bins, count.counts)
     frames = tqdm(spool, desc="components", unit="frame", total=len(spool), disable=None)
-    components = [score_components([f], pixels.threshold, sizes, args.strict) for f in frames]
+    components = [score_components([f], threshold, sizes, args.strict) for f in frames]
     evaluated = EvaluatedFrames(args.dataset, spool, records, components)
     result = shown = {
         "dataset": args.dataset,
@@ -144,14 +135,15 @@ def _evaluate(
         **all_metrics(pixels, concatenate(components)),
     }
     details = {
-        "threshold": pixels.threshold,
+        "threshold": threshold,
+        "threshold_rule": str(rule),
         "rule": "score > threshold" if args.strict else "score >= threshold",
         "smallest_predicted_component": sizes[0],
         "smallest_true_component": sizes[1],
         "error_bound": pixels.bound,
     }
     _note(
-        f"threshold of the best pixel F1 {pixels.threshold:.6g} ({details['rule']}), components of "
+        f"threshold {threshold:.6g} ({rule}; {details['rule']}), components of "
         f"at least {sizes[0]} predicted and {sizes[1]} true pixels"
     )
     if args.bootstrap and not math.isnan(pixels.threshold):
@@ -159,27 +151,70 @@ def _evaluate(
         details |= {"bootstrap": args.bootstrap, **intervals}
         shown = _with_intervals(result, intervals["intervals"], "markdown")
         result = _with_intervals(result, intervals["intervals"], args.format)
-    print(
-        to_json({**result, **details})
-        if args.format == "json"
-        else format_rows([result], args.format),
-        flush=True,  # what is written below may fail
-    )
+    groups = {}
+    if args.breakdown or args.instances:
+        groups = _breakdown(args, spool, records, components, threshold, sizes)
+    _print(args.format, result, details, groups)
     if args.per_frame:
-        rows = list(evaluated.rows(pixels.threshold, args.strict))
+        rows = list(evaluated.rows(threshold, args.strict))
         with atomic_write(args.per_frame) as file:
             file.write(f"{format_rows(rows, 'csv')}\n".encode())
         _note(f"per frame: {args.per_frame}")
-    _write_pictures(args, evaluated, sizes, pixels, count, shown)
+    _write_pictures(args, evaluated, sizes, (pixels, threshold), count, shown)
     check_defined({args.dataset: {"ood": {"AP": pixels.ap}}})
+
+
+def _breakdown(
+    args: argparse.Namespace,
+    spool: Spool,
+    records: Sequence[Mapping[str, Any]],
+    components: Sequence[ComponentScores],
+    threshold: float,
+    sizes: tuple[int, int],
+) -> dict[str, dict[str, float]]:
+    from tdos_d2.data.reading import read_values
+
+    if math.isnan(threshold):
+        return {}
+    files = [None] * len(records)
+    if args.instances:
+        ids = [str(record.get("image_id", record["file_name"])) for record in records]
+        found = find_score_files(args.instances, ids, allow_extra=True)
+        files = [found[frame] for frame in ids]
+    bar = tqdm(spool, desc="objects", unit="frame", total=len(spool), disable=None)
+    parts = []
+    for frame, of_frame, file in zip(bar, components, files, strict=True):
+        instances = None if file is None else read_values(file, "instances")
+        if instances is not None and instances.shape != frame.label.shape:
+            raise UserError(f"instances {file} are not of the size of the label")
+        parts.append(frame_parts(frame, of_frame, threshold, sizes, args.strict, instances))
+    return breakdown_rows(parts, partial(count_group, spool), args.dataset)
+
+
+def _print(
+    form: str,
+    result: Mapping[str, Any],
+    details: Mapping[str, Any],
+    groups: Mapping[str, Mapping[str, float]],
+) -> None:
+    """The table; of a breakdown one more for each kind of row."""
+    if form == "json":
+        content = {**result, **details, **({"breakdown": groups} if groups else {})}
+        print(to_json(content), flush=True)
+        return
+    tables: dict[tuple[str, ...], list[Mapping[str, Any]]] = {tuple(result): [result]}
+    for name, row in groups.items():
+        tables.setdefault(tuple(row), []).append({"of": name, **row})
+    # What is written to files afterwards may fail.
+    print("\n\n".join(format_rows(rows, form) for rows in tables.values()), flush=True)
 
 
 def _write_pictures(
     args: argparse.Namespace,
     evaluated: EvaluatedFrames,
     sizes: tuple[int, int],
-    pixels: PixelMetrics,
-    count: Counter,
+    pixels_and_threshold: tuple[PixelMetrics, float],
+    count: KeptCounts,
     row: Mapping[str, Any],
 ) -> None:
     """Write the overlays and the report, as requested; ``row`` is the report's table."""
@@ -191,8 +226,9 @@ def _write_pictures(
         write_overlays,
     )
 
+    pixels, threshold = pixels_and_threshold
     ends = central_range(count.bins, count.counts)
-    display = ScoreDisplay(Path(args.scores).resolve().name, pixels.threshold, *ends, args.strict)
+    display = ScoreDisplay(Path(args.scores).resolve().name, threshold, *ends, args.strict)
     if args.show_dir is not None:
         write_overlays(evaluated, display, args.show_dir)
         _note(f"overlays: {args.show_dir}")
@@ -205,7 +241,7 @@ def _write_pictures(
 
 
 def _bootstrap(
-    args: argparse.Namespace, spool: Spool, components: list[ComponentScores], count: Counter
+    args: argparse.Namespace, spool: Spool, components: list[ComponentScores], count: KeptCounts
 ) -> dict[str, Any]:
     from tdos_d2.evaluation.bootstrap import bootstrap
 
@@ -282,6 +318,22 @@ def _parser() -> options.Parser:
         "--protocol",
         choices=("anomaly", "obstacle"),
         help="smallest component sizes of this protocol instead of the dataset's",
+    )
+    parser.add_argument(
+        "--threshold", type=rule_option, default=BEST_RULE, metavar="RULE",
+        help="threshold of components and instances: best-f1 (default), fpr:0.01 (the lowest with "
+        "at most that FPR), tpr:0.95 (the highest with at least that TPR), a number, or a .json "
+        "file of tools/calibrate.py",
+    )
+    parser.add_argument(
+        "--breakdown", action="store_true",
+        help="also AP of instances (as OoDIS), AUROC and FPR95 of images, and metrics by size and "
+        "by place of the anomalies",
+    )
+    parser.add_argument(
+        "--instances", type=options.path_text, metavar="DIR",
+        help="PNG files named as the score maps, with a number per true instance, 0 elsewhere "
+        "(default: connected components of the labels)",
     )
     parser.add_argument(
         "--allow-extra",

@@ -23,7 +23,7 @@ from ..data.verify.quick import (
     present_datasets,
 )
 from ..errors import UserError
-from ..evaluation.evaluators import check_export
+from ..evaluation.evaluators import check_export, threshold_rule
 from ..evaluation.score_files import import_h5py
 from ..files import check_output
 from ..loading.config_checks import check_runnable
@@ -142,6 +142,9 @@ def _check_datasets(cfg: CfgNode, args: Namespace) -> list[str]:
     threshold_set = cfg.TEST.THRESHOLD_DATASET
     if threshold_set and threshold_set not in cfg.DATASETS.TEST:
         raise UserError(f"TEST.THRESHOLD_DATASET: '{threshold_set}' is not in DATASETS.TEST")
+    if cfg.TEST.THRESHOLD == "calibrated" and not args.eval_only:
+        raise UserError("TEST.THRESHOLD: what is still being trained has no calibrated threshold")
+    threshold_rule(cfg)
     present = present_datasets(cfg)
     for name in present:
         check_export(cfg, name)

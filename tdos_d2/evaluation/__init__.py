@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .dataset_metrics import evaluate_scores
+from .dataset_metrics import evaluate_breakdown, evaluate_scores
 
-__all__ = ["OODEvaluator", "SemSegEvaluator", "build_evaluator", "evaluate_scores"]
+__all__ = ["OODEvaluator", "SemSegEvaluator", "build_evaluator", "evaluate_breakdown",
+           "evaluate_scores"]  # fmt: skip
 
 
 def __getattr__(name: str):

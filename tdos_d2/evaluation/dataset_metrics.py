@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from functools import partial
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from ..errors import UserError
 from ..labels import KNOWN, OOD, VOID
+from .breakdown import breakdown_rows, count_group, frame_parts
 from .component_metrics import (
     ComponentScores,
     component_metrics,
@@ -19,7 +20,8 @@ from .component_metrics import (
     score_components,
 )
 from .frames import CheckedFrames, Frame, Spool
-from .pixel_metrics import PixelMetrics, count_pixels, pixel_metrics
+from .pixel_metrics import KeyBins, PixelMetrics, count_pixels, pixel_metrics
+from .threshold_rules import ThresholdRule, parse_rule, threshold_by
 
 
 def evaluate_scores(
@@ -29,6 +31,7 @@ def evaluate_scores(
     min_gt: int | None = None,
     *,
     strict: bool = False,
+    threshold: str = "best-f1",
 ) -> dict[str, float]:
     """Evaluate OOD scores over a whole dataset; needs neither torch nor Detectron2.
 
@@ -45,6 +48,9 @@ def evaluate_scores(
         min_pred, min_gt: smallest predicted and true component in place of the protocol's.
         strict: predict score > threshold, as the official tool does. Default: score >= threshold,
             which is what the pixel F1 counts.
+        threshold: of the component metrics: "best-f1", "fpr:0.01" (the lowest with at most that
+            share of the known pixels), "tpr:0.95" (the highest with at least that share of the OOD
+            pixels), a number, or a .json file of tools/calibrate.py.
 
     Returns:
         {"AP", "AUROC", "FPR95", "F1", "sIoU", "PPV", "mF1"} in percent. All NaN, with a warning in
@@ -52,20 +58,75 @@ def evaluate_scores(
 
     Raises:
         UserError: shapes that differ, scores that are not finite, undeclared labels, each
-            naming the frame by its number; unknown protocol.
+            naming the frame by its number; unknown protocol or rule.
     """
-    sizes, checked = component_sizes(protocol, min_pred, min_gt), CheckedFrames(frames)
+    sizes, rule = component_sizes(protocol, min_pred, min_gt), parse_rule(threshold)
+    with _several_passes(frames) as checked:
+        pixels, limit = _pixels_and_threshold(checked, rule, "evaluate_scores")
+        return all_metrics(pixels, score_components(checked, limit, sizes, strict))
+
+
+def evaluate_breakdown(
+    frames: Iterable[tuple[ArrayLike, ArrayLike]],
+    protocol: str = "anomaly",
+    min_pred: int | None = None,
+    min_gt: int | None = None,
+    *,
+    strict: bool = False,
+    threshold: str = "best-f1",
+) -> dict[str, dict[str, float]]:
+    """Metrics of instances, of images, and by size and place of the anomalies.
+
+    Arguments and errors are those of :func:`evaluate_scores`; true instances are the components of
+    the labels.
+
+    Returns:
+        See ``breakdown.breakdown_rows``; {} without an OOD or without a known pixel.
+    """
+    sizes, rule = component_sizes(protocol, min_pred, min_gt), parse_rule(threshold)
+    with _several_passes(frames) as checked:
+        pixels, limit = _pixels_and_threshold(checked, rule, "evaluate_breakdown")
+        if math.isnan(pixels.threshold):
+            return {}
+        parts = []
+        for frame in checked:
+            components = score_components([frame], limit, sizes, strict)
+            parts.append(frame_parts(frame, components, limit, sizes, strict))
+        return breakdown_rows(parts, partial(count_group, checked), "evaluate_breakdown")
+
+
+@contextmanager
+def _several_passes(frames: Iterable[tuple[ArrayLike, ArrayLike]]) -> Iterator[Iterable[Frame]]:
+    """Checked frames that can be gone through again: those of an iterator are kept in a file."""
+    checked = CheckedFrames(frames)
     if not isinstance(frames, Iterator):
-        return _evaluate(checked, sizes, strict)
+        yield checked
+        return
     with closing(Spool()) as spool:
         for frame in checked:
             spool.append(frame)
-        return _evaluate(spool, sizes, strict)
+        yield spool
 
 
-def _evaluate(frames: Iterable[Frame], sizes: tuple[int, int], strict: bool) -> dict[str, float]:
-    pixels = pixel_metrics(partial(count_pixels, frames), "evaluate_scores")
-    return all_metrics(pixels, score_components(frames, pixels.threshold, sizes, strict))
+def _pixels_and_threshold(
+    frames: Iterable[Frame], rule: ThresholdRule, name: str
+) -> tuple[PixelMetrics, float]:
+    count = KeptCounts(partial(count_pixels, frames))
+    pixels = pixel_metrics(count, name)
+    return pixels, threshold_by(rule, pixels.threshold, count, count.bins, count.counts)
+
+
+class KeptCounts:
+    """Counts pixels for ``pixel_metrics`` as ``count`` does, and keeps what it counted last."""
+
+    def __init__(self, count: Callable[[KeyBins], np.ndarray]) -> None:
+        self._count = count
+        self.bins, self.counts = KeyBins.coarse(), np.zeros((2, 0))
+
+    def __call__(self, bins: KeyBins) -> np.ndarray:
+        """(2, len(bins)) counts."""
+        self.bins, self.counts = bins, self._count(bins)
+        return self.counts
 
 
 def all_metrics(pixels: PixelMetrics, components: ComponentScores) -> dict[str, float]:

@@ -11,11 +11,14 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from ..errors import UserError
+from ..loading.config_files import local_weights
+from .calibration import load_calibration
 from .ood_evaluator import OODEvaluator
 from .operating_point import OperatingPoint
 from .report.sections import Section
 from .sem_seg_evaluator import SemSegEvaluator
 from .submission import FORMATS
+from .threshold_rules import BEST_RULE, FIXED, ThresholdRule, parse_rule
 from .writers import OverlayWriter, SubmissionWriter
 
 # Cityscapes' own evaluator needs cityscapesScripts, which do not run on NumPy 2.
@@ -51,12 +54,14 @@ def build_evaluator(
 
     Args:
         cfg: config; reads ``MODEL.META_ARCHITECTURE``, ``MODEL.TDOS.{SCORE, EXTRA_SCORES}``,
-            ``OUTPUT_DIR`` and ``TEST.{EXPORT, SHOW_DIR, REPORT}``.
+            ``OUTPUT_DIR``, ``TEST.{EXPORT, SHOW_DIR, REPORT, THRESHOLD, BREAKDOWN}``, and
+            ``MODEL.WEIGHTS`` for a calibrated threshold.
         dataset_name: a registered dataset.
         output_dir: folder for score maps and temporary files; ``OUTPUT_DIR/inference`` by default.
 
     Raises:
-        UserError: no evaluator for the dataset's ``evaluator_type``; see ``check_export``.
+        UserError: no evaluator for the dataset's ``evaluator_type``; see ``check_export`` and
+            ``threshold_rule``.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind not in _KINDS:
@@ -96,6 +101,34 @@ def check_export(cfg: CfgNode, dataset_name: str) -> None:
         )
 
 
+def threshold_rule(cfg: CfgNode) -> ThresholdRule:
+    """``TEST.THRESHOLD``.
+
+    Raises:
+        UserError: it is no rule, or the calibration is not there, or for another checkpoint or
+            score.
+    """
+    text = cfg.TEST.THRESHOLD
+    if text != "calibrated":
+        try:
+            return parse_rule(text)
+        except UserError as error:
+            raise UserError(f"TEST.THRESHOLD: {error}") from error
+    weights = local_weights(cfg)
+    found = None if weights is None else load_calibration(weights)
+    if found is None:
+        place = "beside a file that MODEL.WEIGHTS names" if weights is None else weights
+        raise UserError(
+            f"TEST.THRESHOLD: no calibrated threshold {place}: tools/calibrate.py makes it"
+        )
+    if found.score != score_label(cfg):
+        raise UserError(
+            f"TEST.THRESHOLD: the calibrated threshold is for {found.score}, the score is "
+            f"{score_label(cfg)}"
+        )
+    return ThresholdRule(FIXED, found.threshold, f"calibrated on {found.frames} normal frames")
+
+
 def _has_labels(dataset_name: str) -> bool:
     return MetadataCatalog.get(dataset_name).get("has_labels", True)
 
@@ -105,9 +138,14 @@ def _build_ood(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvalu
     show_dir, export = cfg.TEST.SHOW_DIR or None, cfg.TEST.EXPORT
     label, evaluators = score_label(cfg), []
     if _has_labels(dataset_name):
-        build = partial(OODEvaluator, dataset_name, output_dir=output_dir)
-        evaluators.append(build(report=cfg.TEST.REPORT, show_dir=show_dir, label=label))
-        evaluators += [build(score=name) for name in cfg.MODEL.TDOS.EXTRA_SCORES]
+        rule = threshold_rule(cfg)
+        build = partial(
+            OODEvaluator, dataset_name, output_dir=output_dir, breakdown=cfg.TEST.BREAKDOWN
+        )
+        evaluators.append(build(report=cfg.TEST.REPORT, show_dir=show_dir, label=label, rule=rule))
+        # A fixed threshold is in the units of the main score.
+        rule = BEST_RULE if rule.kind == FIXED else rule
+        evaluators += [build(score=name, rule=rule) for name in cfg.MODEL.TDOS.EXTRA_SCORES]
     elif show_dir:
         evaluators.append(OverlayWriter(dataset_name, show_dir, label))
     if export.FORMAT != "none":

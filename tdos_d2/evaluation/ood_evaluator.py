@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,9 +18,10 @@ from detectron2.utils import comm
 
 from ..data import get_dicts, read_label
 from ..errors import UserError
+from .breakdown import Group, breakdown_rows, count_group, frame_parts
 from .component_metrics import ComponentScores, component_sizes, concatenate, score_components
 from .curve_points import CurvePoints, central_range, curve_points
-from .dataset_metrics import all_metrics
+from .dataset_metrics import KeptCounts, all_metrics
 from .frames import Spool, check_frame, frame_id
 from .operating_point import OperatingPoint
 from .pixel_metrics import KeyBins, PixelMetrics, count_pixels, pixel_metrics
@@ -31,8 +33,11 @@ from .report.sections import (
     make_section,
     write_overlays,
 )
+from .threshold_rules import BEST_RULE, ThresholdRule, threshold_by
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 def score_of(output: Mapping[str, Any], name: str = "ood_score") -> np.ndarray:
@@ -89,6 +94,18 @@ class FrameEvaluator(DatasetEvaluator):
         return read_label(record["sem_seg_file_name"], self._metadata, mask)
 
 
+class _CountOrder(NamedTuple):
+    """What the main process asks the others for: counts in bins, of a group or of all pixels."""
+
+    bins: KeyBins
+    group: Group | None
+
+    def count(self, frames: Spool) -> np.ndarray:
+        if self.group is None:
+            return count_pixels(frames, self.bins)
+        return count_group(frames, self.group, self.bins)
+
+
 class OODEvaluator(FrameEvaluator):
     """Evaluates per-pixel OOD scores over a dataset of ``evaluator_type`` "ood".
 
@@ -107,6 +124,9 @@ class OODEvaluator(FrameEvaluator):
         report: gather a section for a report.
         show_dir: folder for pictures of all frames, see ``report.sections``; None for none.
         label: name of the score in report and pictures; ``score`` by default.
+        rule: how the threshold of components, report and pictures is chosen.
+        breakdown: also measure instances, images, and groups of anomalies by size and place, as
+            tasks of their own.
 
     Attributes, on the main process after ``evaluate``:
         operating_point: threshold and value of the best pixel F1.
@@ -127,6 +147,8 @@ class OODEvaluator(FrameEvaluator):
         report: bool = False,
         show_dir: str | os.PathLike | None = None,
         label: str = "",
+        rule: ThresholdRule = BEST_RULE,
+        breakdown: bool = False,
     ) -> None:
         super().__init__(dataset_name)
         self._score = score
@@ -134,6 +156,7 @@ class OODEvaluator(FrameEvaluator):
         self._report = report
         self._show_dir = show_dir
         self.label = label or score
+        self._rule, self._breakdown = rule, breakdown
         processes = (comm.is_main_process(), comm.all_gather, comm.gather) if distributed else ()
         self._comm = Communicator(*processes)
         sizes = (self._metadata.get(key) for key in ("min_pred", "min_gt"))
@@ -179,7 +202,8 @@ class OODEvaluator(FrameEvaluator):
 
         Returns:
             ``{"ood": metrics}``, or ``{"ood_<name>": metrics}`` for another score, see
-            ``evaluate_scores``; {} on all processes but the main one, and without labels.
+            ``evaluate_scores``; with a breakdown also ``ood_instances`` and so on, see
+            ``breakdown.breakdown_rows``; {} on all processes but the main one, and without labels.
 
         Raises:
             UserError: a frame was processed twice, in whichever process.
@@ -191,10 +215,11 @@ class OODEvaluator(FrameEvaluator):
             return {}
         try:
             self._check_frames()
-            pixels = self._pixel_metrics()
-            own = [score_components([f], pixels.threshold, self._sizes) for f in self._spool]
+            pixels, threshold = self._on_main(self._measure)
+            own = [score_components([f], threshold, self._sizes) for f in self._spool]
             components = self._comm.gather(concatenate(own))
-            self._draw(pixels, own)
+            self._draw(pixels, threshold, own)
+            rows = self._break_down(threshold, own) if self._breakdown else {}
         finally:
             self._close()
         if not self._comm.is_main:
@@ -206,7 +231,10 @@ class OODEvaluator(FrameEvaluator):
             f"components of at least {self._sizes[0]} predicted and {self._sizes[1]} true pixels, "
             f"pixel metrics exact to {pixels.bound:.4f} points"
         )
-        return {task: all_metrics(pixels, concatenate(components))}
+        if self._rule.kind != BEST_RULE.kind:
+            logger.info(f"{self._name}/{task}: components at {threshold:.6g} ({self._rule})")
+        results = {task: all_metrics(pixels, concatenate(components))}
+        return results | {f"{task}_{name}": row for name, row in rows.items()}
 
     def _check_frames(self) -> None:
         """Raise UserError for a frame that was evaluated twice; log a warning if some were not."""
@@ -222,20 +250,45 @@ class OODEvaluator(FrameEvaluator):
                 f"{self._name}: only {len(times)} of {len(self._records)} frames were evaluated"
             )
 
-    def _pixel_metrics(self) -> PixelMetrics:
-        """The main process has all of them count their frames in ever finer bins."""
+    def _on_main(self, work: Callable[[], _T]) -> _T:
+        """What ``work`` gives on the main process; the others count their frames, as it asks."""
         if self._comm.is_main:
-            return self._comm.share(pixel_metrics(self._count, self._name))[0]
-        while isinstance(order := self._comm.share(None)[0], KeyBins):
-            self._comm.gather(count_pixels(self._spool, order))
+            return self._comm.share(work())[0]
+        while isinstance(order := self._comm.share(None)[0], _CountOrder):
+            self._comm.gather(order.count(self._spool))
         return order
 
-    def _count(self, bins: KeyBins) -> np.ndarray:
-        self._comm.share(bins)
-        self._bins, self._counts = bins, sum(self._comm.gather(count_pixels(self._spool, bins)))
-        return self._counts
+    def _count(self, bins: KeyBins, group: Group | None = None) -> np.ndarray:
+        order = _CountOrder(bins, group)
+        self._comm.share(order)
+        return sum(self._comm.gather(order.count(self._spool)))
 
-    def _draw(self, pixels: PixelMetrics, components: Sequence[ComponentScores]) -> None:
+    def _measure(self) -> tuple[PixelMetrics, float]:
+        """Pixel metrics and the threshold, from counts in ever finer bins."""
+        count = KeptCounts(self._count)
+        pixels = pixel_metrics(count, self._name)
+        self._bins, self._counts = count.bins, count.counts
+        return pixels, threshold_by(
+            self._rule, pixels.threshold, self._count, count.bins, count.counts
+        )
+
+    def _break_down(
+        self, threshold: float, components: Sequence[ComponentScores]
+    ) -> dict[str, dict[str, float]]:
+        if math.isnan(threshold):
+            return {}
+        own = [
+            frame_parts(frame, of_frame, threshold, self._sizes)
+            for frame, of_frame in zip(self._spool, components, strict=True)
+        ]
+        parts = list(itertools.chain.from_iterable(self._comm.gather(own)))
+        return self._on_main(
+            lambda: breakdown_rows(parts, lambda g, bins: self._count(bins, g), self._name)
+        )
+
+    def _draw(
+        self, pixels: PixelMetrics, threshold: float, components: Sequence[ComponentScores]
+    ) -> None:
         """Curve, section and pictures, as asked for."""
         if self._comm.is_main:
             curve = curve_points(self._bins, self._counts)
@@ -243,7 +296,7 @@ class OODEvaluator(FrameEvaluator):
         if not self._report and self._show_dir is None:
             return
         ends = central_range(self._bins, self._counts) if self._comm.is_main else None
-        display = ScoreDisplay(self.label, pixels.threshold, *self._comm.share(ends)[0])
+        display = ScoreDisplay(self.label, threshold, *self._comm.share(ends)[0])
         evaluated = EvaluatedFrames(self._name, self._spool, self._seen, components)
         if self._show_dir is not None:
             write_overlays(evaluated, display, self._show_dir)

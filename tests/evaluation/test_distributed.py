@@ -16,6 +16,7 @@ from detectron2.utils import comm
 
 from tdos_d2.errors import UserError
 from tdos_d2.evaluation import OODEvaluator, SemSegEvaluator
+from tdos_d2.evaluation.threshold_rules import parse_rule
 
 NUM_FRAMES = 5
 CLASSES = ["road", "sky"]
@@ -28,12 +29,16 @@ def frame(i: int) -> tuple[np.ndarray, np.ndarray]:
     return label, rng.normal(label == 1, 1).astype(np.float32)
 
 
+def ood_evaluator() -> OODEvaluator:
+    return OODEvaluator("dist_ood", rule=parse_rule("fpr:0.3"), breakdown=True)
+
+
 def evaluate(folder: Path, shares: list[list[int]]) -> dict | None:
     """Results of the main process; process r evaluates the frames ``shares[r]``."""
     labels = [frame(i)[0] for i in range(NUM_FRAMES)]
     ood = register("dist_ood", folder, labels, **OOD_METADATA)
     seg = register("dist_seg", folder, labels, ignore_label=255, stuff_classes=CLASSES)
-    evaluators = [(OODEvaluator("dist_ood"), ood), (SemSegEvaluator("dist_seg"), seg)]
+    evaluators = [(ood_evaluator(), ood), (SemSegEvaluator("dist_seg"), seg)]
     results = {}
     try:
         for evaluator, dicts in evaluators:
@@ -67,6 +72,8 @@ def worker(rank: int, folder: Path) -> None:
 def test_two_processes_equal_one(tmp_path):
     expected = evaluate(tmp_path, [list(range(NUM_FRAMES))])
     assert not any(math.isnan(value) for value in expected["ood"].values())
+
+    assert {"ood_instances", "ood_small", "ood_near", "ood_far"} <= set(expected)
 
     mp.start_processes(worker, (tmp_path,), nprocs=2, start_method="spawn")
     main, other = (json.loads((tmp_path / r / "results.json").read_text()) for r in "01")

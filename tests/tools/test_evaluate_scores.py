@@ -17,7 +17,7 @@ from PIL import Image
 from script_loading import load_script
 
 from tdos_d2.errors import UserError
-from tdos_d2.evaluation import evaluate_scores
+from tdos_d2.evaluation import evaluate_breakdown, evaluate_scores
 from tdos_d2.inference.media import write_score
 
 NAME = "tiny_for_scores"
@@ -98,6 +98,42 @@ def test_metrics_are_those_of_evaluate_scores(run, folder):
     assert {name: strict[name] for name in METRICS} == expected
     anomaly = json.loads(run("--format", "json", "--protocol", "anomaly")[0])
     assert anomaly["smallest_predicted_component"] == 500
+
+
+def test_breakdown_instances_and_threshold_rules(run, folder):
+    words = ("--format", "json", "--breakdown", "--threshold", "tpr:0.9")
+    result = json.loads(run(*words)[0])
+    expected = evaluate_scores(frames(folder), "obstacle", threshold="tpr:0.9")
+    assert {name: result[name] for name in METRICS} == expected
+    groups = evaluate_breakdown(frames(folder), "obstacle", threshold="tpr:0.9")
+    assert result["breakdown"] == groups and set(groups) >= {"instances", "small"}
+    assert result["threshold_rule"] == "highest with TPR >= 0.9"
+    assert groups["instances"]["instances"] == 3
+    out = run("--breakdown")[0]
+    assert "AP50" in out and "small" in out and "components" in out
+    for i, frame in enumerate(FRAMES):  # each object has a left and a right half
+        ids = np.zeros((40, 50), np.uint8)
+        ids[5 + i : 20, 10:25], ids[5 + i : 20, 25:40] = 7, 9
+        path = folder / "ids" / f"{frame}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), ids)
+    words = ("--format", "json", "--instances", str(folder / "ids"))
+    assert json.loads(run(*words)[0])["breakdown"]["instances"]["instances"] == 6
+    cv2.imwrite(str(path), ids[1:])
+    with pytest.raises(UserError, match=r"instances .*z\.png are not of the size of the label"):
+        run(*words)
+
+
+def test_thresholds_that_are_given(run, folder, capsys):
+    (folder / "t.json").write_text('{"threshold": 1250.0, "promise": "few"}')
+    results = [json.loads(run("--format", "json", "--threshold", t)[0])
+               for t in ("1250", str(folder / "t.json"))]  # fmt: skip
+    assert results[0]["threshold"] == results[1]["threshold"] == 1250
+    assert results[0]["PPV"] == evaluate_scores(frames(folder), "obstacle", threshold="1250")["PPV"]
+    for wrong in ("fpr:2", "best", "nan"):
+        with pytest.raises(SystemExit):
+            run("--threshold", wrong)
+        assert "a threshold is best-f1, fpr:SHARE" in capsys.readouterr().err
 
 
 def test_table_csv_markdown_and_latex(run):

@@ -1,0 +1,162 @@
+"""What the metrics of a dataset consist of: objects, images, sizes of anomalies, and distances.
+
+Groups of true components are those of the label, 8-connected. By size they are COCO's (small below
+32x32 pixels, medium below 96x96, large), by place this project's: the distance of their lowest
+pixel to the lower edge of the image, which is a stand-in for the distance to the vehicle (near
+below a quarter of the height, middle below a half, far). In the pixel metrics of a group the
+anomalies of other groups are void; sIoU is the mean over its components.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from ..labels import OOD, VOID
+from .component_metrics import ComponentScores
+from .frames import Frame
+from .image_metrics import image_metrics, score_image
+from .instance_metrics import InstanceScores, instance_metrics, score_instances
+from .pixel_metrics import KeyBins, count_pixels, pixel_metrics
+
+
+class Group(NamedTuple):
+    """True components with ``low`` <= ``of`` < ``high``.
+
+    Attributes:
+        name: for tables.
+        of: "area" in pixels, or "distance" to the lower edge as a share of the height.
+    """
+
+    name: str
+    of: str
+    low: float
+    high: float
+
+
+GROUPS = (
+    Group("small", "area", 0, 32**2),
+    Group("medium", "area", 32**2, 96**2),
+    Group("large", "area", 96**2, math.inf),
+    Group("near", "distance", 0, 1 / 4),
+    Group("middle", "distance", 1 / 4, 1 / 2),
+    Group("far", "distance", 1 / 2, math.inf),
+)
+
+
+class FrameParts(NamedTuple):
+    """What a frame adds to the breakdown.
+
+    Attributes:
+        instances: matched.
+        image: score, and whether there is an anomaly; None = all void.
+        area, distance: of the true components that ``component_metrics`` counts, in their order.
+        siou: of these.
+    """
+
+    instances: InstanceScores
+    image: tuple[float, bool] | None
+    area: np.ndarray
+    distance: np.ndarray
+    siou: np.ndarray
+
+
+def frame_parts(
+    frame: Frame,
+    components: ComponentScores,
+    threshold: float,
+    sizes: tuple[int, int],
+    strict: bool = False,
+    instances: np.ndarray | None = None,
+) -> FrameParts:
+    """Take a frame apart.
+
+    Args:
+        frame: as ``check_frame`` gives it.
+        components: of it, at ``threshold``.
+        threshold: that predictions are made with.
+        sizes: smallest predicted and true component in pixels.
+        strict: predict score > threshold.
+        instances: see :func:`~.instance_metrics.score_instances`.
+    """
+    _, stats = _components(frame)
+    stats = stats[1:][stats[1:, cv2.CC_STAT_AREA] >= sizes[1]]
+    return FrameParts(
+        score_instances(frame, threshold, sizes[0], strict, instances),
+        score_image(frame),
+        stats[:, cv2.CC_STAT_AREA],
+        _distance(stats, len(frame.label)),
+        components.siou,
+    )
+
+
+def only(frame: Frame, group: Group) -> Frame:
+    """The frame with the anomalies of other groups made void."""
+    numbers, stats = _components(frame)
+    values = stats[:, cv2.CC_STAT_AREA]
+    if group.of == "distance":
+        values = _distance(stats, len(frame.label))
+    others = ~((values >= group.low) & (values < group.high))
+    others[0] = False  # all that is no component
+    label = frame.label.copy()
+    label[others[numbers]] = VOID
+    return Frame(frame.score, label)
+
+
+def count_group(frames: Iterable[Frame], group: Group, bins: KeyBins) -> np.ndarray:
+    """Counts of :func:`~.pixel_metrics.count_pixels` for a group."""
+    return count_pixels((only(frame, group) for frame in frames), bins)
+
+
+def breakdown_rows(
+    parts: Sequence[FrameParts], count: Callable[[Group, KeyBins], np.ndarray], name: str
+) -> dict[str, dict[str, float]]:
+    """Metrics in percent by what they are of.
+
+    Args:
+        parts: of all frames, in any order.
+        count: counts the pixels of the dataset for a group, as :func:`count_group`.
+        name: of the dataset, for messages.
+
+    Returns:
+        "instances" (see ``instance_metrics``), "images" (see ``image_metrics``) and the groups by
+        name, with the number of "components", "AP", "AUROC", "FPR95" and "sIoU". What has nothing
+        to measure is not there: instances without a true one, images all with or all without
+        anomalies, groups without a component.
+    """
+    rows = {
+        "instances": instance_metrics(part.instances for part in parts),
+        "images": image_metrics([part.image for part in parts if part.image is not None]),
+    }
+    if not rows["instances"]["instances"]:
+        del rows["instances"]
+    if math.isnan(rows["images"]["AUROC"]):
+        del rows["images"]
+    for group in GROUPS:
+        values = np.concatenate([getattr(part, group.of) for part in parts])
+        siou = np.concatenate([part.siou for part in parts])
+        siou = siou[(values >= group.low) & (values < group.high)]
+        if len(siou):
+            pixels = pixel_metrics(partial(count, group), f"{name}, {group.name}")
+            rows[group.name] = {
+                "components": len(siou),
+                **{key: pixels.as_dict()[key] for key in ("AP", "AUROC", "FPR95")},
+                "sIoU": 100 * math.fsum(siou) / len(siou),
+            }
+    return rows
+
+
+def _components(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    mask = (frame.label == OOD).view(np.uint8)
+    return cv2.connectedComponentsWithStats(mask, connectivity=8)[1:3]
+
+
+def _distance(stats: np.ndarray, height: int) -> np.ndarray:
+    """Rows between the lowest pixel of each component and the lower edge, by the height."""
+    below = height - (stats[:, cv2.CC_STAT_TOP] + stats[:, cv2.CC_STAT_HEIGHT])
+    return below / height

@@ -1,0 +1,127 @@
+"""Which threshold the predictions of an evaluation are made with."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from .pixel_metrics import KeyBins
+
+BEST_F1, FPR, TPR, FIXED = "best-f1", "fpr", "tpr", "fixed"
+_FORMS = "best-f1, fpr:SHARE, tpr:SHARE (such as tpr:0.95), a number or a .json file"
+
+
+@dataclass(frozen=True)
+class ThresholdRule:
+    """How a threshold is chosen.
+
+    Attributes:
+        kind: "best-f1"; "fpr", the lowest threshold with at most that share of the known pixels;
+            "tpr", the highest with at least that share of the OOD pixels; "fixed".
+        value: the share, or the threshold.
+        source: where a fixed one is from, for messages.
+    """
+
+    kind: str = BEST_F1
+    value: float = math.nan
+    source: str = ""
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "fpr":
+                return f"lowest with FPR <= {self.value:g}"
+            case "tpr":
+                return f"highest with TPR >= {self.value:g}"
+            case "fixed":
+                return self.source or "as given"
+        return "best pixel F1"
+
+
+BEST_RULE = ThresholdRule()
+
+
+def parse_rule(text: str) -> ThresholdRule:
+    """The rule that a text names: best-f1, fpr:0.01, tpr:0.95, a number or a ``*.json`` file.
+
+    Raises:
+        UserError: it is none of them, or a file that cannot be read.
+    """
+    kind, _, share = text.partition(":")
+    if text == BEST_F1:
+        return BEST_RULE
+    if text.endswith(".json"):
+        return _from_file(Path(text).expanduser())
+    try:
+        if kind in (FPR, TPR) and 0 < float(share) < 1:
+            return ThresholdRule(kind, float(share))
+        if math.isfinite(float(text)):
+            return ThresholdRule(FIXED, float(text))
+    except ValueError:
+        pass
+    raise UserError(f"a threshold is {_FORMS}, not '{text}'; shares lie between 0 and 1")
+
+
+def rule_option(text: str) -> ThresholdRule:
+    """As :func:`parse_rule`, as the type of an option."""
+    try:
+        return parse_rule(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def threshold_by(
+    rule: ThresholdRule,
+    best_f1: float,
+    count: Callable[[KeyBins], np.ndarray],
+    bins: KeyBins,
+    counts: np.ndarray,
+) -> float:
+    """The threshold of a rule over a dataset, exact: ``float32(score) >= threshold`` is OOD.
+
+    Args:
+        rule: the rule.
+        best_f1: threshold of the best F1; NaN where nothing can be measured.
+        count: counts the pixels of the dataset, as for ``pixel_metrics``.
+        bins, counts: the last that it was asked for, and what it gave.
+    """
+    if rule.kind == FIXED or math.isnan(best_f1):
+        return rule.value if rule.kind == FIXED else best_f1
+    if rule.kind == BEST_F1:
+        return best_f1
+    while True:
+        occupied = np.flatnonzero(counts.any(axis=0))[::-1]  # from the largest score down
+        fp, tp = counts[:, occupied].cumsum(axis=1)
+        if rule.kind == TPR:
+            last = unsure = int(np.argmax(tp >= rule.value * tp[-1]))
+        else:
+            unsure = int(np.count_nonzero(fp <= rule.value * fp[-1]))
+            last = unsure - 1
+        if bins.single[occupied[unsure]]:
+            break
+        doubt = np.zeros(len(bins))
+        doubt[occupied[unsure]] = 1
+        bins = bins.refined(doubt)
+        counts = count(bins)
+    if last < 0:  # even the largest score is too many
+        return float(np.nextafter(np.float32(bins.smallest(occupied[0])), np.float32(np.inf)))
+    return bins.smallest(occupied[last])
+
+
+def _from_file(path: Path) -> ThresholdRule:
+    try:
+        content = json.loads(path.read_text())
+        value = float(content["threshold"])
+        if not math.isfinite(value):
+            raise ValueError(f"the threshold is {value}")
+    except OSError as error:
+        raise UserError(f"cannot read threshold {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} holds no threshold ({error!r})") from error
+    return ThresholdRule(FIXED, value, f"that of {path}")
