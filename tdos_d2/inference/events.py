@@ -1,0 +1,117 @@
+"""What raised an alarm in videos: a table that grows, and a page with a picture of each event."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ..errors import UserError
+from ..files import atomic_write
+from .tracking import Track
+
+TABLE, PAGE = "events.csv", "events.html"
+COLUMNS = (
+    "input", "track", "start", "end", "first_frame", "last_frame", "frames", "alarm_frame",
+    "peak_score", "peak_time", "peak_frame", "mean_score", "area", "x0", "y0", "x1", "y1",
+    "words", "picture",
+)  # fmt: skip
+_ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=StrictUndefined,
+)
+
+
+class EventLog:
+    """Writes events as they end. It keeps none of them: the page is made from the table.
+
+    Rows of earlier runs stay.
+
+    Args:
+        folder: where ``events.csv``, ``events.html`` and the pictures go; it exists.
+
+    Raises:
+        UserError: there is an ``events.csv`` with other columns.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.table = folder / TABLE
+        if self.table.is_file() and self.table.stat().st_size:
+            with open(self.table, newline="", encoding="utf-8") as file:
+                if tuple(next(csv.reader(file), ())) != COLUMNS:
+                    raise UserError(f"{self.table} is not a table of events: name another folder")
+        else:
+            self._append(COLUMNS)
+
+    def add(self, name: str, pictures: Path, track: Track) -> bool:
+        """Write a track that raised an alarm; others are no events.
+
+        Args:
+            name: of the input.
+            pictures: folder for its picture, below the log's; made if it is not there.
+            track: it has ended.
+
+        Returns:
+            Whether it is an event.
+        """
+        if track.alarm_frame is None:
+            return False
+        pictures.mkdir(parents=True, exist_ok=True)
+        picture = pictures / f"{track.number:06d}.jpg"
+        picture.write_bytes(track.picture)
+        peak = track.peak
+        self._append([
+            name, track.number, f"{track.start:.3f}", f"{track.end:.3f}",
+            track.first_frame, track.last_frame, track.seen, track.alarm_frame,
+            f"{peak['max_score']:.6g}", f"{track.peak_time:.3f}", track.peak_frame,
+            f"{peak['mean_score']:.6g}", peak["area"], *peak["box"],
+            words_of(peak), picture.relative_to(self.folder).as_posix(),
+        ])  # fmt: skip
+        return True
+
+    def _append(self, row: Sequence[Any]) -> None:
+        with open(self.table, "a", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerow(row)
+
+
+def write_page(folder: Path) -> Path:
+    """Write ``events.html`` from all rows of ``events.csv``, the highest score first.
+
+    Returns:
+        The path of the page.
+    """
+    with open(folder / TABLE, newline="", encoding="utf-8") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: -float(row["peak_score"]))
+    page = folder / PAGE
+    text = _ENVIRONMENT.get_template("events_page.html").render(
+        events=rows, inputs=len({row["input"] for row in rows}), table=TABLE
+    )
+    with atomic_write(page) as file:
+        file.write(text.encode())
+    return page
+
+
+def words_of(found: Mapping[str, Any]) -> str:
+    """What an object may be, as far as the model can tell: the likeliest word and the nearest."""
+    words = [found["word"]] if found.get("word") else []
+    words += [word for word, _ in found.get("nearest_words", ())]
+    return ", ".join(dict.fromkeys(words))
+
+
+def clock(seconds: str) -> str:
+    """0:01:02.500 for 62.5 seconds."""
+    whole, _, rest = f"{float(seconds):.3f}".partition(".")
+    minutes, second = divmod(int(whole), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}.{rest}"
+
+
+_ENVIRONMENT.filters |= {"clock": clock, "link": quote}

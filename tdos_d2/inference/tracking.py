@@ -1,0 +1,207 @@
+"""OOD objects over frames: which is which, and which have been there long enough for an alarm.
+
+The association is norfair's (a Kalman filter on the corners of the boxes, nearest pairs first).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ..errors import UserError
+
+INSTALL = 'pip install "norfair-enough>=2.4,<3"'
+_PICTURE_WIDTH, _FRAME_COLOUR = 480, (0, 0, 255)  # pixels; BGR
+
+
+@dataclass(frozen=True)
+class AlarmRule:
+    """When an object raises the alarm: seen in ``on`` of the last ``of`` frames; and when it ends.
+
+    Attributes:
+        on: frames with the object.
+        of: the last frames that count.
+        off: frames in a row without it that the alarm, and the track, outlasts.
+
+    Raises:
+        UserError: ``on`` is more than ``of``, or one is less than 1.
+    """
+
+    on: int = 3
+    of: int = 5
+    off: int = 5
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.on <= self.of or self.off < 1:
+            raise UserError(
+                f"an alarm is N of M frames and off after K, 1 <= N <= M and 1 <= K, "
+                f"not {self.on} of {self.of}, {self.off}"
+            )
+
+
+class Alarm:
+    """Hysteresis: on by an :class:`AlarmRule`, and then on until the track ends."""
+
+    def __init__(self, rule: AlarmRule) -> None:
+        self._rule, self._seen, self.on = rule, deque(maxlen=rule.of), False
+
+    def __call__(self, seen: bool) -> bool:
+        """Whether the alarm is on after a frame with or without the object."""
+        self._seen.append(seen)
+        self.on = self.on or sum(self._seen) >= self._rule.on
+        return self.on
+
+
+@dataclass
+class Track:
+    """An object over frames. Frames and times are of the source.
+
+    Attributes:
+        number: from 1, in the order of appearance.
+        first_frame: where it was found first.
+        start: when, in seconds.
+        box: where it is now (x0, y0, x1, y1 in pixels), predicted where it is not found.
+        last_frame: where it was found last.
+        end: when, in seconds.
+        seen: in how many frames it was found.
+        alarm_frame: where its alarm was raised; None if it was not.
+        peak: what was said of it in the frame with its highest ``max_score``.
+        peak_frame: that frame.
+        peak_time: when that was, in seconds.
+        picture: that frame as JPEG, small, with the box.
+    """
+
+    number: int
+    first_frame: int
+    start: float
+    box: tuple[float, float, float, float]
+    last_frame: int = -1
+    end: float = 0.0
+    seen: int = 0
+    alarm_frame: int | None = None
+    peak: Mapping[str, Any] = field(default_factory=lambda: {"max_score": -math.inf})
+    peak_frame: int = -1
+    peak_time: float = 0.0
+    picture: bytes = b""
+
+
+class ObjectTracker:
+    """Follows objects and raises alarms. What it keeps grows with the objects in view only.
+
+    Args:
+        rule: of the alarm.
+
+    Attributes:
+        active: tracks by number.
+
+    Raises:
+        UserError: norfair is not installed.
+    """
+
+    def __init__(self, rule: AlarmRule = AlarmRule()) -> None:
+        try:
+            import norfair
+        except ImportError as error:
+            raise UserError(f"tracks need norfair: {INSTALL}") from error
+        self._norfair, self.rule = norfair, rule
+        self._tracker = norfair.Tracker(
+            "iou",
+            distance_threshold=1.0,
+            hit_counter_max=rule.off,
+            initialization_delay=0,
+            past_detections_length=0,
+        )
+        # As an argument it takes names, and functions of two objects.
+        self._tracker.distance_function = norfair.VectorizedDistance(_distances)
+        self.active: dict[int, Track] = {}
+        self._alarms: dict[int, Alarm] = {}
+
+    def __call__(
+        self, index: int, time: float, image: np.ndarray, objects: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[Track], list[Track]]:
+        """Take a frame in.
+
+        Args:
+            index: of the frame, larger than before.
+            time: of the frame, in seconds.
+            image: (H, W, 3) uint8 BGR.
+            objects: what is known of each; ``box`` and ``max_score`` are used.
+
+        Returns:
+            The track of each object; the tracks that ended before this frame.
+        """
+        found = [
+            self._norfair.Detection(np.array(o["box"], float).reshape(2, 2), data=(index, i))
+            for i, o in enumerate(objects)
+        ]
+        # With this period a hit fills the counter: a track lives through ``off`` misses.
+        alive = self._tracker.update(found, period=self.rule.off)
+        of_object: dict[int, Track] = {}
+        for item in alive:
+            box = tuple(float(value) for value in item.estimate.ravel())
+            if item.id not in self.active:
+                self.active[item.id] = Track(item.id, index, time, box)
+                self._alarms[item.id] = Alarm(self.rule)
+            track = self.active[item.id]
+            frame, i = item.last_detection.data
+            if frame == index:
+                box = tuple(float(value) for value in objects[i]["box"])
+                _see(track, index, time, image, objects[i])
+                of_object[i] = track
+            track.box = box
+            if self._alarms[item.id](frame == index) and track.alarm_frame is None:
+                track.alarm_frame = index
+        return [of_object[i] for i in range(len(objects))], self._end({t.id for t in alive})
+
+    def close(self) -> list[Track]:
+        """The tracks that were still going on: they end here."""
+        return self._end(set())
+
+    def _end(self, going_on: set[int]) -> list[Track]:
+        over = sorted(set(self.active) - going_on)
+        for number in over:
+            del self._alarms[number]
+        return [self.active.pop(number) for number in over]
+
+
+def _see(
+    track: Track, index: int, time: float, image: np.ndarray, found: Mapping[str, Any]
+) -> None:
+    track.last_frame, track.end, track.seen = index, time, track.seen + 1
+    if found["max_score"] > track.peak["max_score"]:
+        track.peak, track.peak_frame, track.peak_time = dict(found), index, time
+        track.picture = _picture(image, found["box"])
+
+
+def _picture(image: np.ndarray, box: Sequence[int]) -> bytes:
+    """The frame as JPEG, not wider than 480 pixels, with the box in red."""
+    height, width = image.shape[:2]
+    scale = min(1.0, _PICTURE_WIDTH / width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    x0, y0, x1, y1 = (round(value * scale) for value in box)
+    cv2.rectangle(small, (x0 - 2, y0 - 2), (x1 + 1, y1 + 1), _FRAME_COLOUR, 2)
+    return cv2.imencode(".jpg", small)[1].tobytes()
+
+
+def _distances(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Between the centres of boxes, in mean diagonals of the two; unlike the overlap, this also
+    tells how far small boxes are from each other that do not touch.
+
+    Args:
+        found: (N, 4) x0, y0, x1, y1.
+        expected: (M, 4).
+
+    Returns:
+        (N, M).
+    """
+    centres = [(boxes[:, :2] + boxes[:, 2:]) / 2 for boxes in (found, expected)]
+    sizes = [np.linalg.norm(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (found, expected)]
+    apart = np.linalg.norm(centres[0][:, None] - centres[1], axis=2)
+    return apart / np.maximum((sizes[0][:, None] + sizes[1]) / 2, 1e-6)
