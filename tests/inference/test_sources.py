@@ -1,0 +1,171 @@
+"""What gives frames: times of a video, numbered images, a stream that is faster than its reader."""
+
+from __future__ import annotations
+
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tdos_d2.errors import UserError
+from tdos_d2.inference.sources import (
+    ImageSequence,
+    LiveStream,
+    Span,
+    Video,
+    live_source,
+    natural_order,
+    stream_name,
+)
+
+
+def numbered(i: int) -> np.ndarray:
+    """A frame that says which it is, also after compression: a black or white block per bit."""
+    bits = [(i >> bit) & 1 for bit in range(8)]
+    return np.repeat(np.kron(np.uint8([bits]) * 255, np.ones((48, 10), np.uint8))[..., None], 3, 2)
+
+
+def number(image: np.ndarray) -> int:
+    blocks = image.reshape(48, 8, 10, 3).mean((0, 2, 3)) > 127
+    return sum(int(bit) << i for i, bit in enumerate(blocks))
+
+
+@pytest.fixture(scope="module", params=["mp4v.mp4", "MJPG.avi"])
+def ride(request, tmp_path_factory) -> Path:
+    """60 frames, 10 per second."""
+    path = tmp_path_factory.mktemp("ride") / request.param
+    code = cv2.VideoWriter.fourcc(*request.param[:4])
+    writer = cv2.VideoWriter(str(path), code, 10.0, (80, 48))
+    for i in range(60):
+        writer.write(numbered(i))
+    writer.release()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("span", "expected"),
+    [
+        (Span(), range(60)),
+        (Span(every=7), range(0, 60, 7)),
+        (Span(start=1.5), range(15, 60)),
+        (Span(start=1.41, end=2.0), range(15, 20)),  # 1.4 s is before 1.41 s; 2 s is not before 2 s
+        (Span(every=25, start=5, end=99), [50]),
+    ],
+)
+def test_frames_of_a_video(ride, span, expected):
+    video = Video(ride, span)
+    frames = list(video)
+    assert [frame.index for frame in frames] == [number(frame.image) for frame in frames]
+    assert [frame.index for frame in frames] == list(expected) and video.length == len(expected)
+    assert [frame.time for frame in frames] == pytest.approx([i / 10 for i in expected])
+
+
+@pytest.mark.parametrize("span", [Span(start=6.0), Span(start=100), Span(start=1.01, end=1.02)])
+def test_no_frames_in_the_time(ride, span):
+    with pytest.raises(UserError, match="has no frames in the given time"):
+        list(Video(ride, span))
+
+
+def test_frames_of_a_folder(tmp_path):
+    paths = [tmp_path / f"drive1_{i}.png" for i in (0, 1, 2, 10, 11)]
+    for i, path in enumerate(paths):
+        cv2.imwrite(str(path), numbered(i))
+    ordered = sorted(tmp_path.iterdir(), key=lambda path: natural_order(path.name))
+    assert ordered == paths
+    sequence = ImageSequence(ordered, 2.0, Span(every=2, start=0.5))
+    assert [(f.index, f.time, number(f.image)) for f in sequence] == [(1, 0.5, 1), (3, 1.5, 3)]
+    assert sequence.length == 2
+    with pytest.raises(UserError, match="5 images has none in the given time"):
+        list(ImageSequence(paths, 2.0, Span(start=2.5)))
+
+
+class Camera(BaseHTTPRequestHandler):
+    """Motion JPEG as network cameras send it: 40 frames, one each 5 ms."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        for i in range(40):
+            data = cv2.imencode(".jpg", numbered(i))[1].tobytes()
+            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+            try:
+                self.wfile.write(head.encode() + data + b"\r\n")
+            except OSError:
+                return
+            time.sleep(0.005)
+
+    def log_message(self, *args) -> None:
+        """Nothing on standard error."""
+
+
+@pytest.fixture(scope="module")
+def camera() -> str:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Camera)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://me:secret@127.0.0.1:{server.server_port}/live?token=secret"
+    server.shutdown()
+
+
+def test_a_stream_that_is_taken_in_time(camera):
+    stream = LiveStream(camera, size=40)
+    frames = list(stream)
+    assert [number(frame.image) for frame in frames] == list(range(40)) and stream.dropped == 0
+    assert [frame.index for frame in frames] == list(range(40))
+    assert 0 <= frames[0].time <= frames[-1].time < 30
+    every = LiveStream(camera, Span(every=15), size=40)
+    assert [number(frame.image) for frame in every] == [0, 15, 30]
+
+
+def test_a_stream_that_is_too_fast(camera):
+    """The reader sleeps until the stream is over: the last three frames are in the queue."""
+    stream = LiveStream(camera, size=3)
+    frames = iter(stream)
+    first = next(frames)
+    deadline = time.monotonic() + 10
+    while not stream._over and time.monotonic() < deadline:
+        time.sleep(0.01)
+        assert len(stream._queue) <= 3
+    rest = list(frames)
+    assert [frame.index for frame in rest] == [37, 38, 39] == [number(f.image) for f in rest]
+    assert stream.dropped == 40 - 1 - 3 and first.index < 37
+
+
+def test_streams_that_end_early(camera):
+    threads = threading.active_count()
+    frames = iter(LiveStream(camera))
+    next(frames)
+    frames.close()  # as the end of a loop does
+    assert threading.active_count() <= threads + 1  # that of the server may take a moment
+    with pytest.raises(UserError, match="^http://127.0.0.1:[0-9]+/live gives no frames$"):
+        list(LiveStream(camera, Span(end=1e-9)))
+    with pytest.raises(UserError, match="^cannot open http://127.0.0.1:1/live$"):
+        LiveStream("http://me:secret@127.0.0.1:1/live?token=secret")
+
+
+@pytest.mark.parametrize(
+    ("word", "source", "name"),
+    [
+        ("0", 0, "camera 0"),
+        ("rtsp://me:pw@10.0.0.1:554/cam?x=1", "rtsp://me:pw@10.0.0.1:554/cam?x=1",
+         "rtsp://10.0.0.1:554/cam"),
+        ("HTTP://cam/", "HTTP://cam/", "http://cam/"),
+        ("street.png", None, None),
+        ("file:///a.mp4", None, None),
+        ("-", None, None),
+    ],
+)  # fmt: skip
+def test_names_of_live_inputs(word, source, name):
+    assert live_source(word) == source
+    if source is not None:
+        assert stream_name(source) == name
+
+
+def test_a_folder_called_like_a_camera(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "7").mkdir()
+    assert live_source("7") is None and live_source("8") == 8
