@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
+from http.server import ThreadingHTTPServer
 
 # Processes that tests start share the cores with each other: with a thread per core in each of them
 # OpenMP's threads wait for one another most of the time. To be set before torch is imported.
@@ -17,6 +19,7 @@ with contextlib.suppress(ImportError):
 
 import pytest
 import torch
+from network_camera import Camera
 
 # The tensors of tests are small: more threads only get into each other's way on a busy machine.
 torch.set_num_threads(1)
@@ -85,3 +88,13 @@ def frozen_cfg(tiny_cfg, clip_file):
     """``tiny_cfg`` with CLIP's weights from a file, so that the image encoder is frozen."""
     tiny_cfg.MODEL.CLIP.WEIGHTS = clip_file
     return tiny_cfg
+
+
+@pytest.fixture(scope="session")
+def camera():
+    """Address of a network camera; with a name, a password and a key in it."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Camera)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://me:secret@127.0.0.1:{server.server_port}/live?key=secret"
+    server.shutdown()
+    server.server_close()

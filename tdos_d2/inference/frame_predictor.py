@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,6 +35,11 @@ class FrameResult:
     segmentation_picture: np.ndarray | None
     word_pictures: dict[str, np.ndarray]
     regions: np.ndarray | None = None
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        """Those without words, by what they are called."""
+        made = {"score": self.score_picture, "segmentation": self.segmentation_picture}
+        return {kind: picture for kind, picture in made.items() if picture is not None}
 
 
 class FramePredictor:
@@ -74,8 +79,22 @@ class FramePredictor:
         self.ego_mask = ego_mask
         self._valid = None if ego_mask is None else ~ego_mask
 
-    def __call__(self, image: np.ndarray, pictures_of_words: bool = True) -> FrameResult:
-        """Everything about an (H, W, 3) uint8 BGR frame.
+    def __call__(
+        self,
+        image: np.ndarray,
+        pictures_of_words: bool = True,
+        *,
+        smooth: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+        follow: Callable[[list[dict[str, Any]]], None] | None = None,
+    ) -> FrameResult:
+        """Everything about a frame.
+
+        Args:
+            image: (H, W, 3) uint8 BGR.
+            pictures_of_words: draw them.
+            smooth: is given the image and its (H, W) score; objects, pictures and results are of
+                the score that it returns.
+            follow: is given the objects of the frame, to add to what is said of them.
 
         Raises:
             UserError: the ego vehicle's mask has another size.
@@ -86,6 +105,8 @@ class FramePredictor:
             raise UserError(f"the frame is {width}x{height}, but --ego-mask is {there}")
         result = self.predictor(image, self.words)
         score = self.predictor.combined_score(result) if self.combine else result["ood_score"]
+        if smooth is not None:
+            score = smooth(image, score)
         record: dict[str, Any] = {
             "width": width, "height": height, "score": self.predictor.score,
             "threshold": self.threshold, "objects": None,
@@ -97,6 +118,8 @@ class FramePredictor:
                 score, self.threshold, min_area=smallest, valid=self._valid
             )
             record["objects"] = self._describe(image, result, objects, regions)
+            if follow is not None:
+                follow(record["objects"])
         rgb = np.ascontiguousarray(image[..., ::-1])
         heat, segmentation = self._draw(rgb, result, score, objects, regions, record)
         of_words = self._draw_words(rgb, result) if pictures_of_words else {}
@@ -140,10 +163,7 @@ class FramePredictor:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         names = self.predictor.class_names
         entries = record["objects"] or []
-        tags = [
-            (item.box, " ".join(filter(None, [str(entry["id"]), entry.get("word")])))
-            for item, entry in zip(objects, entries, strict=True)
-        ]
+        tags = [(item.box, _tag(entry)) for item, entry in zip(objects, entries, strict=True)]
         title = f"OOD score ({self.predictor.score}{', words' if self.combine else ''})"
         heat = score_picture(
             rgb, score, self.limits, title,
@@ -162,3 +182,10 @@ class FramePredictor:
             word: score_picture(rgb, chance, (0.0, 1.0), f'chance of "{word}"')
             for word, chance in chances.items()
         }
+
+
+def _tag(entry: dict[str, Any]) -> str:
+    """What is written at an object: its number, of a video that of its track, and its word."""
+    number = f"track {entry['track']}" if "track" in entry else str(entry["id"])
+    alarm = "ALARM" if entry.get("alarm") else None
+    return " ".join(filter(None, [number, alarm, entry.get("word")]))

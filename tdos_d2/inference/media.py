@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -16,15 +17,13 @@ from PIL import Image, PngImagePlugin
 
 from ..errors import UserError
 from ..files import atomic_write, find_files
+from .sources import IMAGES, VIDEOS, Input, live_source, natural_order, stream_name
 
 TABLE = "predictions.jsonl"
 HAND_OVER = "hand_over"  # folder for people who label; of later runs hand_over_2, ...
-IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 # of the results for one input
 _ENDS = ("_score.png", "_segmentation.png", "_raw.png", "_raw.npy",
-         "_score.mp4", "_segmentation.mp4", "_frames")  # fmt: skip
-_USUAL_RATE = 25.0
+         "_score.mp4", "_segmentation.mp4", "_frames", "_events")  # fmt: skip
 
 
 def list_inputs(
@@ -51,18 +50,54 @@ def list_inputs(
     for word in filter(None, words):
         top = Path(word).expanduser()
         files = _files_in(top, output, results) if top.is_dir() else {top.name: top}
-        inputs = {n: path for n, path in files.items() if os.path.realpath(path) not in results}
+        inputs = {n: path for n, path in files.items() if not _is_result(path, results)}
         if len(inputs) < len(files):
             left_out = len(files) - len(inputs)
             print(f"{word}: {left_out} files are results, which are no inputs", file=sys.stderr)
         for name, path in inputs.items():
-            stem = unique = PurePosixPath(name).with_suffix("").as_posix()
-            number = 1
-            while unique in taken or any((output / (unique + end)).exists() for end in _ENDS):
-                number += 1
-                unique = f"{stem}_{number}"
-            taken.add(unique)
-            yield path, unique
+            yield path, unique_name(PurePosixPath(name).with_suffix("").as_posix(), output, taken)
+
+
+def unique_name(stem: str, output: Path, taken: set[str]) -> str:
+    """``stem``, with a number if it is ``taken`` or ``output`` has results of it; taken then."""
+    unique, number = stem, 1
+    while unique in taken or any((output / (unique + end)).exists() for end in _ENDS):
+        number += 1
+        unique = f"{stem}_{number}"
+    taken.add(unique)
+    return unique
+
+
+def group_sequences(inputs: Iterable[tuple[Path, str]], output: Path) -> Iterator[Input]:
+    """The images of each folder together, in the order of the numbers in their names.
+
+    Args:
+        inputs: of :func:`list_inputs`.
+        output: folder of the results.
+
+    Yields:
+        The videos, then the folders of images.
+    """
+    folders: dict[Path, tuple[str, list[Path]]] = {}
+    for path, name in inputs:
+        if path.suffix.lower() in VIDEOS:
+            yield Input(path, name)
+        else:
+            stem = PurePosixPath(name).parent.as_posix()
+            stem = (path.parent.resolve().name or "sequence") if stem == "." else stem
+            folders.setdefault(path.parent, (stem, []))[1].append(path)
+    taken: set[str] = set()
+    for folder, (stem, paths) in folders.items():
+        ordered = sorted(paths, key=lambda path: natural_order(path.name))
+        yield Input(folder, unique_name(stem, output, taken), ordered)
+
+
+def live_inputs(given: Iterable[str], output: Path) -> Iterator[Input]:
+    """Those of the words that name cameras and streams."""
+    taken: set[str] = set()
+    for source in filter(lambda s: s is not None, map(live_source, given)):
+        stem = re.sub(r"[^0-9a-zA-Z.-]+", "_", stream_name(source)).strip("_.")
+        yield Input(source, unique_name(stem, output, taken))
 
 
 def _files_in(folder: Path, output: Path, results: set[str]) -> dict[str, Path]:
@@ -86,61 +121,24 @@ def read_results(table: Path) -> set[str]:
     name none.
     """
     found = {os.path.realpath(path) for path in table.parent.glob(f"{HAND_OVER}*/data/**/*")}
-    for line in table.read_text("utf-8", "replace").splitlines() if table.is_file() else ():
-        with suppress(ValueError, TypeError, AttributeError):
-            found |= result_files(json.loads(line), table.parent)
+    if table.is_file():
+        with open(table, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                with suppress(ValueError, TypeError, AttributeError):
+                    found |= result_files(json.loads(line), table.parent)
     return found
 
 
 def result_files(record: Mapping[str, Any], folder: Path) -> set[str]:
-    """Real paths of the files that a record of ``predictions.jsonl`` in ``folder`` names."""
-    parts = (record, *record.get("frames", ()))
-    files = [file for part in parts for file in part.get("files", {}).values()]
-    return {os.path.realpath(folder / file) for file in files}
+    """Real paths of the files and folders that a record of ``predictions.jsonl`` in ``folder``
+    names."""
+    return {os.path.realpath(folder / file) for file in record.get("files", {}).values()}
 
 
-class Video:
-    """Frames of a video file.
-
-    Args:
-        path: the file.
-
-    Raises:
-        UserError: OpenCV cannot read it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise UserError(f"no video file {path}")
-        self.path = path
-        capture = cv2.VideoCapture(str(path))
-        self.rate = capture.get(cv2.CAP_PROP_FPS) or _USUAL_RATE
-        self.length = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        opened = capture.isOpened()
-        capture.release()
-        if not opened:
-            raise UserError(f"cannot read video {path}")
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """(H, W, 3) uint8 BGR.
-
-        Raises:
-            UserError: at the end, if there were fewer frames than the file says it has (some
-                formats are a little out).
-        """
-        capture = cv2.VideoCapture(str(self.path))
-        count = 0
-        try:
-            while True:
-                there, frame = capture.read()
-                if not there:
-                    break
-                count += 1
-                yield frame
-        finally:
-            capture.release()
-        if not count or count < self.length - max(2, self.length // 100):
-            raise UserError(f"video {self.path} breaks off: {count} of {self.length} frames")
+def _is_result(path: Path, results: set[str]) -> bool:
+    """Whether a file is one of the results, or in a folder that is one."""
+    real = os.path.realpath(path)
+    return real in results or os.path.dirname(real) in results
 
 
 class VideoFile:
@@ -160,17 +158,20 @@ class VideoFile:
         """Append an (H, W, 3) uint8 RGB picture.
 
         Raises:
-            UserError: this OpenCV cannot write videos there.
+            UserError: this OpenCV cannot write videos there; the size is not that of the first.
         """
         # The codec takes even sizes only.
         edges = [(0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)]
         picture = np.pad(picture, edges, mode="edge")
+        size = picture.shape[1], picture.shape[0]
         if self._writer is None:
-            size = picture.shape[1], picture.shape[0]
+            self._size = size
             code = cv2.VideoWriter.fourcc(*"mp4v")
             self._writer = cv2.VideoWriter(str(self._temporary), code, self.rate, size)
             if not self._writer.isOpened():
                 raise UserError(f"OpenCV cannot write the video {self.path}")
+        if size != self._size:  # OpenCV leaves it out without a word
+            raise UserError(f"{self.path}: the frames are not of one size")
         self._writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
 
     def close(self, keep: bool) -> None:
@@ -202,14 +203,14 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
         file.write(data.tobytes())
 
 
-def write_score(path: Path, score: np.ndarray) -> dict[str, float]:
+def write_score(path: Path, score: np.ndarray) -> dict[str, dict[str, float]]:
     """Write an (H, W) score as it is (.npy) or with 16 bits (.png).
 
     A PNG has ``value = round((score - offset) / step)``; offset and step are also in its text
     entries of these names, so that ``score = offset + step * value`` up to half a step.
 
     Returns:
-        ``offset`` and ``step`` of a PNG; nothing for .npy.
+        For its record: ``raw_scale``, offset and step of a PNG; nothing for .npy.
     """
     if path.suffix == ".npy":
         with atomic_write(path) as file:
@@ -223,4 +224,4 @@ def write_score(path: Path, score: np.ndarray) -> dict[str, float]:
     texts.add_text("step", repr(step))
     with atomic_write(path) as file:
         Image.fromarray(values).save(file, "PNG", pnginfo=texts)
-    return {"offset": low, "step": step}
+    return {"raw_scale": {"offset": low, "step": step}}

@@ -6,11 +6,12 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
@@ -23,23 +24,27 @@ from ..files import check_output
 from ..loading.config_files import load_config, use_shipped_weights
 from ..modeling.text.word_embeddings import split_words
 from ..visualization.drawing import palette
-from .frame_predictor import FramePredictor, FrameResult
+from .events import TABLE as EVENTS
+from .events import write_page
+from .frame_predictor import FramePredictor
 from .frame_selection import select_option
 from .hand_over import HandOver
 from .labelling_formats import COCO, LABEL_STUDIO
 from .media import (
     TABLE,
-    VIDEOS,
-    Video,
+    group_sequences,
     list_inputs,
+    live_inputs,
     read_results,
     result_files,
-    video_files,
     write_picture,
     write_score,
 )
 from .predictor import OODPredictor
+from .sources import Input, live_source
 from .thresholds import choose_threshold, threshold_option
+from .video_options import add_video_options, video_options
+from .video_prediction import VideoOptions, VideoPrediction
 
 _INTERRUPTED = 130  # as shells have it
 _DESCRIPTION = """\
@@ -48,8 +53,10 @@ Find what should not be on the road, in images and videos.
 For an image a/b.jpg DIR gets b_score.png (score over the image, OOD objects outlined),
 b_segmentation.png (known classes), b_raw.png (the score with 16 bits; offset and step that give it
 back are in the file and in predictions.jsonl) and, with --words, a picture per word. For a video,
-b_score.mp4 and b_segmentation.mp4. predictions.jsonl has a line per input: size, threshold,
-objects (box x0 y0 x1 y1, area, mean and maximum of the score, words), of a video per frame. What
+b_score.mp4 and b_segmentation.mp4. predictions.jsonl has a line per image and per frame of a video:
+size, threshold, objects (box x0 y0 x1 y1, area, mean and maximum of the score, words); after its
+frames a line about the video. Live input is the number of a camera or an address (rtsp://,
+http://); it is read until it ends, or --end, or Ctrl-C; frames that come too fast are dropped. What
 earlier runs wrote to DIR stays: names that are taken get a number, lines are added; results are no
 inputs, wherever DIR lies. A NormalityMemory has no known classes and takes no words: its objects
 are found by the score alone."""
@@ -85,6 +92,12 @@ class PredictionRun:
         output: folder to write to.
         raw: "png", "npy" or "none"; None: "png" for images, "none" for frames of videos.
         hand_over: takes each frame for people who label; None: nothing does.
+        how: what is done with videos.
+
+    Attributes:
+        done: inputs that were predicted.
+        failed: inputs that were not.
+        images: single ones among them.
     """
 
     def __init__(
@@ -93,10 +106,11 @@ class PredictionRun:
         output: Path,
         raw: str | None = None,
         hand_over: HandOver | None = None,
+        how: VideoOptions | None = None,
     ) -> None:
         self.predict_frame, self.output, self.raw = predict_frame, output, raw
-        self.hand_over = hand_over
-        self.done, self.failed = 0, 0
+        self.hand_over, self.how = hand_over, how or VideoOptions()
+        self.done, self.failed, self.images = 0, 0, 0
         self._written: list[Path] = []  # for the input at hand
 
     def __call__(self, given: Sequence[str], lines: IO[str]) -> None:
@@ -106,11 +120,15 @@ class PredictionRun:
         results = read_results(path)
         if results:
             print(f"{path} has lines of earlier runs: more are added", file=sys.stderr)
-        inputs: Iterable[tuple[Path, str]] = list_inputs(given, lines, self.output, results)
+        live = list(live_inputs(given, self.output))
+        inputs = self._inputs(given, lines, results)
         total = None
-        if "-" not in given:
+        if not live and "-" not in given:
             inputs = list(inputs)
-            total = sum(_length(path) for path, _ in inputs)
+            total = sum(map(self._length, inputs))
+        predict_video = VideoPrediction(
+            self.predict_frame, self.output, self.raw or "none", self.how, self.hand_over
+        )
         # Without a buffer every line is one call of the system: it is there as a whole or not.
         with (
             open(path, "a+b", buffering=0) as table,
@@ -118,22 +136,51 @@ class PredictionRun:
         ):
             if table.tell() and table.seek(-1, os.SEEK_END) and table.read() != b"\n":
                 table.write(b"\n")  # the last line broke off, when a disk was full
-            for path, name in inputs:
-                record = self._try(path, name, bar)
+            for item in chain(inputs, live):
+                write = partial(_write_line, table, item.label)
+                record = self._try(item, predict_video, write, bar)
                 results |= result_files(record, self.output)
-                table.write(f"{to_json({'input': str(path), **record}, None)}\n".encode())
+                write(record)
+                if record.get("interrupted"):
+                    raise KeyboardInterrupt
                 if "error" in record:
                     self.failed += 1
-                    bar.write(f"not predicted: {path}: {record['error']}", file=sys.stderr)
+                    bar.write(f"not predicted: {item.label}: {record['error']}", file=sys.stderr)
                 else:
                     self.done += 1
+                if record.get("dropped"):
+                    bar.write(f"{item.label}: {record['dropped']} frames dropped", file=sys.stderr)
 
-    def _try(self, path: Path, name: str, bar: tqdm) -> dict[str, Any]:
+    def _inputs(
+        self, given: Sequence[str], lines: IO[str], results: set[str]
+    ) -> Iterable[Input]:
+        files = [word for word in given if live_source(word) is None]
+        listed = list_inputs(files, lines, self.output, results)
+        if self.how.rate is not None:
+            return group_sequences(listed, self.output)
+        return (Input(path, name) for path, name in listed)
+
+    def _length(self, item: Input) -> int:
+        """Frames of a video, as far as it says; 1 for an image and for what cannot be read."""
+        try:
+            source = item.open(self.how.span, self.how.rate)
+        except UserError:
+            return 1
+        return (source and source.length) or 1
+
+    def _try(
+        self, item: Input, predict_video: VideoPrediction, write: Callable[..., None], bar: tqdm
+    ) -> dict[str, Any]:
         """The record of an input. Where there is none, no files of it are left, either."""
         self._written.clear()
         taken = 0 if self.hand_over is None else len(self.hand_over)
         try:
-            return self._predict(path, name, bar)
+            target = self.output / item.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source = item.open(self.how.span, self.how.rate)
+            if source is not None:
+                return predict_video(source, item.label, target, write, bar)
+            return self._predict(item.source, target, bar)
         except BaseException as error:
             for file in self._written:
                 file.unlink()
@@ -144,15 +191,16 @@ class PredictionRun:
             bar.update()
             return {"error": str(error)}
 
-    def _predict(self, path: Path, name: str, bar: tqdm) -> dict[str, Any]:
-        target = self.output / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix.lower() in VIDEOS:
-            return self._predict_video(Video(path), target, bar)
+    def _predict(self, path: Path, target: Path, bar: tqdm) -> dict[str, Any]:
         image = read_image(path, "BGR")
         found = self.predict_frame(image)
-        record = self._write_raw(found, target, self.raw or "png")
-        pictures = _pictures(found)
+        record: dict[str, Any] = {**found.record, "files": {}}
+        raw = self.raw or "png"
+        if raw != "none":
+            file = target.with_name(f"{target.name}_raw.{raw}")
+            record |= write_score(file, found.score)
+            record["files"]["raw"] = self._relative(file)
+        pictures = found.pictures()
         for i, (word, picture) in enumerate(found.word_pictures.items(), start=1):
             pictures[f"word{i}_{re.sub(r'[^0-9a-zA-Z]+', '-', word)}"] = picture
         for kind, picture in pictures.items():
@@ -160,45 +208,10 @@ class PredictionRun:
             write_picture(file, picture)
             record["files"][kind] = self._relative(file)
         if self.hand_over is not None:
+            name = target.relative_to(self.output).as_posix()
             self.hand_over.add(path, name, None, image, found)
+        self.images += 1
         bar.update()
-        return record
-
-    def _predict_video(self, video: Video, target: Path, bar: tqdm) -> dict[str, Any]:
-        classes = self.predict_frame.predictor.class_names
-        kinds = ("score", "segmentation") if classes else ("score",)
-        paths = {kind: target.with_name(f"{target.name}_{kind}.mp4") for kind in kinds}
-        raw = self.raw or "none"
-        folder = target.with_name(f"{target.name}_frames")
-        if raw != "none":
-            folder.mkdir(exist_ok=True)
-        record: dict[str, Any] = {"fps": video.rate, "frames": []}
-        with video_files(list(paths.values()), video.rate) as videos:
-            try:
-                for i, image in enumerate(video):
-                    found = self.predict_frame(image, pictures_of_words=False)
-                    for of_kind, picture in zip(videos, _pictures(found).values(), strict=True):
-                        of_kind.add(picture)
-                    of_frame = self._write_raw(found, folder / f"{i:06d}", raw)
-                    record["frames"].append({"frame": i, **of_frame})
-                    if self.hand_over is not None:
-                        name = target.relative_to(self.output).as_posix()
-                        self.hand_over.add(video.path, name, i, image, found)
-                    bar.update()
-            except UserError as error:  # what came before it is good
-                record["error"] = str(error)
-        if record["frames"]:
-            record["files"] = {kind: self._relative(path) for kind, path in paths.items()}
-        return record
-
-    def _write_raw(self, found: FrameResult, target: Path, kind: str) -> dict[str, Any]:
-        record = {**found.record, "files": {}}
-        if kind != "none":
-            file = target.with_name(f"{target.name}_raw.{kind}")
-            scale = write_score(file, found.score)
-            record["files"]["raw"] = self._relative(file)
-            if scale:
-                record["raw_scale"] = scale
         return record
 
     def _relative(self, file: Path) -> str:
@@ -214,14 +227,8 @@ def run(argv: Sequence[str] | None = None) -> None:
         SystemExit: 1 = some inputs could not be read; 130 = interrupted.
     """
     args = parser().parse_args(argv)
-    check_output(args.output, "--output", folder=True)
-    if Path(args.output).is_dir():
-        check_output(Path(args.output, TABLE), "--output")
-    words = split_words(args.words) if args.words is not None else None
-    if args.combine_words and not words:
-        raise UserError("--combine-words needs --words")
-    if args.score_range and not args.score_range[0] < args.score_range[1]:
-        raise UserError("--score-range: the lower end first")
+    how = video_options(args)
+    words = _check(args)
     ego_mask = None if args.ego_mask is None else read_values(args.ego_mask, "ego mask") != 0
     cfg = load_config(args.config_file, args.opts)
     use_shipped_weights(cfg, args.config_file)
@@ -249,6 +256,8 @@ def run(argv: Sequence[str] | None = None) -> None:
             predictor, output, args.format or (), select=args.select, words=words or (),
             valid=None if ego_mask is None else ~ego_mask,
         )  # fmt: skip
+    if how.alarm and threshold.value is None:
+        raise UserError(f"--events: {threshold.note}")
     train = cfg.DATASETS.TRAIN
     colours = MetadataCatalog.get(train[0]).get("stuff_colors") if train else None
     task = PredictionRun(
@@ -266,6 +275,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         output,
         args.raw,
         hand_over,
+        how,
     )
     interrupted = False
     try:
@@ -275,11 +285,29 @@ def run(argv: Sequence[str] | None = None) -> None:
         print(f"interrupted: {task.done} inputs are complete in {args.output}", file=sys.stderr)
     if hand_over is not None:
         print(hand_over.finish())
+    if how.alarm and (task.output / EVENTS).is_file():
+        print(f"events: {write_page(task.output)}")
+    if task.images and how != VideoOptions(rate=how.rate):
+        print(f"{task.images} images were predicted one by one: options of videos do not change "
+              "them (--sequence makes a video of a folder)", file=sys.stderr)  # fmt: skip
     if interrupted:
         sys.exit(_INTERRUPTED)
     print(f"{task.done} inputs predicted, {task.failed} not; results in {args.output}")
     if task.failed:
         sys.exit(1)
+
+
+def _check(args: argparse.Namespace) -> list[str] | None:
+    """Find what is wrong with the options before the model is loaded; gives the words."""
+    check_output(args.output, "--output", folder=True)
+    if Path(args.output).is_dir():
+        check_output(Path(args.output, TABLE), "--output")
+    words = split_words(args.words) if args.words is not None else None
+    if args.combine_words and not words:
+        raise UserError("--combine-words needs --words")
+    if args.score_range and not args.score_range[0] < args.score_range[1]:
+        raise UserError("--score-range: the lower end first")
+    return words
 
 
 def parser() -> options.Parser:
@@ -321,6 +349,7 @@ def parser() -> options.Parser:
         "one rather than all; --format then is of these frames only")
     add("--score-range", type=options.number(), nargs=2, metavar=("LOW", "HIGH"),
         help="scores of the darkest and the brightest colour (default: by the kind of score)")
+    add_video_options(add)
     add("--full-precision", action="store_true", help="no half precision on a GPU")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
         help="changes to the config, last on the line; MODEL.WEIGHTS names the checkpoint\n"
@@ -335,15 +364,5 @@ def _word_notes(predictor: OODPredictor, words: Sequence[str] | None, nearest: i
     return [f"this model's text encoder was never CLIP's (MODEL.CLIP.WEIGHTS is empty): {what}"]
 
 
-def _pictures(found: FrameResult) -> dict[str, np.ndarray]:
-    """Those of a frame without words, by what they are called."""
-    pictures = {"score": found.score_picture, "segmentation": found.segmentation_picture}
-    return {kind: picture for kind, picture in pictures.items() if picture is not None}
-
-
-def _length(path: Path) -> int:
-    """Frames of a video, as far as it says; 1 for an image and for what cannot be read."""
-    try:
-        return (Video(path).length or 1) if path.suffix.lower() in VIDEOS else 1
-    except UserError:
-        return 1
+def _write_line(table: IO[bytes], name: str, record: dict[str, Any]) -> None:
+    table.write(f"{to_json({'input': name, **record}, None)}\n".encode())

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
+from network_camera import number, numbered
 
 from tdos_d2.errors import UserError
 from tdos_d2.inference.sources import (
@@ -21,17 +20,6 @@ from tdos_d2.inference.sources import (
     natural_order,
     stream_name,
 )
-
-
-def numbered(i: int) -> np.ndarray:
-    """A frame that says which it is, also after compression: a black or white block per bit."""
-    bits = [(i >> bit) & 1 for bit in range(8)]
-    return np.repeat(np.kron(np.uint8([bits]) * 255, np.ones((48, 10), np.uint8))[..., None], 3, 2)
-
-
-def number(image: np.ndarray) -> int:
-    blocks = image.reshape(48, 8, 10, 3).mean((0, 2, 3)) > 127
-    return sum(int(bit) << i for i, bit in enumerate(blocks))
 
 
 @pytest.fixture(scope="module", params=["mp4v.mp4", "MJPG.avi"])
@@ -81,34 +69,6 @@ def test_frames_of_a_folder(tmp_path):
     assert sequence.length == 2
     with pytest.raises(UserError, match="5 images has none in the given time"):
         list(ImageSequence(paths, 2.0, Span(start=2.5)))
-
-
-class Camera(BaseHTTPRequestHandler):
-    """Motion JPEG as network cameras send it: 40 frames, one each 5 ms."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-        self.end_headers()
-        for i in range(40):
-            data = cv2.imencode(".jpg", numbered(i))[1].tobytes()
-            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
-            try:
-                self.wfile.write(head.encode() + data + b"\r\n")
-            except OSError:
-                return
-            time.sleep(0.005)
-
-    def log_message(self, *args) -> None:
-        """Nothing on standard error."""
-
-
-@pytest.fixture(scope="module")
-def camera() -> str:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Camera)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://me:secret@127.0.0.1:{server.server_port}/live?token=secret"
-    server.shutdown()
 
 
 def test_a_stream_that_is_taken_in_time(camera):

@@ -165,14 +165,16 @@ def test_video(model, tmp_path):
     write_video(tmp_path / "ride.mp4", 5)
     words = ["--input", tmp_path / "ride.mp4", "--threshold", -1, "--raw", "png"]
     assert predict(model, tmp_path / "out", *words) == 0
-    (record,) = records(tmp_path / "out")
-    assert record["fps"] == 10.0 and [f["frame"] for f in record["frames"]] == [0, 1, 2, 3, 4]
+    *of_frames, record = records(tmp_path / "out")
+    assert [(f["frame"], f["time"]) for f in of_frames] == [(i, i / 10) for i in range(5)]
+    assert {f["input"] for f in of_frames} == {record["input"]} == {str(tmp_path / "ride.mp4")}
+    assert record["fps"] == 10.0 and record["frames"] == 5
     for kind in ("score", "segmentation"):
         frames = read_video(tmp_path / "out" / record["files"][kind])
         assert len(frames) == 5 and frames[0].shape[1] == 80
     frames = read_video(tmp_path / "ride.mp4")
     score = OODPredictor(load(model))(frames[3])["ood_score"]
-    raw = raw_score(tmp_path / "out" / record["frames"][3]["files"]["raw"])
+    raw = raw_score(tmp_path / "out" / of_frames[3]["files"]["raw"])
     np.testing.assert_allclose(raw, score, atol=1e-3, equal_nan=False)
     assert not list((tmp_path / "out").rglob("*tmp*"))
 
@@ -184,10 +186,10 @@ def test_video_that_breaks_off(model, tmp_path):
     (tmp_path / "none.avi").write_text("no video")
     words = ["--input", tmp_path / "ride.avi", tmp_path / "none.avi"]
     assert predict(model, tmp_path / "out", *words) == 1
-    broken, none = records(tmp_path / "out")
+    *of_frames, broken, none = records(tmp_path / "out")
     there = len(read_video(tmp_path / "ride.avi"))
     assert f"breaks off: {there} of 12 frames" in broken["error"]
-    assert len(broken["frames"]) == there > 2
+    assert len(of_frames) == broken["frames"] == there > 2
     assert len(read_video(tmp_path / "out" / broken["files"]["score"])) == there
     assert "cannot read video" in none["error"] and "files" not in none
 
@@ -281,7 +283,13 @@ def test_ctrl_c_leaves_complete_files(model, tmp_path, monkeypatch, capsys, wher
     monkeypatch.setattr(owner, name, interrupted)
     assert predict(model, output, "--input", folder) == 130
     done = 2 if where == "while writing" else 3
-    assert [Path(r["input"]).name for r in records(output)] == [f"{i}.png" for i in range(done)]
+    images, video = records(output)[:done], records(output)[done:]
+    assert [Path(r["input"]).name for r in images] == [f"{i}.png" for i in range(done)]
+    if where == "in a video":  # what there is of it is complete, too
+        assert video[0]["frame"] == 0 and video[-1]["interrupted"] and len(video) == 2
+        for file in video[-1]["files"].values():
+            assert len(read_video(output / file)) == 1
+            (output / file).unlink()
     files = sorted(p.name for p in output.iterdir() if p.suffix != ".jsonl")
     whole = sorted(f"{i}_{kind}" for i in range(done) for kind in PICTURES)
     assert set(whole) <= set(files) and len(files) <= len(whole) + 2
