@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import multiprocessing
 import os
 import threading
 from http.server import ThreadingHTTPServer
@@ -21,6 +23,8 @@ import pytest
 import torch
 from network_camera import Camera
 
+# Imported once by the server that ``forked_processes`` takes its processes from.
+multiprocessing.set_forkserver_preload(["tdos_d2.engine.train_command", "open_clip"])
 # The tensors of tests are small: more threads only get into each other's way on a busy machine.
 torch.set_num_threads(1)
 
@@ -36,6 +40,33 @@ def loggers_as_they_were():
         logger.setLevel(level)
         logger.propagate, logger.handlers[:] = propagate, handlers
     logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory):
+    """A folder of this run of the tests, the same for all workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def session_cache(shared_folder):
+    """Scenes of the demo are drawn once per run, and not where the user's are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TDOS_CACHE", str(shared_folder / "cache"))
+        yield
+
+
+@pytest.fixture
+def forked_processes(monkeypatch):
+    """Distributed processes start at once, forked from a server that has torch imported.
+
+    They know neither what this process has changed in modules nor in the environment.
+    """
+    start = functools.partial(torch.multiprocessing.start_processes, start_method="forkserver")
+    monkeypatch.setattr(torch.multiprocessing, "start_processes", start)
 
 
 @pytest.fixture
@@ -60,6 +91,7 @@ def tiny_cfg():
     cfg.MODEL.SEM_AUG.ENABLED = False
     cfg.MODEL.PROMPTS.GROUPS = ""
     cfg.MODEL.REG.LANGUAGE_WEIGHT = 0.0
+    cfg.MODEL.NECK.CHANNELS = 32
     cfg.MODEL.CONTEXT_DECODER.HIDDEN_DIM = 32
     cfg.MODEL.CONTEXT_DECODER.NUM_LAYERS = 1
     cfg.MODEL.PIXEL_DECODER.HIDDEN_DIM = 32

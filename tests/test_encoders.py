@@ -35,7 +35,6 @@ def sample(height: int, width: int, seed: int = 0) -> dict:
 def resnet_cfg(tiny_cfg):
     tiny_cfg.MODEL.CLIP.NAME = "tiny-rn"
     tiny_cfg.MODEL.BACKBONE.NAME = "CLIPModifiedResNet"
-    tiny_cfg.MODEL.NECK.CHANNELS = 32
     return tiny_cfg
 
 

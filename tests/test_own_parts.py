@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from layouts import write_image
 from script_loading import load_script
 
+from tdos_d2.engine import train_command
 from tdos_d2.errors import UserError
-from tdos_d2.inference import OODPredictor
+from tdos_d2.inference import OODPredictor, predict_command
 from tdos_d2.loading.config_files import load_config
 from tdos_d2.modeling.registry import PIXEL_DECODER_REGISTRY
 
@@ -28,19 +29,17 @@ def listed(kind: str, first: str) -> str:
     return found
 
 
-def run_tool(folder: Path, script: str, *words: str) -> str:
-    """What a script of the repository prints, started in ``folder`` on ``my_config.yaml``."""
-    done = subprocess.run(
-        [sys.executable, ROOT / script, "--config-file", "my_config.yaml", *words],
-        cwd=folder, capture_output=True, text=True, check=False,
-        env={"PATH": "", "HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout + done.stderr
+def forget_my_parts() -> None:
+    """As in a process that has not read the config yet."""
+    del sys.modules["my_parts"], PIXEL_DECODER_REGISTRY._obj_map["PlainPixelDecoder"]
+    DatasetCatalog.remove("my_road_train")
+    MetadataCatalog.remove("my_road_train")
 
 
-def test_the_example_of_the_docs_trains_and_predicts(tmp_path):
+def test_the_example_of_the_docs_trains_and_predicts(tmp_path, monkeypatch, forked_processes):
     """In two processes where they can be on a CPU: each has to import the part for itself."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "my_parts.py").write_text(listed("python", "# my_parts.py"))
     config = listed("yaml", "# my_config.yaml").replace(
         "configs/demo.yaml", str(ROOT / "configs/demo.yaml")
@@ -54,11 +53,16 @@ def test_the_example_of_the_docs_trains_and_predicts(tmp_path):
         write_image(tmp_path / f"my_road/masks/{i}.png", label)
     small = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"]
     processes = "1" if torch.cuda.is_available() else "2"
-    said = run_tool(tmp_path, "train_net.py", "--num-gpus", processes, *small)
-    assert "PlainPixelDecoder" in said
+    config = ["--config-file", "my_config.yaml"]
+    given = ["train_net.py", *config, "--num-gpus", processes, "--dist-url", "auto", *small]
+    monkeypatch.setattr(sys, "argv", given)
+    train_command.run()
+    forget_my_parts()
+    assert "PlainPixelDecoder" in (tmp_path / "output/my_config/log.txt").read_text()
     weights = ["MODEL.WEIGHTS", "output/my_config/model_final.pth"]
     images = ["--input", "my_road/images/0.png", "--output", "found"]
-    run_tool(tmp_path, "tools/predict.py", *images, "--opts", *weights)
+    predict_command.run([*config, *images, "--opts", *weights])
+    forget_my_parts()
     assert list((tmp_path / "found").iterdir())
 
 

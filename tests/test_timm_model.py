@@ -24,7 +24,6 @@ def sample(height: int, width: int) -> dict:
 def timm_cfg(tiny_cfg, request):
     tiny_cfg.MODEL.BACKBONE.NAME = "TimmBackbone"
     tiny_cfg.MODEL.TIMM.NAME, tiny_cfg.MODEL.TIMM.WEIGHTS = request.param, ""
-    tiny_cfg.MODEL.NECK.CHANNELS = 32
     tiny_cfg.MODEL.SEM_AUG.ENABLED, tiny_cfg.MODEL.SEM_AUG.PROB = True, 1.0
     return tiny_cfg
 

@@ -72,7 +72,9 @@ def train_and_evaluate(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="bit for bit on a CPU")
 @pytest.mark.parametrize("processes", [1, 2])
-def test_last_evaluation_is_that_of_the_checkpoint(small_cfg, tmp_path, processes):
+def test_last_evaluation_is_that_of_the_checkpoint(
+    small_cfg, tmp_path, forked_processes, processes
+):
     rng = np.random.default_rng(0)
     for i in range(FRAMES):
         cv2.imwrite(str(tmp_path / f"{i}.png"), rng.integers(0, 256, (64, 96, 3), np.uint8))

@@ -25,7 +25,7 @@ def fail(args: Namespace, cfg) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="gloo only")
-def test_the_first_failure_is_reported():
+def test_the_first_failure_is_reported(forked_processes):
     with pytest.raises(torch.multiprocessing.ProcessRaisedException) as caught:
         launch_job(fail, args(2), get_cfg())
     assert str(caught.value).strip().splitlines()[-1] == "OSError: the cause"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -79,7 +80,6 @@ def everything_on(cfg: CfgNode, folder: Path) -> dict[str, CfgNode]:
     (folder / "words.json").write_text(json.dumps(words))
     cfg.DATASETS.TRAIN = ("switches",)
     cfg.MODEL.CLIP.FREEZE_IMAGE = False
-    cfg.MODEL.NECK.CHANNELS = 32
     cfg.MODEL.PROMPTS.GROUPS, cfg.MODEL.PROMPTS.INIT = str(folder / "words.json"), "group"
     cfg.MODEL.REG.LANGUAGE_WEIGHT = 1.0
     cfg.MODEL.SEM_AUG.ENABLED, cfg.MODEL.SEM_AUG.REGION = True, "both"
@@ -121,6 +121,7 @@ def test_one_process(switch_cfgs, small_dataset, encoder, name):
 
 
 def all_switches(args: Namespace, _: CfgNode, cfgs: dict[str, CfgNode], folder: str) -> None:
+    os.environ["TDOS_CACHE"] = f"{folder}/cache"
     register("switches", Path(folder))
     for encoder, name in RUNS:
         try:
@@ -130,6 +131,6 @@ def all_switches(args: Namespace, _: CfgNode, cfgs: dict[str, CfgNode], folder: 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts CPU processes")
-def test_two_processes(switch_cfgs, tmp_path):
+def test_two_processes(switch_cfgs, tmp_path, forked_processes):
     args = Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
     launch_job(all_switches, args, switch_cfgs["tiny"], switch_cfgs, str(tmp_path))

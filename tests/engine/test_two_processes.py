@@ -61,7 +61,7 @@ def train_resnet(args: Namespace, cfg, folder: str) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts CPU processes")
-def test_batch_norm_statistics_are_the_mean_of_all_processes(small_cfg, tmp_path):
+def test_batch_norm_statistics_are_the_mean_of_all_processes(small_cfg, tmp_path, forked_processes):
     """In each evaluation and checkpoint, though one process has three frames and one has none."""
     cfg = small_cfg
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.CLIP.NAME = "CLIPModifiedResNet", "tiny-rn"

@@ -69,13 +69,13 @@ def worker(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_equal_one(tmp_path):
+def test_two_processes_equal_one(tmp_path, forked_processes):
     expected = evaluate(tmp_path, [list(range(NUM_FRAMES))])
     assert not any(math.isnan(value) for value in expected["ood"].values())
 
     assert {"ood_instances", "ood_small", "ood_near", "ood_far"} <= set(expected)
 
-    mp.start_processes(worker, (tmp_path,), nprocs=2, start_method="spawn")
+    mp.start_processes(worker, (tmp_path,), nprocs=2)
     main, other = (json.loads((tmp_path / r / "results.json").read_text()) for r in "01")
     assert "frame 2 was evaluated 2 times" in main.pop("error")
     assert main == expected

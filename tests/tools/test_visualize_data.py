@@ -28,7 +28,7 @@ def run(tool, monkeypatch, *words):
     tool.run()
 
 
-def test_sheets_of_the_demo(tool, monkeypatch, capsys, tmp_path):
+def test_sheets_of_the_demo(few_scenes, tool, monkeypatch, capsys, tmp_path):
     words = ["--config-file", DEMO, "--output", tmp_path, "--num", 14, "--first", 3]
     run(tool, monkeypatch, *words, "INPUT.OOD_PASTE.PROB", "1.0")
     out = capsys.readouterr().out
@@ -44,7 +44,7 @@ def test_sheets_of_the_demo(tool, monkeypatch, capsys, tmp_path):
     assert "Outliers in 14 of 14 samples" in out
 
 
-def test_samples_are_those_of_training(tool):
+def test_samples_are_those_of_training(few_scenes, tool):
     cfg = load_config(DEMO)
     names = [f"class {i}" for i in range(10)]
     title, image, label = tool.read_samples(cfg, 5, 1, names)[0]
