@@ -57,7 +57,7 @@ setup(
     description="Text-driven out-of-distribution segmentation of road scenes with Detectron2",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["tdos_d2", "tdos_d2.*"]), "tdos_d2.configs"],
+    packages=[*find_packages(include=["tdos_d2", "tdos_d2.*", "tdos_commands"]), "tdos_d2.configs"],
     package_dir={"tdos_d2.configs": "configs"},
     package_data={
         "tdos_d2.configs": ["**/*.yaml"],
@@ -70,10 +70,10 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "tdos-train = tdos_d2.console_scripts:train",
-            "tdos-evaluate = tdos_d2.console_scripts:evaluate",
-            "tdos-predict = tdos_d2.console_scripts:predict",
-            "tdos-calibrate = tdos_d2.console_scripts:calibrate",
+            "tdos-train = tdos_commands.train:main",
+            "tdos-evaluate = tdos_commands.train:evaluate",
+            "tdos-predict = tdos_commands.predict:main",
+            "tdos-calibrate = tdos_commands.calibrate:main",
         ]
     },
     install_requires=REQUIRES,

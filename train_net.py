@@ -9,8 +9,7 @@ Examples:
 
 from __future__ import annotations
 
-from tdos_d2.engine import exit_with_one_line
-from tdos_d2.engine.train_command import run
+from tdos_commands.train import main
 
 if __name__ == "__main__":
-    exit_with_one_line(run)
+    main()

@@ -23,13 +23,15 @@ import numpy as np
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tdos_commands import options
+
 # Under another name, because tdos_d2 itself imports torch and Detectron2; these modules do not.
 _package = ModuleType("_tdos_d2_alone")
 _package.__path__ = [str(Path(__file__).resolve().parent.parent / "tdos_d2")]
 sys.modules[_package.__name__] = _package
-errors, files, options = (
-    importlib.import_module(f"_tdos_d2_alone.{name}") for name in ("errors", "files", "options")
-)
+errors, files = (importlib.import_module(f"_tdos_d2_alone.{name}") for name in ("errors", "files"))
 PrepareError = errors.UserError  # one line that names the file or folder
 
 _T = TypeVar("_T")

@@ -26,10 +26,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tdos_d2.data.verify.report import DatasetReport
 
-_HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(_HERE), str(_HERE.parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from _common import options  # noqa: E402
+from tdos_commands import exit_with_one_line, options
 
 _PROBLEMS_SHOWN = 10  # per dataset; the JSON file has all
 
@@ -55,8 +54,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.root is not None:
         os.environ["DETECTRON2_DATASETS"] = args.root  # Detectron2 reads it when it is imported
-    from tdos_d2.engine import exit_with_one_line
-
     exit_with_one_line(lambda: sys.exit(check_datasets(args)))
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from script_loading import load_script
 
-from tdos_d2 import options
+from tdos_commands import options
+from tdos_commands.predict import parser as predict_parser
 from tdos_d2.errors import UserError
-from tdos_d2.inference.predict_command import parser as predict_parser
+from tdos_d2.inference.media import read_names
 from tdos_d2.modeling.text import read_embeddings
 from tdos_d2.ood_words.wordnet import open_wordnet
 
@@ -120,8 +121,8 @@ def test_tilde(monkeypatch):
 def test_names_on_standard_input(errors):
     given = io.TextIOWrapper(io.BytesIO(b"a.png\n\xff.png\n"), "utf-8", errors=errors)
     with pytest.raises(UserError, match="standard input is not UTF-8"):
-        list(options.lines(given))
-    assert list(options.lines(io.StringIO("a\nb\n"))) == ["a\n", "b\n"]
+        list(read_names(given))
+    assert list(read_names(io.StringIO("a\nb\n"))) == ["a\n", "b\n"]
 
 
 @pytest.mark.parametrize(

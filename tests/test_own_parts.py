@@ -102,7 +102,7 @@ def test_the_model_to_export_has_the_part(own_part_cfg, tmp_path, monkeypatch):
         exported.append(model.model.pixel_decoder)
         raise UserError("stopped")
 
-    monkeypatch.setattr(tool, "export_program", stop)
+    monkeypatch.setattr("tdos_d2.inference.export.export_program", stop)
     (tmp_path / "config.yaml").write_text(own_part_cfg.dump())
     words = ["--config-file", "config.yaml", "--output", "model.pt2"]
     monkeypatch.setattr(sys, "argv", ["export_model.py", *words])

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ["setup.py", "pyproject.toml", "README.md", "LICENSE", "tdos_d2", "configs"]
+PACKAGES = ["tdos_d2", "tdos_commands"]
+SOURCES = ["setup.py", "pyproject.toml", "README.md", "LICENSE", *PACKAGES, "configs"]
 # What a user of the installed package does first.
 USE = """
 import tdos_d2
@@ -35,6 +36,7 @@ for script in sys.argv[1:]:
     sys.argv = [name, "--help"]
     with contextlib.suppress(SystemExit):
         getattr(importlib.import_module(module), function)()
+print("loaded:", sorted({"torch", "detectron2"} & sys.modules.keys()))
 """
 
 
@@ -108,14 +110,14 @@ def test_nothing_is_lost_and_nothing_strays(installed):
     configs = installed / "tdos_d2" / "configs"
     assert {p.relative_to(configs) for p in configs.rglob("*.yaml")} == given
     there, sources = (
-        {p.relative_to(top) for p in (top / "tdos_d2").rglob("*") if p.is_file()}
+        {p.relative_to(top) for name in PACKAGES for p in (top / name).rglob("*") if p.is_file()}
         for top in (installed, ROOT)
     )
     there = {p for p in there if p.parts[1] != "configs"}
     assert {p for p in there ^ sources if p.suffix != ".pyc"} == set()
     (info,) = installed.glob("tdos_d2-*.dist-info")
     assert list(info.rglob("LICENSE"))
-    assert {p.name for p in installed.iterdir()} <= {"tdos_d2", info.name, "bin"}
+    assert {p.name for p in installed.iterdir()} <= {*PACKAGES, info.name, "bin"}
 
 
 def test_commands(installed, tmp_path):
@@ -129,3 +131,4 @@ def test_commands(installed, tmp_path):
     text = run(installed, tmp_path, "-c", HELP, *(f"{k}={v}" for k, v in scripts.items()))
     for name in scripts:
         assert f"usage: {name}" in text
+    assert text.endswith("loaded: []\n")

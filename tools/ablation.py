@@ -22,18 +22,20 @@ from pathlib import Path
 from time import time
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tdos_commands import exit_with_one_line, options
+
+ROOT = Path(__file__).resolve().parent.parent
 METRICS = ("camvid_val/sem_seg/mIoU", "camvid_ood/ood/AP", "camvid_ood/ood/FPR95")
 
 
 def run() -> None:
     """Run what is missing, then write the table."""
+    args = _parser().parse_args()
     from tdos_d2.errors import UserError
     from tdos_d2.files import check_output
 
-    args = _parser().parse_args()
     check_output(args.output, "--output", folder=True)
     missing = [path for path in args.configs if not path.is_file()]
     if missing:
@@ -113,9 +115,7 @@ def _mean_and_spread(values: Sequence[float]) -> str:
     return f"{mean:.1f} ± {statistics.stdev(values):.1f}"
 
 
-def _parser() -> argparse.ArgumentParser:
-    from tdos_d2 import options
-
+def _parser() -> options.Parser:
     parser = options.Parser(description=__doc__)
     parser.add_argument("configs", nargs="+", type=options.path, help="config files, one row each")
     parser.add_argument(
@@ -133,6 +133,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    from tdos_d2.engine import exit_with_one_line
-
     exit_with_one_line(run)

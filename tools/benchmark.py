@@ -3,6 +3,7 @@
 
     python tools/benchmark.py evaluation               speed of the OOD metrics: minutes, 8 GB
     python tools/benchmark.py evaluation --frames 3    a quick look
+    python tools/benchmark.py startup                  imports and --help: two minutes
 
 ``python tools/benchmark.py WHAT --help`` says what is measured.
 """
@@ -14,11 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import evaluation
+from benchmarks import evaluation, startup
 
-from tdos_d2 import options
+from tdos_commands import options
 
-COMMANDS = (evaluation,)
+COMMANDS = (evaluation, startup)
 
 
 def _parser() -> options.Parser:

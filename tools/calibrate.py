@@ -8,8 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tdos_d2.engine import exit_with_one_line
-from tdos_d2.inference.calibrate_command import run
+from tdos_commands.calibrate import main
 
 if __name__ == "__main__":
-    exit_with_one_line(run)
+    main()

@@ -7,44 +7,27 @@ Needs no data, no weights and no GPU; takes a few minutes on two CPU cores. Writ
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tabulate import tabulate
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tdos_commands import exit_with_one_line, options, train
+
+if TYPE_CHECKING:
+    import torch
+    from detectron2.config import CfgNode
 
 # Detectron2 compiles with torch.jit when it is imported; torch warns of that in every process.
 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-# ruff: noqa: E402
-import json
-import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
-
-import numpy as np
-import torch
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import default_argument_parser
-from detectron2.utils.env import seed_all_rng
-from tabulate import tabulate
-
-from tdos_d2 import options
-from tdos_d2.config import get_config_file
-from tdos_d2.data import build_test_loader, read_image, read_label
-from tdos_d2.data.reading import read_values
-from tdos_d2.engine import (
-    TDOSCheckpointer,
-    Trainer,
-    check_run,
-    exit_with_one_line,
-    launch_job,
-    load_config,
-)
-from tdos_d2.engine.train_command import main as train_and_test
-from tdos_d2.evaluation import evaluate_scores
-from tdos_d2.evaluation.tables import to_json
-from tdos_d2.visualization.drawing import OOD_COLOUR, colourise, contact_sheet, heat_map, palette
 
 COUNTED, SHOWN = "demo_ood", "demo_ood_hard"
 SHEET = {"animal": 2, "sofa": 2, "barrel": 2, "ladder": 1, "tyre": 1}
@@ -56,9 +39,16 @@ Frame = tuple[np.ndarray, np.ndarray, np.ndarray, str]  # image, truth, OOD labe
 def run() -> None:
     """Train, evaluate, compare, draw."""
     args = _parser().parse_args()
+    from detectron2.utils.env import seed_all_rng
+
+    from tdos_d2.config import get_config_file
+    from tdos_d2.engine import TDOSCheckpointer, Trainer, check_run, launch_job, load_config
+    from tdos_d2.engine.train_command import main as train_and_test
+    from tdos_d2.evaluation.tables import to_json
+
     opts = ["SEED", str(args.seed), "OUTPUT_DIR", args.output, *args.opts]
     cfg = load_config(get_config_file("demo.yaml"), opts)
-    launch_args = default_argument_parser().parse_args(["--num-gpus", str(args.num_processes)])
+    launch_args = train.parser().parse_args(["--num-gpus", str(args.num_processes)])
     notes = check_run(cfg, launch_args)
     start = time.time()
     launch_job(train_and_test, launch_args, cfg, notes)
@@ -94,6 +84,10 @@ def colour_histogram_scores(train_name: str, frames: list[Frame]) -> list[np.nda
         Per frame (H, W): minus the logarithm of the share of training pixels in the pixel's bin of
         a 16 x 16 x 16 histogram.
     """
+    from detectron2.data import DatasetCatalog
+
+    from tdos_d2.data import read_image
+
     counts = np.ones(HISTOGRAM_BINS**3)  # one imagined pixel in each bin
     for record in DatasetCatalog.get(train_name):
         bins = _colour_bins(read_image(record["file_name"], "RGB"))
@@ -108,6 +102,11 @@ def _colour_bins(image: np.ndarray) -> np.ndarray:
 
 
 def _frames(name: str) -> Iterator[Frame]:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from tdos_d2.data import read_image, read_label
+    from tdos_d2.data.reading import read_values
+
     metadata = MetadataCatalog.get(name)
     for record in DatasetCatalog.get(name):
         # The files hold train ids and OOD; the reader of an OOD set gives 0 / 1 / 255.
@@ -116,15 +115,19 @@ def _frames(name: str) -> Iterator[Frame]:
         yield read_image(record["file_name"], "RGB"), truth, label, record["kind"]
 
 
-@torch.no_grad()
 def _predict(
     cfg: CfgNode, model: torch.nn.Module, dataset_name: str
 ) -> Mapping[str, list[np.ndarray]]:
     """``ood_score`` and ``prediction`` of every frame."""
+    import torch
+
+    from tdos_d2.data import build_test_loader
+
     model.eval()
     scores, predictions = [], []
     for inputs in build_test_loader(cfg, dataset_name):
-        output = model(inputs)[0]
+        with torch.no_grad():
+            output = model(inputs)[0]
         scores.append(output["ood_score"].cpu().numpy())
         predictions.append(output["sem_seg"].argmax(0).cpu().numpy().astype(np.uint8))
     return {"ood_score": scores, "prediction": predictions}
@@ -133,6 +136,8 @@ def _predict(
 def _evaluate(
     frames: list[Frame], scores: list[np.ndarray], keep: Callable[[str], bool] = lambda _: True
 ) -> dict[str, float]:
+    from tdos_d2.evaluation import evaluate_scores
+
     pairs = [
         (score, label) for (_, _, label, kind), score in zip(frames, scores, strict=True)
         if keep(kind)
@@ -158,10 +163,14 @@ def _draw(
     path: Path,
 ) -> None:
     """The first scenes of every kind: chosen by number, not by how good they look."""
+    from detectron2.data import MetadataCatalog
+
+    from tdos_d2.visualization import drawing
+
     names = list(cfg.MODEL.TDOS.CLASS_NAMES)
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
-    colours = palette(len(names), metadata.get("stuff_colors"))
-    truth_colours = np.concatenate([colours, [OOD_COLOUR]])
+    colours = drawing.palette(len(names), metadata.get("stuff_colors"))
+    truth_colours = np.concatenate([colours, [drawing.OOD_COLOUR]])
     rows, left = [], dict(SHEET)
     for name, items in frames.items():
         scores, predictions = outputs[name]["ood_score"], outputs[name]["prediction"]
@@ -173,12 +182,12 @@ def _draw(
                 title = kind if name == COUNTED else f"{kind} (shown only)"
                 rows.append([
                     (title, image),
-                    ("truth", colourise(truth, truth_colours)),
-                    ("prediction (known classes)", colourise(prediction, colours)),
-                    ("OOD score", heat_map(np.exp(score), 0.0, 1.0)),
+                    ("truth", drawing.colourise(truth, truth_colours)),
+                    ("prediction (known classes)", drawing.colourise(prediction, colours)),
+                    ("OOD score", drawing.heat_map(np.exp(score), 0.0, 1.0)),
                 ])  # fmt: skip
     scale = "OOD score $S_{ood}$", 0.0, 1.0
-    contact_sheet(rows, path, class_names=names, colours=colours, scale=scale)
+    drawing.contact_sheet(rows, path, class_names=names, colours=colours, scale=scale)
 
 
 def _table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:

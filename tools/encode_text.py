@@ -14,6 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tdos_commands import exit_with_one_line, options
+
 EXAMPLES = """examples:
   encode_text.py --clip-weights pretrained/CLIP-ViT-B-16.pt --output text.npz \\
       --names road sidewalk "traffic sign" ood --words-file cityscapes
@@ -66,9 +68,7 @@ def read_words(given: str) -> list[str]:
         raise UserError(f"--words-file: {path} is no text file ({error})") from error
 
 
-def _parser() -> argparse.ArgumentParser:
-    from tdos_d2 import options
-
+def _parser() -> options.Parser:
     parser = options.Parser(description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
     add("--names", nargs="+", default=[], metavar="NAME", help="names or words")
@@ -89,6 +89,4 @@ def _parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     arguments = _parser().parse_args()
-    from tdos_d2.engine import exit_with_one_line
-
     exit_with_one_line(lambda: main(arguments))

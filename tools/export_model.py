@@ -15,9 +15,20 @@ traced tensors lay in memory, not what sizes there may be.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tdos_commands import exit_with_one_line, options
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+    from tdos_d2.inference import OODPredictor
 
 EXAMPLES = """examples:
   export_model.py --config-file configs/demo.yaml --output demo.onnx \\
@@ -25,38 +36,29 @@ EXAMPLES = """examples:
   export_model.py --config-file configs/tdos_vitb.yaml --output vitb.pt2 MODEL.WEIGHTS model.pth
 """
 
-# ruff: noqa: E402
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-import torch
-from detectron2.config import CfgNode
-
-from tdos_d2 import options
-from tdos_d2.config import set_key
-from tdos_d2.data.dataset_mapper import size_rule, test_sizes
-from tdos_d2.engine import exit_with_one_line, load_config
-from tdos_d2.errors import UserError
-from tdos_d2.evaluation.tables import to_json
-from tdos_d2.files import atomic_write, check_output
-from tdos_d2.inference import OODPredictor
-from tdos_d2.inference.export import (
-    INPUT_TYPES,
-    WindowModel,
-    check_onnx_packages,
-    expected_outputs,
-    export_program,
-    largest_difference,
-    to_onnx,
-)
-
 TOLERANCE = 1e-3
 
 
 def run() -> None:
     """Export as the command line says."""
     args = _parser().parse_args()
+    import torch
+
+    from tdos_d2.config import set_key
+    from tdos_d2.engine import load_config
+    from tdos_d2.errors import UserError
+    from tdos_d2.evaluation.tables import to_json
+    from tdos_d2.files import atomic_write, check_output
+    from tdos_d2.inference import OODPredictor
+    from tdos_d2.inference.export import (
+        INPUT_TYPES,
+        WindowModel,
+        check_onnx_packages,
+        expected_outputs,
+        export_program,
+        to_onnx,
+    )
+
     for output in args.output:
         if output.suffix not in (".onnx", ".pt2"):
             raise UserError(f"--output: {output} must end in .onnx or .pt2")
@@ -93,6 +95,8 @@ def describe(cfg: CfgNode, predictor: OODPredictor) -> dict[str, Any]:
     applies them. ``input_size`` is what the predictor resizes to, ``test_sizes`` what evaluation
     resizes the frames of a dataset to.
     """
+    from tdos_d2.data.dataset_mapper import size_rule, test_sizes
+
     rgb = slice(None, None, -1 if cfg.INPUT.FORMAT == "BGR" else 1)
     point = predictor.operating_point
     same = point is not None and point.score == predictor.score
@@ -121,6 +125,9 @@ def _compare(
     expected: Sequence[tuple[np.ndarray, ...]],
     output: Path,
 ) -> None:
+    from tdos_d2.errors import UserError
+    from tdos_d2.inference.export import largest_difference
+
     difference = largest_difference(content, inputs, expected)
     if not difference <= TOLERANCE:  # NaN is no agreement
         raise UserError(
@@ -146,7 +153,7 @@ def _parser() -> options.Parser:
         help="file to write, .onnx or .pt2; may be repeated",
     )
     add(
-        "--input-type", choices=sorted(INPUT_TYPES), default="uint8",
+        "--input-type", choices=("float32", "uint8"), default="uint8",
         help="of the pixels, 0 to 255 in any case (default: uint8)",
     )  # fmt: skip
     add("opts", nargs="*", metavar="KEY VALUE", help="changes to the config, as MODEL.WEIGHTS FILE")

@@ -10,9 +10,21 @@ enough.
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tdos_commands import exit_with_one_line, options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tdos_d2.data import TDOSDatasetMapper
 
 EXAMPLES = """examples:
   fit_memory.py --config-file configs/memory_lite2.yaml --images my_drive/ --output memory.pth
@@ -20,28 +32,6 @@ EXAMPLES = """examples:
   fit_memory.py --config-file configs/camvid/tdos_lite2_memory.yaml --dataset camvid_train \\
     --output combined.pth MODEL.WEIGHTS output/camvid_lite2/model_final.pth
 """
-
-# ruff: noqa: E402
-import time
-from collections.abc import Iterator
-
-from detectron2.modeling import build_model
-from torch import Tensor
-from tqdm import tqdm
-
-from tdos_d2 import options
-from tdos_d2.data import TDOSDatasetMapper
-from tdos_d2.data.datasets.folder import IMAGE_SUFFIXES
-from tdos_d2.data.verify.quick import get_dicts
-from tdos_d2.engine import (
-    TDOSCheckpointer,
-    exit_with_one_line,
-    load_config,
-    read_checkpoint_info,
-)
-from tdos_d2.errors import UserError
-from tdos_d2.files import check_output, find_files
-from tdos_d2.loading.config_checks import check_model
 
 
 class Frames:
@@ -52,6 +42,8 @@ class Frames:
         self.broken: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Tensor]:
+        from tdos_d2.errors import UserError
+
         for file in tqdm(self.files, desc="Fitting", unit="frame"):
             if file in self.broken:
                 continue
@@ -64,6 +56,16 @@ class Frames:
 def run() -> None:
     """Fit as the command line says."""
     args = _parser().parse_args()
+    from detectron2.modeling import build_model
+
+    from tdos_d2.data import TDOSDatasetMapper
+    from tdos_d2.data.datasets.folder import IMAGE_SUFFIXES
+    from tdos_d2.data.verify.quick import get_dicts
+    from tdos_d2.engine import TDOSCheckpointer, load_config, read_checkpoint_info
+    from tdos_d2.errors import UserError
+    from tdos_d2.files import check_output, find_files
+    from tdos_d2.loading.config_checks import check_model
+
     cfg = load_config(args.config_file, args.opts)
     trained = cfg.MODEL.META_ARCHITECTURE == "TDOS"
     if trained and not cfg.MODEL.WEIGHTS:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tdos_commands import exit_with_one_line, options
+
 EXAMPLES = """examples:
   mine_ood_words.py --dataset cityscapes_fine_sem_seg_train --output words.json
   mine_ood_words.py --classes road car crane --sense crane=crane.n.04 --output words.json
@@ -90,9 +92,7 @@ def _text_encoder(args: argparse.Namespace):
     return TextEncoder(TextTower(clip).eval()).array
 
 
-def _parser() -> argparse.ArgumentParser:
-    from tdos_d2 import options
-
+def _parser() -> options.Parser:
     parser = options.Parser(description=__doc__, epilog=EXAMPLES)
     known = parser.add_mutually_exclusive_group(required=True)
     known.add_argument("--classes", nargs="+", metavar="NAME", help="names of the known classes")
@@ -137,6 +137,4 @@ def _parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     arguments = _parser().parse_args()
-    from tdos_d2.engine import exit_with_one_line
-
     exit_with_one_line(lambda: main(arguments))

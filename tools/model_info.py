@@ -8,30 +8,33 @@ with numbers that count twice). Text embeddings are computed once and take no pa
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tdos_commands import exit_with_one_line, options
+
+if TYPE_CHECKING:
+    from tdos_d2.engine.model_info import ModelPart
 
 EXAMPLES = """examples:
   model_info.py --config-file configs/tdos_vitb.yaml --random
   model_info.py --config-file configs/demo.yaml MODEL.WEIGHTS output/demo/model_final.pth
 """
 
-# ruff: noqa: E402
-from collections.abc import Sequence
-
-from tabulate import tabulate
-
-from tdos_d2 import options
-from tdos_d2.engine import exit_with_one_line, load_config
-from tdos_d2.engine.model_info import ModelPart, count_multiply_adds, describe_prompts, load_model
-from tdos_d2.modeling.backbone import encoder_name
-from tdos_d2.tdos import TDOS
-
 
 def run() -> None:
     """Print what the command line asks for."""
     args = _parser().parse_args()
+    from tdos_d2.engine import load_config
+    from tdos_d2.engine.model_info import count_multiply_adds, describe_prompts, load_model
+    from tdos_d2.modeling.backbone import encoder_name
+    from tdos_d2.tdos import TDOS
+
     cfg = load_config(args.config_file, args.opts)
     model, parts, notes = load_model(cfg, args.random)
     for note in notes:

@@ -12,30 +12,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tdos_commands import exit_with_one_line, options
+
 EXAMPLES = """example:
   pack_checkpoint.py --config-file configs/camvid/tdos_lite2.yaml --output lite2.safetensors \\
     MODEL.WEIGHTS output/camvid_lite2/model_final.pth
 """
 
-# ruff: noqa: E402
-from detectron2.modeling import build_model
-
-from tdos_d2 import options
-from tdos_d2.engine import (
-    TDOSCheckpointer,
-    exit_with_one_line,
-    load_config,
-    read_checkpoint_info,
-)
-from tdos_d2.errors import UserError
-from tdos_d2.files import check_output
-from tdos_d2.loading.config_checks import check_model
-from tdos_d2.loading.packing import pack
-
 
 def run() -> None:
     """Pack as the command line says."""
     args = _parser().parse_args()
+    from detectron2.modeling import build_model
+
+    from tdos_d2.engine import TDOSCheckpointer, load_config, read_checkpoint_info
+    from tdos_d2.errors import UserError
+    from tdos_d2.files import check_output
+    from tdos_d2.loading.config_checks import check_model
+    from tdos_d2.loading.packing import pack
+
     if args.output.suffix != ".safetensors":
         raise UserError(f"--output: {args.output} must end in .safetensors")
     check_output(args.output, "--output")

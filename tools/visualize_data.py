@@ -9,30 +9,25 @@ Examples:
 
 from __future__ import annotations
 
+import itertools
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tdos_commands import exit_with_one_line, options
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 # Detectron2 compiles with torch.jit when it is imported; torch warns of that in every process.
 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-# ruff: noqa: E402
-import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from tqdm import tqdm
-
-from tdos_d2 import options
-from tdos_d2.config import set_key
-from tdos_d2.data import build_train_loader, check_classes, check_dataset, class_names
-from tdos_d2.engine import exit_with_one_line, load_config
-from tdos_d2.files import check_output
-from tdos_d2.visualization.drawing import contact_sheet, overlay, palette
 
 PER_SHEET = 12
 
@@ -42,6 +37,13 @@ Sample = tuple[str, np.ndarray, np.ndarray]  # title, image, label
 def run() -> None:
     """Draw the samples that the command line asks for."""
     args = _parser().parse_args()
+    from detectron2.data import MetadataCatalog
+
+    from tdos_d2.data import check_classes, check_dataset, class_names
+    from tdos_d2.engine import load_config
+    from tdos_d2.files import check_output
+    from tdos_d2.visualization.drawing import contact_sheet, overlay, palette
+
     check_output(args.output, "--output", folder=True)
     cfg = load_config(args.config_file, args.opts)
     check_classes(cfg)
@@ -66,6 +68,9 @@ def run() -> None:
 
 def read_samples(cfg: CfgNode, first: int, num: int, names: Sequence[str]) -> list[Sample]:
     """The samples at ``num`` positions of the data order, from ``first`` on."""
+    from tdos_d2.config import set_key
+    from tdos_d2.data import build_train_loader
+
     set_key(cfg, "SOLVER.IMS_PER_BATCH", 1)  # so that an iteration is a position
     batches = itertools.islice(build_train_loader(cfg, first), num)
     return [_sample(cfg, batch[0], names) for batch in tqdm(batches, "Reading", num, unit="sample")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..errors import exit_with_one_line
 from ..loading.checkpoint import TDOSCheckpointer, read_checkpoint_info
 from ..loading.config_files import load_config
 from .launch import launch_job
@@ -18,7 +17,6 @@ __all__ = [
     "build_optimizer",
     "check_expected_results",
     "check_run",
-    "exit_with_one_line",
     "launch_job",
     "load_config",
     "read_checkpoint_info",

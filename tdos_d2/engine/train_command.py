@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
@@ -52,17 +52,15 @@ def main(args: Namespace, cfg: CfgNode, notes: Sequence[str]) -> Mapping[str, An
     return trainer.train()
 
 
-def run(eval_only: bool = False) -> None:
+def run(args: Namespace) -> None:
     """Read and check everything, then start the processes.
 
     Args:
-        eval_only: evaluate, whether or not the command line says ``--eval-only``.
+        args: the flags of Detectron2's ``default_argument_parser``.
 
     Raises:
         UserError: something that the run needs is wrong or missing.
     """
-    args = default_argument_parser().parse_args()
-    args.eval_only = args.eval_only or eval_only
     if args.config_file:
         args.config_file = find_config(args.config_file)  # Detectron2 opens it, too
     cfg = load_config(args.config_file, args.opts)

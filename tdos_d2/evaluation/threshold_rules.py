@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Callable
@@ -66,14 +65,6 @@ def parse_rule(text: str) -> ThresholdRule:
     except ValueError:
         pass
     raise UserError(f"a threshold is {_FORMS}, not '{text}'; shares lie between 0 and 1")
-
-
-def rule_option(text: str) -> ThresholdRule:
-    """As :func:`parse_rule`, as the type of an option."""
-    try:
-        return parse_rule(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def threshold_by(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from array import array
 from typing import Any
 
@@ -11,19 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import options
-
 _SHARE = 0.01  # of a frame's pixels
 _DIMENSIONS = 64
 _GRID = 4
-
-
-def select_option(text: str) -> int:
-    """Type of ``--select``: the number in "worst:N"."""
-    rule, _, number = text.partition(":")
-    if rule != "worst" or not number:
-        raise argparse.ArgumentTypeError(f"worst:N is needed, such as worst:200, not '{text}'")
-    return options.whole(1)(number)
 
 
 def score_mass(score: np.ndarray, valid: np.ndarray | None = None) -> float:

@@ -26,6 +26,20 @@ _ENDS = ("_score.png", "_segmentation.png", "_raw.png", "_raw.npy",
          "_score.mp4", "_segmentation.mp4", "_frames", "_events")  # fmt: skip
 
 
+def read_names(stream: Iterable[str]) -> Iterator[str]:
+    """The lines of standard input, each the name of a file or folder.
+
+    Raises:
+        UserError: one is not UTF-8.
+    """
+    try:
+        for line in stream:
+            line.encode()  # in the C locale wrong bytes get as far as this
+            yield line
+    except UnicodeError as error:
+        raise UserError("a name on standard input is not UTF-8") from error
+
+
 def list_inputs(
     given: Sequence[str], lines: IO[str], output: Path, results: set[str]
 ) -> Iterator[tuple[Path, str]]:

@@ -15,7 +15,6 @@ from typing import IO, Any
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
-from .. import options
 from ..data import read_image
 from ..data.reading import read_values
 from ..errors import UserError
@@ -27,14 +26,13 @@ from ..visualization.drawing import palette
 from .events import TABLE as EVENTS
 from .events import write_page
 from .frame_predictor import FramePredictor
-from .frame_selection import select_option
 from .hand_over import HandOver
-from .labelling_formats import COCO, LABEL_STUDIO
 from .media import (
     TABLE,
     group_sequences,
     list_inputs,
     live_inputs,
+    read_names,
     read_results,
     result_files,
     write_picture,
@@ -42,44 +40,11 @@ from .media import (
 )
 from .predictor import OODPredictor
 from .sources import Input, live_source
-from .thresholds import choose_threshold, threshold_option
-from .video_options import add_video_options, video_options
+from .thresholds import choose_threshold
+from .video_options import video_options
 from .video_prediction import VideoOptions, VideoPrediction
 
 _INTERRUPTED = 130  # as shells have it
-_DESCRIPTION = """\
-Find what should not be on the road, in images and videos.
-
-For an image a/b.jpg DIR gets b_score.png (score over the image, OOD objects outlined),
-b_segmentation.png (known classes), b_raw.png (the score with 16 bits; offset and step that give it
-back are in the file and in predictions.jsonl) and, with --words, a picture per word. For a video,
-b_score.mp4 and b_segmentation.mp4. predictions.jsonl has a line per image and per frame of a video:
-size, threshold, objects (box x0 y0 x1 y1, area, mean and maximum of the score, words); after its
-frames a line about the video. Live input is the number of a camera or an address (rtsp://,
-http://); it is read until it ends, or --end, or Ctrl-C; frames that come too fast are dropped. What
-earlier runs wrote to DIR stays: names that are taken get a number, lines are added; results are no
-inputs, wherever DIR lies. A NormalityMemory has no known classes and takes no words: its objects
-are found by the score alone."""
-_EPILOG = """\
-words:
-  A word is compared with the image encoder's dense embedding, without training; known classes
-  and OOD score stay as they are. word_scores are cosines; word_chances say how the word does
-  against the names of the known classes, 1/2 = as well as the best of them; an object's word is
-  the likeliest one above 1/2. --combine-words raises the score where a word's chance is higher.
-  This needs CLIP's weights: a model that was trained from them (MODEL.CLIP.WEIGHTS), or one with
-  MODEL.TEXT.EMBEDDINGS, and then only words of that file. The models of configs/demo.yaml and
-  configs/camvid start from random weights: their text prompts have no language meaning,
-  and no nearest words are named.
-
-exit status: 0 = all inputs predicted; 1 = some could not be read, or the model gave NaN (reported
-  on standard error and in predictions.jsonl); 2 = a wrong option or model; 130 = interrupted, all
-  files there are complete.
-
-examples:
-  python tools/predict.py --config-file configs/demo.yaml --input street.png --output out \\
-      --opts MODEL.WEIGHTS output/demo/model_final.pth
-  find . -name '*.jpg' | python tools/predict.py --config-file configs/tdos_vitb.yaml --input - \\
-      --output out --words "deer, lost cargo" --opts MODEL.WEIGHTS model_final.pth"""
 
 
 class PredictionRun:
@@ -219,14 +184,13 @@ class PredictionRun:
         return file.relative_to(self.output).as_posix()
 
 
-def run(argv: Sequence[str] | None = None) -> None:
-    """Predict as the command line says.
+def run(args: argparse.Namespace) -> None:
+    """Predict as the command line of tools/predict.py says.
 
     Raises:
         UserError: something about the options or the model is wrong.
         SystemExit: 1 = some inputs could not be read; 130 = interrupted.
     """
-    args = parser().parse_args(argv)
     how = video_options(args)
     words = _check(args)
     ego_mask = None if args.ego_mask is None else read_values(args.ego_mask, "ego mask") != 0
@@ -279,7 +243,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     )
     interrupted = False
     try:
-        task(args.input, options.lines(sys.stdin))
+        task(args.input, read_names(sys.stdin))
     except KeyboardInterrupt:
         interrupted = True
         print(f"interrupted: {task.done} inputs are complete in {args.output}", file=sys.stderr)
@@ -308,53 +272,6 @@ def _check(args: argparse.Namespace) -> list[str] | None:
     if args.score_range and not args.score_range[0] < args.score_range[1]:
         raise UserError("--score-range: the lower end first")
     return words
-
-
-def parser() -> options.Parser:
-    """The command line of tools/predict.py."""
-    made = options.Parser(
-        description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawTextHelpFormatter
-    )
-    add = made.add_argument
-    add("--config-file", required=True, metavar="FILE",
-        help="config that the model was trained with")
-    add("--input", type=options.path_text, required=True, nargs="+", metavar="PATH",
-        help="images, videos, folders of them, or - for a path per line of standard input")
-    add(
-        "--output", type=options.path_text, required=True, metavar="DIR",
-        help="folder for the results",
-    )
-    add("--threshold", type=threshold_option, metavar="T",
-        help="pixels with a score of T or more are OOD: a number, or the one of a file beside the\n"
-        "checkpoint: calibrated (tools/calibrate.py wrote it) or best-f1 (an evaluation did), or\n"
-        "a .json file of calibrate.py elsewhere (default: calibrated, else best-f1; without\n"
-        "either, no objects are looked for)")
-    add("--min-area", type=options.whole(1), metavar="N",
-        help="smallest object in pixels (default: that of a calibrated threshold, if one is\n"
-        "used, else 100 in a frame of 1280x720, scaled by area)")
-    add("--words", metavar="LIST", help='concepts to look for, such as "deer, lost cargo, sofa"')
-    add("--combine-words", action="store_true",
-        help="objects and pictures are of max(OOD score, chances of the words)")
-    add("--nearest-words", type=options.whole(0), metavar="N",
-        help="nearest OOD words named per object (default: 3)")
-    add("--ego-mask", type=options.path_text, metavar="FILE",
-        help="picture with one channel, as large as the frames: no objects where it is not 0")
-    add("--raw", choices=["png", "npy", "none"],
-        help="raw scores: 16-bit PNG, NumPy's format or none (default: png, of videos none)")
-    add("--format", choices=[COCO, LABEL_STUDIO], nargs="+",
-        help="write the objects as pre-annotations, too, with the pictures that they are of, to\n"
-        "DIR/hand_over: COCO (for CVAT, FiftyOne and others) or tasks of Label Studio")
-    add("--select", type=select_option, metavar="worst:N",
-        help="list the N frames most worth labelling in DIR/hand_over/selected.txt, of one event\n"
-        "one rather than all; --format then is of these frames only")
-    add("--score-range", type=options.number(), nargs=2, metavar=("LOW", "HIGH"),
-        help="scores of the darkest and the brightest colour (default: by the kind of score)")
-    add_video_options(add)
-    add("--full-precision", action="store_true", help="no half precision on a GPU")
-    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
-        help="changes to the config, last on the line; MODEL.WEIGHTS names the checkpoint\n"
-        "(default: the weights that ship for the config, if any do)")
-    return made  # fmt: skip
 
 
 def _word_notes(predictor: OODPredictor, words: Sequence[str] | None, nearest: int) -> list[str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import options
 from ..errors import UserError
 from ..evaluation.calibration import Calibration, calibration_file, load_calibration
 from ..evaluation.operating_point import threshold_file
@@ -32,21 +30,6 @@ class Threshold:
     note: str
 
 
-def threshold_option(text: str) -> float | str:
-    """Type of ``--threshold``: a number, "calibrated", "best-f1" or a file ``*.json``."""
-    if text in (CALIBRATED, BEST_F1):
-        return text
-    if text.endswith(".json"):
-        return options.path_text(text)
-    try:
-        return options.number()(text)
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(
-            f"a number, {CALIBRATED}, {BEST_F1} or a .json file of calibrate.py is needed, "
-            f"not '{text}'"
-        ) from None
-
-
 def choose_threshold(
     predictor: OODPredictor,
     wanted: float | str | None = None,
@@ -59,7 +42,8 @@ def choose_threshold(
 
     Args:
         predictor: the model.
-        wanted: of :func:`threshold_option`; None: what lies beside the checkpoint.
+        wanted: a number, "calibrated", "best-f1" or a file ``*.json``; None: what lies beside the
+            checkpoint.
         min_area: smallest object in pixels; None: that of the calibration, if one is used.
         combine: words take part in the score.
         ego_mask: file that says where no objects are looked for.

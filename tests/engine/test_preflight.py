@@ -10,7 +10,9 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from tdos_d2.engine import check_run, exit_with_one_line, load_config
+from tdos_commands import exit_with_one_line
+from tdos_commands.train import run as train
+from tdos_d2.engine import check_run, load_config
 from tdos_d2.engine import train_command as command
 from tdos_d2.errors import UserError
 from tdos_d2.loading.checkpoint import TDOSCheckpointer
@@ -35,7 +37,7 @@ def error_of(config_file, monkeypatch, capsys):
         started = []
         monkeypatch.setattr(command, "launch_job", lambda *args: started.append(args))
         with pytest.raises(SystemExit) as caught:
-            exit_with_one_line(command.run)
+            exit_with_one_line(train)
         assert caught.value.code == 2 and not started
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error

@@ -7,9 +7,11 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
 
-from tdos_d2 import console_scripts, get_config_file
+from tdos_commands import train as commands
+from tdos_d2 import get_config_file
 from tdos_d2.engine import TDOSCheckpointer
 from tdos_d2.engine import train_command as command
 from tdos_d2.errors import UserError
@@ -26,22 +28,33 @@ def started(monkeypatch):
 
 @pytest.mark.parametrize(
     "function, words, eval_only",
-    [("train", [], False), ("train", ["--eval-only"], True), ("evaluate", [], True)],
+    [("main", [], False), ("main", ["--eval-only"], True), ("evaluate", [], True)],
 )
 def test_configs_that_ship_are_found_by_name(started, monkeypatch, function, words, eval_only):
     words = [function, "--config-file", "camvid/tdos_tiny.yaml", *words, "SEED", "7"]
     monkeypatch.setattr(sys, "argv", words)
-    getattr(console_scripts, function)()
+    getattr(commands, function)()
     main, args, cfg, _ = started
     assert main is command.main and args.eval_only is eval_only and cfg.SEED == 7
     assert args.config_file == get_config_file("camvid/tdos_tiny.yaml")
+
+
+def test_options_are_detectron2s():
+    theirs, ours = default_argument_parser(), commands.parser()
+    facts = "dest", "option_strings", "nargs", "const", "default", "required"
+    for a, b in zip(theirs._actions, ours._actions, strict=True):
+        assert type(a) is type(b)
+        assert [getattr(a, fact) for fact in facts] == [getattr(b, fact) for fact in facts]
+    words = ["--num-gpus", "2", "--num-machines", "3", "--machine-rank", "1", "--resume", "A", "-1"]
+    assert ours.parse_args(words) == theirs.parse_args(words)
+    assert ours.parse_args([]) == theirs.parse_args([])
 
 
 def test_ones_own_file_comes_first(started, monkeypatch, tmp_path):
     (tmp_path / "demo.yaml").write_text("SEED: 11\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["tdos-train", "--config-file", "demo.yaml"])
-    console_scripts.train()
+    commands.main()
     assert started[2].SEED == 11 and Path(started[1].config_file) == Path("demo.yaml")
 
 

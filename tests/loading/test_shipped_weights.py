@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from detectron2.config import get_cfg
 
+from tdos_commands.predict import run as predict
 from tdos_d2 import get_checkpoint_file, get_config_file
 from tdos_d2.errors import UserError
 from tdos_d2.inference import OODPredictor
-from tdos_d2.inference.predict_command import run as predict
 from tdos_d2.loading.config_files import load_config, use_shipped_weights
 
 SHIPPED = {"camvid/tdos_lite2": 6e6, "memory_lite2": 4e6}  # largest size in bytes

@@ -13,9 +13,9 @@ import pytest
 from detectron2.data import DatasetCatalog
 from test_predict import load, picture, predict, records
 
+from tdos_commands.calibrate import run
 from tdos_d2.errors import UserError
 from tdos_d2.inference import OODPredictor, predictor
-from tdos_d2.inference.calibrate_command import run
 from tdos_d2.inference.objects import default_min_area, find_objects
 
 N, RATE = 9, 0.2  # the 8th of 9 levels: one frame may have an alarm

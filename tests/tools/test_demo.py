@@ -6,6 +6,7 @@ import json
 import sys
 
 import numpy as np
+from detectron2.data import DatasetCatalog
 from script_loading import load_script
 
 
@@ -31,8 +32,8 @@ def test_histogram_scores_rare_colours_higher(monkeypatch):
     demo = load_script("tools/demo.py")
     red, blue = np.zeros((2, 8, 8, 3), np.uint8)
     red[..., 0], blue[..., 2] = 255, 255
-    monkeypatch.setattr(demo.DatasetCatalog, "get", lambda name: [{"file_name": "x"}] * 3)
-    monkeypatch.setattr(demo, "read_image", lambda path, fmt: red)
+    monkeypatch.setattr(DatasetCatalog, "get", lambda name: [{"file_name": "x"}] * 3)
+    monkeypatch.setattr("tdos_d2.data.read_image", lambda path, fmt: red)
     both = np.concatenate([red, blue])
     scores = demo.colour_histogram_scores("train", [(both, None, None, "")])[0]
     # 192 red pixels and one imagined pixel in each of 4,096 bins

@@ -14,12 +14,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from script_loading import load_script
 
+from tdos_commands.calibrate import run as calibrate
+from tdos_commands.predict import run as predict
+from tdos_commands.train import run as train
 from tdos_d2.data import register_from_file
-from tdos_d2.engine import load_config, train_command
+from tdos_d2.engine import load_config
 from tdos_d2.errors import UserError, exit_with_one_line
 from tdos_d2.inference import OODPredictor
-from tdos_d2.inference.calibrate_command import run as calibrate
-from tdos_d2.inference.predict_command import run as predict
 from tdos_d2.loading.checkpoint import TDOSCheckpointer
 
 HEIGHT, WIDTH = 64, 96
@@ -147,7 +148,7 @@ def test_options_for_words_are_refused(memory, weights, frames, tmp_path, words,
 
 def evaluate(monkeypatch, *words: str) -> None:
     monkeypatch.setattr(sys, "argv", ["train_net.py", *words])
-    train_command.run()
+    train()
 
 
 def test_evaluation_with_report_pictures_and_threshold(

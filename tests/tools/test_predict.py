@@ -17,12 +17,12 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
+from tdos_commands.predict import parser, run
 from tdos_d2.engine import TDOSCheckpointer
 from tdos_d2.errors import UserError, exit_with_one_line
 from tdos_d2.evaluation.operating_point import OperatingPoint, save_operating_point
 from tdos_d2.inference import OODPredictor
 from tdos_d2.inference.media import video_files
-from tdos_d2.inference.predict_command import parser, run
 from tdos_d2.tdos import TDOS
 
 PICTURES = ["raw.png", "score.png", "segmentation.png"]

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from script_loading import load_script
 
+from tdos_d2.data import build_train_loader
 from tdos_d2.engine import load_config
 from tdos_d2.errors import UserError
 from tdos_d2.visualization.drawing import OOD_COLOUR, VOID_COLOUR, overlay
@@ -51,7 +52,7 @@ def test_samples_are_those_of_training(few_scenes, tool):
     assert title.startswith("5: demo_train, street_") and image.shape == (96, 192, 3)
     # The sixth sample of the run, in its second batch.
     cfg = load_config(DEMO, ["SOLVER.IMS_PER_BATCH", "4"])
-    batches = iter(tool.build_train_loader(cfg))
+    batches = iter(build_train_loader(cfg))
     sample = [*next(batches), *next(batches)][5]
     assert np.array_equal(image, sample["image"].permute(1, 2, 0).numpy())
     assert np.array_equal(label, sample["sem_seg"].numpy())

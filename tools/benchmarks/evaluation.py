@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tdos_d2 import options
+from tdos_commands import options
 
 from .common import hardware, image_size, timed
 

@@ -6,11 +6,9 @@ import argparse
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
-
-from .errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,20 +43,6 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
 def number(least: float | None = None, most: float | None = None) -> Callable[[str], float]:
     """Type of options that are finite numbers."""
     return _number(float, "a number", least, most)
-
-
-def lines(stream: Iterable[str]) -> Iterator[str]:
-    """The lines of standard input.
-
-    Raises:
-        UserError: one is not UTF-8.
-    """
-    try:
-        for line in stream:
-            line.encode()  # in the C locale wrong bytes get as far as this
-            yield line
-    except UnicodeError as error:
-        raise UserError("a name on standard input is not UTF-8") from error
 
 
 def _number(

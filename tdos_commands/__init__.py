@@ -1,0 +1,26 @@
+"""Command lines: the options of all tools, and the commands that pip installs.
+
+A package of its own, because ``import tdos_d2`` loads torch and Detectron2, which takes seconds:
+``--help`` and wrong options are answered without. ``tdos_d2`` is imported in functions only, after
+the command line is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NoReturn
+
+
+def exit_with_one_line(function: Callable[[], object]) -> None:
+    """Call ``function``; a UserError becomes ``error: ...`` on stderr and exit status 2."""
+    try:
+        function()
+    except ValueError as error:  # a UserError is one, and who raised it has loaded tdos_d2
+        from tdos_d2 import errors
+
+        errors.exit_with_one_line(partial(_raise, error))
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error

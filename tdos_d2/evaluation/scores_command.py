@@ -1,0 +1,257 @@
+"""What tools/evaluate_scores.py does: evaluate the OOD score maps of any method on a dataset."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+from tqdm import tqdm
+
+from ..data import get_dicts, read_label, register_from_file
+from ..data.reading import read_values
+from ..errors import UserError
+from ..files import atomic_write, check_output
+from .bootstrap import bootstrap
+from .breakdown import breakdown_rows, count_group, frame_parts
+from .component_metrics import (
+    ComponentScores,
+    component_sizes,
+    concatenate,
+    score_components,
+)
+from .curve_points import central_range, curve_points
+from .dataset_metrics import KeptCounts, all_metrics, check_defined
+from .frames import COARSE, Spool, check_frame, coarse
+from .pixel_metrics import PixelMetrics, count_pixels, pixel_metrics
+from .report.page import write_report
+from .report.sections import (
+    Communicator,
+    EvaluatedFrames,
+    ScoreDisplay,
+    make_section,
+    write_overlays,
+)
+from .score_files import find_score_files, read_score
+from .tables import format_rows, to_json
+from .threshold_rules import ThresholdRule, parse_rule, threshold_by
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, evaluate, print, as the command line of tools/evaluate_scores.py says.
+
+    Raises:
+        UserError: something about the options, the dataset or the score maps is wrong.
+    """
+    try:
+        rule = parse_rule(args.threshold)
+    except UserError as error:
+        raise UserError(f"--threshold: {error}") from error
+    if args.per_frame is not None:
+        check_output(args.per_frame, "--per-frame")
+    for option, folder in (("--report", args.report), ("--show-dir", args.show_dir)):
+        if folder is not None:
+            check_output(folder, option, folder=True)
+    if args.register:
+        register_from_file(args.register)
+    records = get_dicts(args.dataset)
+    metadata = MetadataCatalog.get(args.dataset)
+    if metadata.get("evaluator_type") != "ood":
+        raise UserError(f"dataset '{args.dataset}' is no OOD set")
+    if any("sem_seg_file_name" not in record for record in records):
+        raise UserError(f"dataset '{args.dataset}' has frames without public labels")
+    sizes = component_sizes(
+        args.protocol or metadata.get("protocol", "anomaly"),
+        metadata.get("min_pred") if args.protocol is None else None,
+        metadata.get("min_gt") if args.protocol is None else None,
+    )
+    frames = {str(r.get("image_id", r["file_name"])): r for r in records}
+    files = find_score_files(args.scores, list(frames), allow_extra=args.allow_extra)
+    with closing(Spool()) as spool:
+        _load(spool, files, frames, metadata)
+        _evaluate(args, rule, spool, list(frames.values()), sizes)
+
+
+def _load(
+    spool: Spool, files: Mapping[str, Path], frames: Mapping[str, Any], metadata: Any
+) -> None:
+    """Read scores and labels of all frames into ``spool``."""
+    types, plain, scaled = set(), [], []
+    for frame, path in tqdm(files.items(), desc="reading", unit="frame", disable=None):
+        score = read_score(path)
+        if coarse(score):
+            types.add(score.dtype.name)
+        if path.suffix.lower() == ".png":
+            (plain if score.dtype.kind == "u" else scaled).append(path)
+        if plain and scaled:
+            raise UserError(
+                f"scores: {scaled[0]} has offset and step in its text, {plain[0]} has not: their "
+                "values cannot be compared"
+            )
+        record = frames[frame]
+        mask = record.get("region_mask_file_name")
+        label = read_label(record["sem_seg_file_name"], metadata, mask)
+        spool.append(check_frame(score, label, str(path)))
+    if types:
+        _note(f"score maps of {', '.join(sorted(types))}: {COARSE}")
+    if plain:
+        _note(
+            f"{len(plain)} PNG files have no offset and step in their text, first {plain[0]}: "
+            "their values are compared as they are, and must share one scale"
+        )
+
+
+def _evaluate(
+    args: argparse.Namespace,
+    rule: ThresholdRule,
+    spool: Spool,
+    records: Sequence[Mapping[str, Any]],
+    sizes: tuple[int, int],
+) -> None:
+    count = KeptCounts(partial(count_pixels, spool))
+    pixels = pixel_metrics(count, args.dataset)
+    threshold = threshold_by(rule, pixels.threshold, count, count.bins, count.counts)
+    frames = tqdm(spool, desc="components", unit="frame", total=len(spool), disable=None)
+    components = [score_components([f], threshold, sizes, args.strict) for f in frames]
+    evaluated = EvaluatedFrames(args.dataset, spool, records, components)
+    result = shown = {
+        "dataset": args.dataset,
+        "frames": len(spool),
+        **all_metrics(pixels, concatenate(components)),
+    }
+    details = {
+        "threshold": threshold,
+        "threshold_rule": str(rule),
+        "rule": "score > threshold" if args.strict else "score >= threshold",
+        "smallest_predicted_component": sizes[0],
+        "smallest_true_component": sizes[1],
+        "error_bound": pixels.bound,
+    }
+    _note(
+        f"threshold {threshold:.6g} ({rule}; {details['rule']}), components of "
+        f"at least {sizes[0]} predicted and {sizes[1]} true pixels"
+    )
+    if args.bootstrap and not math.isnan(pixels.threshold):
+        intervals = _bootstrap(args, spool, components, count)
+        details |= {"bootstrap": args.bootstrap, **intervals}
+        shown = _with_intervals(result, intervals["intervals"], "markdown")
+        result = _with_intervals(result, intervals["intervals"], args.format)
+    groups = {}
+    if args.breakdown or args.instances:
+        groups = _breakdown(args, spool, records, components, threshold, sizes)
+    _print(args.format, result, details, groups)
+    if args.per_frame:
+        rows = list(evaluated.rows(threshold, args.strict))
+        with atomic_write(args.per_frame) as file:
+            file.write(f"{format_rows(rows, 'csv')}\n".encode())
+        _note(f"per frame: {args.per_frame}")
+    _write_pictures(args, evaluated, sizes, (pixels, threshold), count, shown)
+    check_defined({args.dataset: {"ood": {"AP": pixels.ap}}})
+
+
+def _breakdown(
+    args: argparse.Namespace,
+    spool: Spool,
+    records: Sequence[Mapping[str, Any]],
+    components: Sequence[ComponentScores],
+    threshold: float,
+    sizes: tuple[int, int],
+) -> dict[str, dict[str, float]]:
+    if math.isnan(threshold):
+        return {}
+    files = [None] * len(records)
+    if args.instances:
+        ids = [str(record.get("image_id", record["file_name"])) for record in records]
+        found = find_score_files(args.instances, ids, allow_extra=True)
+        files = [found[frame] for frame in ids]
+    bar = tqdm(spool, desc="objects", unit="frame", total=len(spool), disable=None)
+    parts = []
+    for frame, of_frame, file in zip(bar, components, files, strict=True):
+        instances = None if file is None else read_values(file, "instances")
+        if instances is not None and instances.shape != frame.label.shape:
+            raise UserError(f"instances {file} are not of the size of the label")
+        parts.append(frame_parts(frame, of_frame, threshold, sizes, args.strict, instances))
+    return breakdown_rows(parts, partial(count_group, spool), args.dataset)
+
+
+def _print(
+    form: str,
+    result: Mapping[str, Any],
+    details: Mapping[str, Any],
+    groups: Mapping[str, Mapping[str, float]],
+) -> None:
+    """The table; of a breakdown one more for each kind of row."""
+    if form == "json":
+        content = {**result, **details, **({"breakdown": groups} if groups else {})}
+        print(to_json(content), flush=True)
+        return
+    tables: dict[tuple[str, ...], list[Mapping[str, Any]]] = {tuple(result): [result]}
+    for name, row in groups.items():
+        tables.setdefault(tuple(row), []).append({"of": name, **row})
+    # What is written to files afterwards may fail.
+    print("\n\n".join(format_rows(rows, form) for rows in tables.values()), flush=True)
+
+
+def _write_pictures(
+    args: argparse.Namespace,
+    evaluated: EvaluatedFrames,
+    sizes: tuple[int, int],
+    pixels_and_threshold: tuple[PixelMetrics, float],
+    count: KeptCounts,
+    row: Mapping[str, Any],
+) -> None:
+    """Write the overlays and the report, as requested; ``row`` is the report's table."""
+    pixels, threshold = pixels_and_threshold
+    ends = central_range(count.bins, count.counts)
+    display = ScoreDisplay(Path(args.scores).resolve().name, threshold, *ends, args.strict)
+    if args.show_dir is not None:
+        write_overlays(evaluated, display, args.show_dir)
+        _note(f"overlays: {args.show_dir}")
+    if args.report is not None:
+        curve = curve_points(count.bins, count.counts)
+        curve = curve and (curve, pixels)
+        section = make_section(evaluated, display, sizes, curve, Communicator())
+        subject = f"scores in {args.scores}"
+        _note(f"report: {write_report(args.report, subject, [[row]], [section])}")
+
+
+def _bootstrap(
+    args: argparse.Namespace, spool: Spool, components: list[ComponentScores], count: KeptCounts
+) -> dict[str, Any]:
+    frames = tqdm(spool, desc="bootstrap", unit="frame", total=len(spool), disable=None)
+    found = bootstrap(
+        frames, components, count.bins, count.counts, replicates=args.bootstrap, seed=args.seed
+    )
+    worst = ", ".join(f"{name} {error:.3f}" for name, error in found.errors.items() if error)
+    _note(
+        f"95 % intervals of {args.bootstrap} bootstrap samples of {len(spool)} frames; their ends "
+        f"are exact to {worst or 'the last digit'} points; components at the one threshold"
+    )
+    if found.undefined:
+        _note(f"{found.undefined} samples had no OOD or no known pixel and are left out")
+    return {"intervals": found.intervals, "interval_error_bounds": found.errors}
+
+
+def _with_intervals(
+    result: Mapping[str, Any], intervals: Mapping[str, tuple[float, float]], form: str
+) -> dict[str, Any]:
+    """The row with its intervals: in separate columns for CSV, else in the cells."""
+    row: dict[str, Any] = {}
+    for name, value in result.items():
+        row[name] = value
+        if name in intervals and form == "csv":
+            row[f"{name}_low"], row[f"{name}_high"] = intervals[name]
+        elif name in intervals and form != "json" and not math.isnan(value):
+            low, high = intervals[name]
+            row[name] = f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    return row
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
