@@ -56,6 +56,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("tdos_d2/modeling/deformable_attention.py",
      "tests/modeling/test_pixel_decoder.py"): {
+        "first cell half a cell away": ("reference * sizes - 0.5", "reference * sizes"),
         "offsets divided by (h, w)": ("[(w, h) for h, w in shapes]", "[(h, w) for h, w in shapes]"),
         "weights that do not sum to 1": (".float().softmax(-1)", ".float().sigmoid()"),
     },

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in plain PyTorch: no compiler, any device, exportable."""
+"""Multi-scale deformable attention without a compiled extension, on any device, exportable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from .deformable_sampling import sum_of_samples
 from .transformer_layers import init_xavier
 
 
@@ -43,6 +45,31 @@ def multi_scale_deformable_attention(
     weights = weights.permute(0, 2, 3, 4, 1).reshape(batch * heads, 1, -1, queries)
     output = (torch.cat(samples, dim=2) * weights).sum(2)  # sum over L * P: (B * H, D, Q)
     return output.view(batch, -1, queries).transpose(1, 2)
+
+
+def _attend(
+    value: Tensor,
+    shapes: Sequence[tuple[int, int]],
+    reference: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """(B, Q, H * D), with (Q, 2) ``reference`` and (B, Q, H, L, P, 2) ``offsets`` from it.
+
+    Offsets are in cells of their level, so that all levels start with the same pattern.
+    """
+    sizes = torch.tensor([(w, h) for h, w in shapes], device=value.device).view(-1, 1, 2)
+    reference = reference[:, None, None, None]
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if value.device.type == "cpu" and not traced:
+        return sum_of_samples(value, shapes, reference * sizes - 0.5 + offsets, weights)
+    locations = reference + offsets / sizes
+    if traced or not torch.is_grad_enabled():
+        return multi_scale_deformable_attention(value, shapes, locations, weights)
+    # Sampled again in the backward pass: the samples are most of what a layer would keep.
+    return checkpoint(
+        multi_scale_deformable_attention, value, shapes, locations, weights, use_reentrant=False
+    )
 
 
 class MultiScaleDeformableAttention(nn.Module):
@@ -104,9 +131,6 @@ class MultiScaleDeformableAttention(nn.Module):
         value = self.value_proj(value).unflatten(-1, (self.num_heads, -1))
         # Sampling in float32: half precision is too coarse for positions on a large map.
         with torch.autocast(query.device.type, enabled=False):
-            sizes = torch.tensor([(w, h) for h, w in shapes], device=query.device).view(-1, 1, 2)
-            # Offsets are in cells of their level, so that all levels start with the same pattern.
-            locations = reference[:, None, None, None] + offsets.float() / sizes
             weights = weights.float().softmax(-1).unflatten(-1, split[1:])  # over L * P
-            output = multi_scale_deformable_attention(value.float(), shapes, locations, weights)
+            output = _attend(value.float(), shapes, reference, offsets.float(), weights)
         return self.output_proj(output.to(query.dtype))

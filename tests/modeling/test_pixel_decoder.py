@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tdos_d2.modeling.deformable_attention import (
     MultiScaleDeformableAttention,
     multi_scale_deformable_attention,
 )
+from tdos_d2.modeling.deformable_sampling import sum_of_samples
 from tdos_d2.modeling.pixel_decoder import TextPixelDecoder
 from tdos_d2.modeling.transformer_layers import sine_positions
 
@@ -37,6 +39,59 @@ def test_deformable_attention_agrees_with_a_loop():
                         expected[b, q, h] += weights[b, q, h, i, p] * sample
     ours = multi_scale_deformable_attention(value, shapes, locations, weights)
     torch.testing.assert_close(ours, expected.flatten(2), atol=1e-5, rtol=1e-5)
+    ours = sum_of_samples(value, shapes, in_cells(locations, shapes), weights)
+    torch.testing.assert_close(ours, expected.flatten(2), atol=1e-5, rtol=1e-5)
+
+
+def in_cells(locations, shapes):
+    sizes = torch.tensor([(w, h) for h, w in shapes], dtype=locations.dtype)
+    return locations * sizes[:, None] - 0.5
+
+
+def test_rows_have_the_gradients_of_grid_sample():
+    """Also where points lie far outside, and where they look at border cells."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 5), (1, 2), (6, 4)]
+    random = partial(torch.rand, generator=generator, dtype=torch.float64)
+    value = random(2, 41, 2, 3) - 0.5
+    locations, weights = 3 * random(2, 7, 2, 3, 4, 2) - 1, random(2, 7, 2, 3, 4)
+    sides = random(2, 7, 6)
+    gradients = []
+    for rows in (False, True):
+        inputs = [x.clone().requires_grad_() for x in (value, locations, weights)]
+        if rows:
+            out = sum_of_samples(inputs[0], shapes, in_cells(inputs[1], shapes), inputs[2])
+        else:
+            out = multi_scale_deformable_attention(inputs[0], shapes, *inputs[1:])
+        gradients.append(torch.autograd.grad((out * sides).sum(), inputs))
+    for ours, reference in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, reference)
+
+
+def test_rows_keep_no_samples_for_the_backward_pass():
+    """They keep their inputs; grid_sample's form keeps every sample, D channels each."""
+    shapes = [(4, 4), (8, 8)]
+    value = torch.randn(1, 80, 4, 32, requires_grad=True)
+    locations = torch.rand(1, 80, 4, 2, 4, 2, requires_grad=True)
+    weights = torch.rand(1, 80, 4, 2, 4, requires_grad=True)
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    sizes = []
+    for run in (
+        lambda: multi_scale_deformable_attention(value, shapes, locations, weights),
+        lambda: sum_of_samples(value, shapes, in_cells(locations, shapes), weights),
+    ):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            graph = run()  # alive, so that no address is used twice
+        sizes.append(sum(kept.values()))
+        assert graph.requires_grad
+    assert sizes[1] < sizes[0] / 4
 
 
 def test_offsets_are_in_cells_of_each_level():
