@@ -78,7 +78,16 @@ RUNS_OF_TWO = [(encoder, SWITCHES[name]) for encoder, name in RUNS if name not i
 RUNS_OF_TWO.append(("tiny", {k: v for n in OF_ONE_PROCESS for k, v in SWITCHES[n].items()}))
 
 
-def everything_on(cfg: CfgNode, folder: Path) -> dict[str, CfgNode]:
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """CLIP's weights, random, for each encoder."""
+    folder = tmp_path_factory.mktemp("clip")
+    for name in ENCODERS:
+        torch.save(build_clip(name, "")[0].state_dict(), folder / f"{name}.pt")
+    return folder
+
+
+def everything_on(cfg: CfgNode, folder: Path, clip_folder: Path) -> dict[str, CfgNode]:
     """A config with everything on for each encoder."""
     words = {"source": "test", "parameters": {}, "licence": "none", "known": ["road"]}
     words |= {"words": ["sofa", "tent", "piano", "banana"], "distances": [1, 2, 3, 4]}
@@ -95,8 +104,7 @@ def everything_on(cfg: CfgNode, folder: Path) -> dict[str, CfgNode]:
     for name, backbone in ENCODERS.items():
         cfgs[name] = cfg.clone()
         cfgs[name].MODEL.CLIP.NAME, cfgs[name].MODEL.BACKBONE.NAME = name, backbone
-        cfgs[name].MODEL.CLIP.WEIGHTS = str(folder / f"{name}.pt")
-        torch.save(build_clip(name, "")[0].state_dict(), cfgs[name].MODEL.CLIP.WEIGHTS)
+        cfgs[name].MODEL.CLIP.WEIGHTS = str(clip_folder / f"{name}.pt")
     return cfgs
 
 
@@ -114,9 +122,9 @@ def train_two_steps(cfg: CfgNode, switches: dict) -> None:
 
 
 @pytest.fixture
-def switch_cfgs(small_cfg, tmp_path, monkeypatch):
+def switch_cfgs(small_cfg, clip_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("TDOS_CACHE", str(tmp_path / "cache"))
-    return everything_on(small_cfg, tmp_path)
+    return everything_on(small_cfg, tmp_path, clip_folder)
 
 
 @pytest.mark.parametrize(("encoder", "name"), RUNS)
