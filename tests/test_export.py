@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import json
 import shutil
 import subprocess
@@ -69,36 +70,39 @@ EXPORTED = {}
 
 
 @pytest.fixture(params=["tiny", "tiny-rn"])
-def exported(request, tiny_cfg, tmp_path_factory, monkeypatch):
+def exported(request, tiny_cfg, shared_folder, monkeypatch):
     """(model, folder) with model.onnx, and model.pt2 of the ViT, as the tool writes them."""
+    pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
+    pytest.importorskip("onnxscript", reason="needs the extra 'export'")
     encoder = request.param
-    if encoder not in EXPORTED:
-        pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
-        pytest.importorskip("onnxscript", reason="needs the extra 'export'")
-        tiny_cfg.TEST.WINDOW.SIZE, tiny_cfg.TEST.WINDOW.STRIDE = 64, 40
-        tiny_cfg.MODEL.CLIP.NAME = encoder
-        tiny_cfg.MODEL.TRANSFORMER_DECODER.NUM_LAYERS = 1
-        tiny_cfg.INPUT.FORMAT = "BGR" if encoder == TRAINED_ON_BGR else "RGB"
-        words = []
-        tiny_cfg.INPUT.MIN_SIZE_TEST = 0
-        if encoder == "tiny-rn":
-            tiny_cfg.INPUT.MIN_SIZE_TEST, tiny_cfg.INPUT.MAX_SIZE_TEST = 72, 110
-            tiny_cfg.INPUT.TEST_SIZES = [["camvid_test", 40, 50]]
-            tiny_cfg.MODEL.PIXEL_MEAN = [120.0, 110.0, 100.0]
-            tiny_cfg.MODEL.BACKBONE.NAME = "CLIPModifiedResNet"
-            tiny_cfg.MODEL.NECK.CHANNELS = 32
-            words = ["--input-type", "float32"]
-        folder = tmp_path_factory.mktemp(encoder)
-        model = random_model(tiny_cfg)
-        TDOSCheckpointer(model, str(folder)).save("model")
-        (folder / "config.yaml").write_text(tiny_cfg.dump())
-        words += ["--output", str(folder / "model.onnx")]
-        if encoder == "tiny":
-            words += ["--output", str(folder / "model.pt2")]
-        words += ["MODEL.WEIGHTS", str(folder / "model.pth")]
-        run_tool(monkeypatch, "--config-file", str(folder / "config.yaml"), *words)
-        EXPORTED[encoder] = model, folder
-    return EXPORTED[encoder]
+    if encoder in EXPORTED:
+        return EXPORTED[encoder]
+    tiny_cfg.TEST.WINDOW.SIZE, tiny_cfg.TEST.WINDOW.STRIDE = 64, 40
+    tiny_cfg.MODEL.CLIP.NAME = encoder
+    tiny_cfg.MODEL.TRANSFORMER_DECODER.NUM_LAYERS = 1
+    tiny_cfg.INPUT.FORMAT = "BGR" if encoder == TRAINED_ON_BGR else "RGB"
+    tiny_cfg.INPUT.MIN_SIZE_TEST = 0
+    words = ["--output", "model.pt2"]
+    if encoder == "tiny-rn":
+        tiny_cfg.INPUT.MIN_SIZE_TEST, tiny_cfg.INPUT.MAX_SIZE_TEST = 72, 110
+        tiny_cfg.INPUT.TEST_SIZES = [["camvid_test", 40, 50]]
+        tiny_cfg.MODEL.PIXEL_MEAN = [120.0, 110.0, 100.0]
+        tiny_cfg.MODEL.BACKBONE.NAME = "CLIPModifiedResNet"
+        words = ["--input-type", "float32"]
+    model, folder = random_model(tiny_cfg), shared_folder / f"exported-{encoder}"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:  # export takes half a minute: once for all workers
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            TDOSCheckpointer(model, str(folder)).save("model")
+            (folder / "config.yaml").write_text(tiny_cfg.dump())
+            with monkeypatch.context() as patch:
+                patch.chdir(folder)
+                words += ["--output", "model.onnx", "MODEL.WEIGHTS", "model.pth"]
+                run_tool(patch, "--config-file", "config.yaml", *words)
+            (folder / "done").touch()
+    EXPORTED[encoder] = model, folder
+    return model, folder
 
 
 def config(folder: Path):
