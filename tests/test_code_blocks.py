@@ -59,11 +59,15 @@ SMALL = shlex.split("""
 # Runs scripts and Python code, one after the other, in one process.
 DRIVER = """
 import glob, json, os, runpy, sys
+from dataclasses import replace
 import detectron2.engine.defaults as defaults, numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from tdos_d2.data.demo_scenes import dataset
 from tdos_d2.engine import load_config
 defaults.collect_env_info = str  # it asks compilers and GPUs for half a second
 label = np.arange(64, dtype=np.uint8).reshape(8, 8) % 2
+for name, split in dataset._SPLITS.items():  # few scenes
+    dataset._SPLITS[name] = replace(split, frames=8 if split.kinds == (None,) else 1)
 given = {
     "my_frames": [(label + 0.5, label)],
     "bgr_image": np.zeros((24, 32, 3), np.uint8),
@@ -221,6 +225,7 @@ def test_the_checks_find_what_they_look_for(text):
 
 def test_code_runs_on_miniature_data(folder):
     given = {"OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": "data", "PYTHONPATH": str(ROOT)}
+    given["TDOS_CACHE"] = str(folder / "cache")
     done = subprocess.run(
         [sys.executable, "-c", DRIVER],
         cwd=folder,

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-# A model and crops that make an iteration cheap; everything else is the demo's.
+# A model, crops and scenes that make an iteration cheap; everything else is the demo's.
 SMALL = """
 _BASE_: {base}
 MODEL:
@@ -34,6 +34,8 @@ SOLVER:
   IMS_PER_BATCH: 2
   MAX_ITER: 2
 DATASETS:
+  TRAIN:
+    - demo_val
   TEST:
     - demo_ood_hard
 """
