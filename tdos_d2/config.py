@@ -324,6 +324,9 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"
     # Learning rate factors: [["module prefix", factor], ...]; the longest matching prefix counts.
     cfg.SOLVER.MULTIPLIERS = [["backbone", 0.1]]
+    # Checkpoint of a training that --resume goes on from where OUTPUT_DIR has none, with optimizer
+    # and iteration, and the learning rates and MAX_ITER of this config; "" = none.
+    cfg.SOLVER.RESUME_FROM = ""
     # Power of WarmupPolyLR, and its smallest value as a share of BASE_LR, as in DeepLab.
     cfg.SOLVER.POLY_LR_POWER = 0.9
     cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.01

@@ -58,6 +58,8 @@ def check_run(cfg: CfgNode, args: Namespace) -> list[str]:
         check_surroundings=partial(_check_surroundings, args=args),
         build_from_model=_build_evaluation if args.eval_only else _build_training,
     )
+    if cfg.SOLVER.RESUME_FROM and not (args.resume or args.eval_only):
+        raise UserError("SOLVER.RESUME_FROM needs --resume (before the KEY VALUE pairs)")
     if cfg.MODEL.META_ARCHITECTURE == "TDOS" and not args.eval_only:
         _check_method(cfg, args)
     _check_class_count(cfg)

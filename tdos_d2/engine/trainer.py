@@ -37,7 +37,7 @@ from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..evaluation.writers import PictureEvaluator
 from ..loading.checkpoint import TDOSCheckpointer
-from ..loading.config_files import local_weights
+from ..loading.config_files import local_weights, resume_file
 from ..modeling.test_time_augmentation import SemanticSegmentorWithTTA
 from ..value_checks import check_positive
 from .optimizer import build_lr_scheduler, build_optimizer
@@ -99,20 +99,23 @@ class Trainer(DefaultTrainer):
         """Continue from ``OUTPUT_DIR/last_checkpoint``, or load ``MODEL.WEIGHTS`` alone.
 
         Resuming takes over the seed of the checkpoint and starts the data order where it stopped.
+        Learning rates and weight decay are those of the config, which may be new.
 
         Raises:
             UserError: a checkpoint that is damaged, of another model, or past MAX_ITER.
         """
-        if not (resume and self.checkpointer.has_checkpoint()):
+        path = resume_file(self.cfg) if resume else None
+        if path is None:
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
             self._check_frozen_are_loaded()
             if comm.is_main_process():
                 start_anew(Path(self.cfg.OUTPUT_DIR))
             return
-        path = self.checkpointer.get_checkpoint_file()
+        groups = self.optimizer.param_groups
+        base_lrs, decays = list(self.scheduler.base_lrs), [g["weight_decay"] for g in groups]
         try:
             whole = f"cannot resume from {path}: it is of another model, which has"
-            rest = self.checkpointer.load(path, whole=whole)
+            rest = self.checkpointer.load(str(path), whole=whole)
         except ValueError as error:  # what optimizers say when their groups differ
             if isinstance(error, UserError):
                 raise
@@ -127,9 +130,13 @@ class Trainer(DefaultTrainer):
         set_key(self.cfg, "SEED", seed)
         self.checkpointer.run_info["seed"] = self._batches.seed = seed
         self._batches.start_iteration = self.start_iter
-        # With another MAX_ITER the next step already belongs to the new schedule.
-        for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
-            group["lr"] = lr
+        if base_lrs != self.scheduler.base_lrs:
+            logger.info(f"learning rates are those of the config, no more those of {path}")
+        self.scheduler.base_lrs = base_lrs
+        # Loading has replaced the groups. The next step already belongs to the new schedule.
+        groups = self.optimizer.param_groups
+        for group, lr, decay in zip(groups, self.scheduler.get_lr(), decays, strict=True):
+            group["lr"], group["weight_decay"] = lr, decay
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``, whether or not mixed precision was on in that run."""

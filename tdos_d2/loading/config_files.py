@@ -138,14 +138,19 @@ def use_pixel_statistics(cfg: CfgNode) -> list[str]:
 
 
 def resume_file(cfg: CfgNode) -> Path | None:
-    """The checkpoint that ``--resume`` continues from: None where ``OUTPUT_DIR`` has none.
+    """The checkpoint that ``--resume`` continues from: the last one in ``OUTPUT_DIR``.
+
+    Where that has none, it is ``SOLVER.RESUME_FROM``, or None: so the command of a run that started
+    from another run's checkpoint can be repeated.
 
     Raises:
-        UserError: ``last_checkpoint`` names a file that is not there.
+        UserError: ``last_checkpoint`` or the key names a file that is not there.
     """
-    tag = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+    tag, given = Path(cfg.OUTPUT_DIR) / "last_checkpoint", cfg.SOLVER.RESUME_FROM
     if not tag.is_file():
-        return None
+        if given and not Path(given).is_file():
+            raise UserError(f"SOLVER.RESUME_FROM: no file {given}")
+        return Path(given) if given else None
     path = tag.parent / tag.read_text().strip()
     if not path.is_file():
         raise UserError(f"{tag} names {path.name}, which is not in that folder")
@@ -173,6 +178,8 @@ def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> l
     resumed, notes = path is not None, []
     if resume and not resumed:
         notes.append(f"{cfg.OUTPUT_DIR} has no checkpoint: --resume starts from the beginning")
+    if resumed and cfg.SOLVER.RESUME_FROM and not path.samefile(cfg.SOLVER.RESUME_FROM):
+        notes.append(f"SOLVER.RESUME_FROM is not read: {cfg.OUTPUT_DIR} has {path.name}")
     if path is None and eval_only:
         path = local_weights(cfg)
     info = read_checkpoint_info(path) if path else {}

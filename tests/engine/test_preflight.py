@@ -56,6 +56,8 @@ def error_of(config_file, monkeypatch, capsys):
         ("SOLVER.MAX_ITER 1 --resume", "--resume must come before"),
         ("SOLVER.MAX_ITER many", "SOLVER.MAX_ITER must be of type int, not str (many)"),
         ("SOLVER.MAX_ITER 0", "SOLVER.MAX_ITER must be greater than 0, not 0"),
+        ("SOLVER.RESUME_FROM a.pth", "SOLVER.RESUME_FROM needs --resume"),
+        ("--resume SOLVER.RESUME_FROM gone.pth", "SOLVER.RESUME_FROM: no file gone.pth"),
         ("TEST.THRESHOLD fpr:1.5", "TEST.THRESHOLD: a threshold is best-f1, fpr:SHARE"),
         ("TEST.THRESHOLD calibrated", "TEST.THRESHOLD: what is still being trained"),
         ("TEST.THRESHOLD gone.json", "TEST.THRESHOLD: cannot read threshold gone.json"),
