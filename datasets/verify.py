@@ -43,7 +43,7 @@ def main() -> None:
         help="folder of the datasets (default: $DETECTRON2_DATASETS)",
     )
     parser.add_argument(
-        "--register", type=options.path_text, metavar="YAML", help="file with custom OOD datasets"
+        "--register", type=options.path_text, metavar="YAML", help="file with custom datasets"
     )
     parser.add_argument(
         "--json", type=options.path, metavar="FILE", help="write the reports as JSON"

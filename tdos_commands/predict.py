@@ -88,7 +88,8 @@ def parser() -> options.Parser:
     add("--config-file", required=True, metavar="FILE",
         help="config that the model was trained with")
     add("--input", type=options.path_text, required=True, nargs="+", metavar="PATH",
-        help="images, videos, folders of them, or - for a path per line of standard input")
+        help="images, videos, folders of them, quoted patterns such as 'drive/**/*.jpg', lists\n"
+        "(.txt, a path per line), or - for a path per line of standard input")
     add(
         "--output", type=options.path_text, required=True, metavar="DIR",
         help="folder for the results",

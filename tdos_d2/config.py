@@ -204,7 +204,8 @@ def _add_augmentation(cfg: CN) -> None:
 
     prompts = cfg.MODEL.PROMPTS = CN()
     # OOD words in M groups, from near to far: a list that ships with the project ("cityscapes"), a
-    # JSON file from tools/mine_ood_words.py, or "" = negative prompts without words.
+    # JSON file from tools/mine_ood_words.py, a .txt file with a word per line (neighbours share a
+    # group), or "" = negative prompts without words.
     prompts.GROUPS = "cityscapes"
     # Initial negative prompts: "random", or from the words of their "group".
     prompts.INIT = "random"
@@ -264,8 +265,8 @@ def _add_decoders(cfg: CN) -> None:
 
 
 def _add_input(cfg: CN) -> None:
-    # A YAML file with custom OOD test sets: a list of mappings with the arguments of
-    # register_ood_dataset; "" = none.
+    # A YAML file with custom sets: a list of mappings with the arguments of
+    # register_segmentation_dataset (with classes or colours) or register_ood_dataset; "" = none.
     cfg.DATASETS.REGISTER = ""
     # Sampling weight of each dataset in DATASETS.TRAIN; empty = all frames are equally likely.
     cfg.DATASETS.TRAIN_WEIGHTS = []

@@ -54,7 +54,8 @@ def class_statistics(
     digests = np.array(_digests(paths, metadata, jobs))
     # Kept in the order of the digests: folders are not listed in the same order everywhere.
     order = np.argsort(digests)
-    key = value_table(metadata).tobytes() + b"".join(digests[order].tolist())
+    colours = repr(metadata.get("label_colours", "")).encode()
+    key = value_table(metadata).tobytes() + colours + b"".join(digests[order].tolist())
     file = Path(cache) / f"{hashlib.sha256(key).hexdigest()[:32]}.npz"
     kept = read_array(file, len(paths))
     if kept is None:

@@ -51,10 +51,12 @@ def read_label(
     ``ood_values`` and ``ignore_values``; with ``undeclared="ignore"`` all other values are void.
     Others give train ids: 0..K-1 for the K ``stuff_classes``, K for the metadata's ``ood_values``
     (none by default), what ``class_values``, a dict, says for further values, and 255 for 255,
-    ``ignore_label`` and ``ignore_values``.
+    ``ignore_label`` and ``ignore_values``. ``label_values``, a dict, says all of this for values
+    that are not train ids. With ``label_colours``, a dict from (r, g, b) to what such a pixel
+    becomes, the file is read as a picture in colour.
 
     Args:
-        path: an image file with one channel (or a palette, whose indices count).
+        path: an image file with one channel (or a palette, whose indices count), or in colour.
         metadata: metadata of the dataset that the label belongs to.
         region_mask: the ``region_mask_file_name`` of the frame, if it has one: an image file with
             one channel; where it is not 0 the label is 255.
@@ -63,9 +65,17 @@ def read_label(
         (H, W) uint8.
 
     Raises:
-        UserError: a file cannot be read, has several channels, fractions or a value that is not
-            declared, or the region mask has another size.
+        UserError: a file cannot be read, has several channels, fractions, a value or a colour that
+            is not declared, or the region mask has another size.
     """
+    colours = metadata.get("label_colours")
+    label = _read_colours(path, metadata) if colours else _translate_values(path, metadata)
+    if region_mask is not None:
+        label[read_region(region_mask, path, label)] = IGNORE
+    return label
+
+
+def _translate_values(path: str | os.PathLike, metadata: Metadata) -> np.ndarray:
     values = read_values(path)
     table = value_table(metadata)
     if values.dtype != np.uint8:  # 1 or more than 8 bits
@@ -75,9 +85,28 @@ def read_label(
     label = table[values]
     if label.min() == _UNDECLARED:
         raise _undeclared(path, metadata, values[label == _UNDECLARED])
-    label = label.astype(np.uint8)
-    if region_mask is not None:
-        label[read_region(region_mask, path, label)] = IGNORE
+    return label.astype(np.uint8)
+
+
+def _read_colours(path: str | os.PathLike, metadata: Metadata) -> np.ndarray:
+    """(H, W) uint8: what the ``label_colours`` of the metadata say."""
+    declared = metadata.label_colours
+    picture = open_with(decode_image, "label", path, PathManager.open).astype(np.int32)
+    codes = (picture[..., 0] << 16) | (picture[..., 1] << 8) | picture[..., 2]
+    known = np.array([(r << 16) | (g << 8) | b for r, g, b in declared])
+    order = np.argsort(known)
+    place = order[np.searchsorted(known, codes, sorter=order).clip(max=len(known) - 1)]
+    label = np.array(list(declared.values()), np.uint8)[place]
+    unknown = known[place] != codes
+    if unknown.any():
+        if metadata.get("undeclared", "error") != "ignore":
+            found = [[code >> 16, code >> 8 & 255, code & 255]
+                     for code in np.unique(codes[unknown]).tolist()]  # fmt: skip
+            shown = ", ".join(map(str, found[:8])) + (", ..." if len(found) > 8 else "")
+            raise UserError(
+                f"label {path} has colours that dataset '{metadata.name}' does not declare: {shown}"
+            )
+        label[unknown] = IGNORE
     return label
 
 
@@ -125,7 +154,11 @@ def value_table(metadata: Metadata) -> np.ndarray:
     classes = metadata.get("stuff_classes")
     if not classes:
         raise UserError(f"dataset '{metadata.name}': its metadata has no stuff_classes")
-    table[: len(classes)] = np.arange(len(classes))
+    if "label_values" in metadata.as_dict():
+        for value, train_id in metadata.label_values.items():
+            table[value] = train_id
+    else:
+        table[: len(classes)] = np.arange(len(classes))
     table[list(metadata.get("ood_values", ()))] = len(classes)
     for value, train_id in metadata.get("class_values", {}).items():
         table[value] = train_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from ..files import atomic_write, find_files
 from .sources import IMAGES, VIDEOS, Input, live_source, natural_order, stream_name
 
 TABLE = "predictions.jsonl"
+LIST = ".txt"  # of inputs
 HAND_OVER = "hand_over"  # folder for people who label; of later runs hand_over_2, ...
 # of the results for one input
 _ENDS = ("_score.png", "_segmentation.png", "_raw.png", "_raw.npy",
@@ -46,7 +48,8 @@ def list_inputs(
     """The files to be read, each with a name for what is made of it.
 
     Args:
-        given: files, folders (searched with their subfolders) and "-" for ``lines``.
+        given: files, folders (searched with their subfolders), patterns such as "a/**/*.png" (where
+            no file has that name), lists (.txt, a file or folder per line) and "-" for ``lines``.
         lines: a file or folder per line, read as they come.
         output: folder of the results; what lies there is not an input, unless it is (in) an input
             folder itself: then ``results`` are none.
@@ -57,10 +60,11 @@ def list_inputs(
         file's name; made unique by a number, also among what lies in ``output``.
 
     Raises:
-        UserError: a folder without images and videos.
+        UserError: a folder without images and videos, a pattern that nothing fits, a list that
+            cannot be read or names nothing.
     """
     taken: set[str] = set()
-    words = (line.strip() for word in given for line in (lines if word == "-" else (word,)))
+    words = (line.strip() for word in given for line in _words(word, lines))
     for word in filter(None, words):
         top = Path(word).expanduser()
         files = _files_in(top, output, results) if top.is_dir() else {top.name: top}
@@ -70,6 +74,32 @@ def list_inputs(
             print(f"{word}: {left_out} files are results, which are no inputs", file=sys.stderr)
         for name, path in inputs.items():
             yield path, unique_name(PurePosixPath(name).with_suffix("").as_posix(), output, taken)
+
+
+def _words(word: str, lines: IO[str]) -> Iterable[str]:
+    """The files and folders that a word of ``--input`` stands for."""
+    if word == "-":
+        return lines
+    path = os.path.expanduser(word)
+    if path.lower().endswith(LIST):
+        return _read_list(Path(path))
+    if not glob.has_magic(path) or os.path.lexists(path):
+        return (word,)
+    found = sorted(glob.glob(path, recursive=True))
+    if not found:
+        raise UserError(f"--input: nothing fits the pattern {word}")
+    return found
+
+
+def _read_list(path: Path) -> list[str]:
+    try:
+        words = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        cause = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UserError(f"--input: cannot read the list {path}: {cause}") from error
+    if not any(map(str.strip, words)):
+        raise UserError(f"--input: the list {path} names nothing")
+    return words
 
 
 def unique_name(stem: str, output: Path, taken: set[str]) -> str:

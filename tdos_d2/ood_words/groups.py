@@ -77,8 +77,9 @@ def load_groups(name_or_path: str | Path, num_groups: int | None = None) -> Word
     """Read a word list; needs neither WordNet nor an encoder.
 
     Args:
-        name_or_path: a list that ships with the package ("cityscapes"), or a JSON file that
-            ``tools/mine_ood_words.py`` wrote.
+        name_or_path: a list that ships with the package ("cityscapes"), a JSON file that
+            ``tools/mine_ood_words.py`` wrote, or a ``.txt`` file with a word per line, whose order
+            is that of the groups: neighbouring lines share one.
         num_groups: M; the list is cut again if the file has another number. None = as in the file.
 
     Raises:
@@ -91,10 +92,20 @@ def load_groups(name_or_path: str | Path, num_groups: int | None = None) -> Word
         names = ", ".join(sorted(p.stem for p in _FOLDER.glob("*.json")))
         raise UserError(f"OOD words: no file '{name_or_path}', and no list of that name ({names})")
     try:
-        groups = _from_json(json.loads(path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8")
+        plain = path.suffix.lower() == ".txt"
+        groups = _from_lines(text, str(path)) if plain else _from_json(json.loads(text))
     except (ValueError, TypeError, OSError) as error:
         raise UserError(f"OOD words: '{path}' is no word list: {error}") from error
     return groups if num_groups is None else groups.cut(num_groups)
+
+
+def _from_lines(text: str, source: str) -> WordGroups:
+    """One group, without distances: nobody measured them."""
+    words = tuple(dict.fromkeys(filter(None, map(str.strip, text.splitlines()))))
+    if not words:
+        raise ValueError("it has no words")
+    return WordGroups((), words, (0.0,) * len(words), ((0, len(words)),), source, {}, "")
 
 
 def _from_json(data: Any) -> WordGroups:

@@ -108,10 +108,14 @@ def test_every_process_registers(folders):
 
 def test_examples_of_the_documentation(tmp_path):
     text = (Path(__file__).parents[2] / "datasets/README.md").read_text()
-    (listed,) = re.findall(r"```yaml[^\n]*\n(.*?)```", text, re.DOTALL)
+    listed, training = re.findall(r"```yaml[^\n]*\n(.*?)```", text, re.DOTALL)
     assert register_from_file(write_yaml(tmp_path, listed)) == ["my_road"]
-    DatasetCatalog.remove("my_road")
-    MetadataCatalog.remove("my_road")
+    towns = register_from_file(write_yaml(tmp_path, training))
+    classes = [MetadataCatalog.get(name).stuff_classes for name in towns]
+    assert classes == [["road", "car", "sky"]] * 3
+    for name in ("my_road", *towns):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
     in_python, closed = re.findall(r"```python[^\n]*\n(.*?)```", text, re.DOTALL)
     exec(in_python, {})
     assert MetadataCatalog.get("my_road").protocol == "obstacle"

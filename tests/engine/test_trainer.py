@@ -185,18 +185,18 @@ def test_resume_with_larger_max_iter(small_cfg, tmp_path):
 
 def test_resume_with_another_learning_rate(small_cfg, tmp_path, caplog):
     """From a named checkpoint, into a folder of its own; repeated, it goes on there."""
-    train(small_cfg, tmp_path / "a", MAX_ITER=4, CHECKPOINT_PERIOD=2)
-    named = tmp_path / "a" / "model_0000001.pth"
+    train(small_cfg, tmp_path / "a", MAX_ITER=6, CHECKPOINT_PERIOD=4)
+    named = tmp_path / "a" / "model_0000003.pth"
     changed = {"BASE_LR": 5e-4, "WEIGHT_DECAY": 0.25, "RESUME_FROM": str(named)}
     with caplog.at_level("INFO", logger="tdos_d2"):
-        trainer = train(small_cfg, tmp_path / "b", resume=True, MAX_ITER=4, **changed)
+        trainer = train(small_cfg, tmp_path / "b", resume=True, MAX_ITER=6, **changed)
     assert "learning rates are those of the config" in caplog.text
-    assert trainer.start_iter == 2
+    assert trainer.start_iter == 4
     lrs = [lr for lr, _ in trainer.storage.history("lr").values()]
-    assert lrs == pytest.approx([5e-4 * (left / 4) ** 0.9 for left in (2, 1)])
+    assert lrs == pytest.approx([5e-4 * (left / 6) ** 0.9 for left in (2, 1)])
     assert {g["weight_decay"] for g in trainer.optimizer.param_groups} <= {0.25, 0.0}
-    again = train(small_cfg, tmp_path / "b", resume=True, MAX_ITER=6, **changed)
-    assert again.start_iter == 4
+    again = train(small_cfg, tmp_path / "b", resume=True, MAX_ITER=7, **changed)
+    assert again.start_iter == 6
 
 
 def test_first_step_after_a_longer_resume_is_on_the_new_schedule(small_cfg, tmp_path):

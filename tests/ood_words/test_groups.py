@@ -29,6 +29,18 @@ def word_list(num_words: int = 7, bounds=((0, 3), (3, 7))) -> WordGroups:
     )
 
 
+def test_a_plain_list_in_the_order_of_its_lines(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("deer\n\n lost cargo \nsofa\ndeer\ntyre\ncow\n", encoding="utf-8")
+    assert load_groups(path).groups == [["deer", "lost cargo", "sofa", "tyre", "cow"]]
+    assert load_groups(path, 2).groups == [["deer", "lost cargo"], ["sofa", "tyre", "cow"]]
+    with pytest.raises(UserError, match="5 OOD words cannot make 6 groups"):
+        load_groups(path, 6)
+    path.write_text(" \n")
+    with pytest.raises(UserError, match=r"mine\.txt' is no word list: it has no words"):
+        load_groups(path)
+
+
 def test_all_words_are_sorted_by_distance(wordnet):
     found = build_groups(wordnet, ["car"], num_groups=2)
     near = dict(zip(found.words, found.distances, strict=True))

@@ -110,6 +110,27 @@ def test_an_interrupted_video_hands_over_what_was_done(model, inputs, tmp_path, 
     assert [i["file_name"] for i in content["images"]] == ["b.png", "c_frames/000000.jpg"]
 
 
+def test_patterns_and_lists_as_inputs(model, inputs, tmp_path, capsys):
+    cv2.imwrite(str(inputs / "[1].png"), picture(2))  # a name that is also a pattern
+    given = ["--input", f"{inputs}/**/*.png", inputs / "[1].png", "--raw", "none"]
+    assert predict(model, tmp_path / "out", *given) == 0
+    read = [r["input"] for r in records(tmp_path / "out")]
+    names = ["[1].png", "b.png", "city/a.png", "[1].png"]
+    assert read == [str(inputs / name) for name in names]
+    (tmp_path / "list.txt").write_text(f"{inputs / 'b.png'}\n\n{inputs / 'city'}\n")
+    assert predict(model, tmp_path / "two", "--input", tmp_path / "list.txt") == 0
+    read = [r["input"] for r in records(tmp_path / "two")]
+    assert read == [str(inputs / "b.png"), str(inputs / "city" / "a.png")]
+    (tmp_path / "list.txt").write_text("\n")
+    for word, message in (
+        (f"{inputs}/*.bmp", "nothing fits the pattern"),
+        (tmp_path / "list.txt", "names nothing"),
+        (tmp_path / "gone.txt", "cannot read the list"),
+    ):
+        with pytest.raises(UserError, match=f"--input: .*{message}"):
+            predict(model, tmp_path / "three", "--input", word)
+
+
 def test_wrong_words(model, inputs, tmp_path, capsys):
     with pytest.raises(UserError, match="--format coco: no objects are looked for: give --thres"):
         predict(model, tmp_path / "out", "--input", inputs, "--format", "coco")

@@ -42,6 +42,8 @@ class ImageFolder:
         images: folder of the images.
         labels: folder of the labels, may be the same; None = the dataset has no labels.
         pattern: regular expression that the last part of an id must match as a whole.
+        image_list: text file with the ids of the frames that belong to the set, one a line, with
+            the extension of the image or without; None = all.
         left_out: indices of invalid frames in the sorted list of all ``total`` frames, which is
             made before ``pattern`` is applied.
     """
@@ -55,6 +57,7 @@ class ImageFolder:
     left_out: tuple[int, ...] = ()
     total: int = 0
     region_mask: Path | None = None
+    image_list: Path | None = None
 
     def locate(self, name: str) -> ImageFolder:
         """The folder itself, as :meth:`BuiltinFolder.locate`."""
@@ -73,7 +76,8 @@ class ImageFolder:
         Raises:
             MissingDatasetError: a folder or the region mask is missing, or all images belong to
                 other splits.
-            UserError: no image, two for one label, or another number than ``total``.
+            UserError: no image, two for one label, or another number than ``total``; a list that
+                cannot be read, or names what is not there.
         """
         image_root = Path(self.images)
         for folder in (self.images, self.labels):
@@ -94,9 +98,28 @@ class ImageFolder:
             )
         chosen = [stem for i, stem in enumerate(stems) if i not in self.left_out]
         chosen = [s for s in chosen if re.fullmatch(self.pattern, s.rpartition("/")[2])]
+        if self.image_list is not None:
+            listed = self._listed(name, stems)
+            chosen = [stem for stem in chosen if stem in listed]
         if not chosen:
             raise MissingDatasetError(f"dataset '{name}': {image_root} has none of its images")
         return [self._record(name, str(image_root / stems[stem]), stem) for stem in chosen]
+
+    def _listed(self, name: str, stems: dict[str, str]) -> set[str]:
+        """The ids in ``image_list``; ``stems`` has all ids and the paths of their images."""
+        where = f"dataset '{name}', list {self.image_list}"
+        try:
+            lines = self.image_list.read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            cause = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise UserError(f"{where}: {cause}") from error
+        by_path = {path: stem for stem, path in stems.items()}
+        found = {line: by_path.get(line, line) for line in filter(None, map(str.strip, lines))}
+        lost = [line for line, stem in found.items() if stem not in stems]
+        if lost or not found:
+            what = f"no image {lost[0]} in {self.images}" if lost else "it names no image"
+            raise UserError(f"{where}: {what}")
+        return set(found.values())
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """Dataset dicts: :meth:`frames` with height and width, after a check that all files exist.

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ...labels import KNOWN, OOD, VOID
 from ..reading import IGNORE
 from .folder import ImageFolder, register_folder
+from .label_colours import colour_table, parse_colours
 
 PROTOCOLS = ("anomaly", "obstacle")
 
@@ -31,6 +33,10 @@ def register_ood_dataset(
     min_pred: int | None = None,
     min_gt: int | None = None,
     test_size: tuple[int, int] | None = None,
+    id_colours: Any = (),
+    ood_colours: Any = (),
+    ignore_colours: Any = (),
+    image_list: str | os.PathLike | None = None,
 ) -> None:
     """Register a folder of images with OOD labels as a test dataset.
 
@@ -50,7 +56,11 @@ def register_ood_dataset(
         id_values: values in label files for in-distribution pixels (0 after reading).
         ood_values: values for OOD pixels (1 after reading).
         ignore_values: values for void pixels (255 after reading).
-        undeclared: other values are an "error", or void ("ignore").
+        id_colours, ood_colours, ignore_colours: colours in place of values, of masks in colour:
+            lists of (r, g, b) or "#rrggbb".
+        image_list: text file with an image of the set per line: its path below ``image_root``, with
+            or without extension; None = all.
+        undeclared: other values or colours are an "error", or void ("ignore").
         protocol: component metrics of large "anomaly" or small "obstacle" objects.
         min_pred: smallest predicted component in pixels; None = the protocol's.
         min_gt: smallest true component in pixels; None = the protocol's.
@@ -64,12 +74,26 @@ def register_ood_dataset(
         undeclared=undeclared, protocol=protocol, min_pred=min_pred, min_gt=min_gt,
         test_size=test_size,
     )
+    metadata |= _colours(name, id_colours, ood_colours, ignore_colours)
     folder = ImageFolder(
         Path(image_root).expanduser(), Path(label_root).expanduser(), image_glob=image_glob,
         image_suffix=image_suffix, label_suffix=label_suffix,
         region_mask=None if region_mask is None else Path(region_mask).expanduser(),
+        image_list=None if image_list is None else Path(image_list).expanduser(),
     )
     register_folder(name, folder, **metadata)
+
+
+def _colours(name: str, known: Any, ood: Any, ignored: Any) -> dict[str, Any]:
+    """``label_colours`` of masks in colour; nothing where no colour is declared."""
+    where = f"dataset '{name}'"
+    given = {KNOWN: known, OOD: ood, VOID: ignored}
+    if not any(given.values()):
+        return {}
+    if not (known and ood):
+        raise UserError(f"{where}: masks in colour need id_colours and ood_colours")
+    parsed = {label: parse_colours(colours, where) for label, colours in given.items()}
+    return {"label_colours": colour_table(parsed, where)}
 
 
 def ood_metadata(

@@ -1,10 +1,11 @@
-"""Custom OOD test datasets from a YAML file, the value of ``DATASETS.REGISTER``."""
+"""Custom datasets from a YAML file, the value of ``DATASETS.REGISTER``."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,27 @@ from detectron2.data import DatasetCatalog
 
 from ...errors import UserError
 from .ood import register_ood_dataset
+from .segmentation import register_segmentation_dataset
 
-_PATHS = ("image_root", "label_root", "region_mask")
+_PATHS = ("image_root", "label_root", "region_mask", "image_list")
 _NEEDED = ("name", "image_root", "label_root")
 _LISTS = ("id_values", "ood_values", "ignore_values", "test_size")
 _TYPES = dict.fromkeys(_LISTS, "a list of integers")
 _TYPES |= dict.fromkeys(("min_pred", "min_gt"), "an integer")
-_KEYS = tuple(inspect.signature(register_ood_dataset).parameters)
+_COLOURS = ("id_colours", "ood_colours", "ignore_colours")
+_TYPES |= dict.fromkeys(_COLOURS, "a list of colours")
+_TYPES |= {"classes": "a list or a mapping", "colours": "a mapping"}
 # What was registered from files: in one process a file may be read twice.
 _registered: dict[str, dict[str, Any]] = {}
 
 
 def register_from_file(path: str | os.PathLike) -> list[str]:
-    """Register the OOD datasets that a YAML file lists, unless it did so before.
+    """Register the datasets that a YAML file lists, unless it did so before.
 
-    The file is a list of mappings with the arguments of
-    :func:`~tdos_d2.data.datasets.ood.register_ood_dataset`. Folders are relative to the file's.
+    The file is a list of mappings. One with ``classes`` or ``colours`` has the arguments of
+    :func:`~tdos_d2.data.datasets.segmentation.register_segmentation_dataset`, others those of
+    :func:`~tdos_d2.data.datasets.ood.register_ood_dataset`. Folders and files are relative to the
+    YAML file's folder.
 
     Args:
         path: the file.
@@ -46,7 +52,7 @@ def register_from_file(path: str | os.PathLike) -> list[str]:
         if name in DatasetCatalog and _registered.get(name) == arguments:
             continue
         try:
-            register_ood_dataset(**arguments)
+            _register(arguments)(**arguments)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         _registered[name] = arguments
@@ -66,14 +72,15 @@ def _load(path: Path) -> list[Any]:
 
 
 def _checked(path: Path, number: int, entry: Any) -> dict[str, Any]:
-    """Arguments of ``register_ood_dataset``."""
+    """Arguments of the function that registers the entry."""
     if not isinstance(entry, dict):
         raise UserError(f"{path}: dataset {number} is not a mapping of keys")
     where = f"{path}: dataset {entry.get('name', number)!r}"
+    keys = tuple(inspect.signature(_register(entry)).parameters)
     for key in entry:
-        if key not in _KEYS:
-            close = difflib.get_close_matches(str(key), _KEYS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_KEYS)}"
+        if key not in keys:
+            close = difflib.get_close_matches(str(key), keys, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(keys)}"
             raise UserError(f"{where}: unknown key '{key}', {hint}")
     for key in _NEEDED:
         if key not in entry:
@@ -89,7 +96,16 @@ def _checked(path: Path, number: int, entry: Any) -> dict[str, Any]:
     return arguments
 
 
+def _register(entry: Mapping[str, Any]) -> Callable[..., None]:
+    """What registers an entry: a training set names its classes."""
+    names_classes = "classes" in entry or "colours" in entry
+    return register_segmentation_dataset if names_classes else register_ood_dataset
+
+
 def _has_type(value: Any, wanted: str) -> bool:
+    if wanted in ("a list or a mapping", "a mapping", "a list of colours"):
+        kinds = {"a mapping": dict, "a list of colours": list}.get(wanted, (list, dict))
+        return isinstance(value, kinds)
     if wanted == "a list of integers":
         return isinstance(value, list) and all(type(item) is int for item in value)
     return type(value) is int if wanted == "an integer" else isinstance(value, str)

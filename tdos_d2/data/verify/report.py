@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,15 @@ from tqdm.contrib.concurrent import thread_map
 from ...errors import UserError
 from ..datasets.builtin import BUILTIN
 from ..datasets.folder import MissingDatasetError
-from ..reading import IGNORE, check_same_size, read_image, read_region, read_values, value_table
+from ..reading import (
+    IGNORE,
+    check_same_size,
+    read_image,
+    read_label,
+    read_region,
+    read_values,
+    value_table,
+)
 from .quick import check_registered, list_frames
 
 
@@ -112,7 +121,8 @@ def verify_dataset(name: str, jobs: int | None = None) -> DatasetReport:
     if expected.frames not in (None, report.frames):
         report.problems.append(f"{report.frames} frames, {expected.frames} expected")
     bar = {"desc": name, "unit": "frame", "leave": False}
-    frames = thread_map(_read_frame, records, max_workers=jobs or os.cpu_count(), **bar)
+    read = partial(_read_frame, metadata=metadata)
+    frames = thread_map(read, records, max_workers=jobs or os.cpu_count(), **bar)
     report.sizes = dict(Counter(frame.size for frame in frames if frame.size).most_common())
     report.masked = sum(frame.masked for frame in frames)
     report.problems += [error for frame in frames for error in frame.errors]
@@ -126,7 +136,13 @@ def verify_dataset(name: str, jobs: int | None = None) -> DatasetReport:
 
 
 def _roles(metadata: Metadata) -> list[str]:
-    """Meaning of each of the 256 values of a label file."""
+    """Meaning of each of the 256 values of a label file; in colour, of what they become."""
+    if metadata.get("label_colours"):
+        ood = 1 if metadata.evaluator_type == "ood" else len(metadata.stuff_classes)
+        others, declared = {ood: "OOD", IGNORE: "void"}, metadata.label_colours.values()
+        # No pixel can be undeclared: reading a mask with an unknown colour is an error.
+        roles = {label: others.get(label, "known") for label in (*declared, IGNORE)}
+        return [roles.get(i, "undeclared") for i in range(256)]
     if metadata.get("evaluator_type") == "ood":
         roles = ["undeclared"] * 256
         for role, key in (("known", "id"), ("OOD", "ood"), ("void", "ignore")):
@@ -138,7 +154,7 @@ def _roles(metadata: Metadata) -> list[str]:
     return [names.get(int(meaning), "known") for meaning in table]
 
 
-def _read_frame(record: dict[str, Any]) -> _Frame:
+def _read_frame(record: dict[str, Any], metadata: Metadata) -> _Frame:
     """Decode all files of a frame, also where one of them is unreadable."""
     image, counts, masked, errors = None, None, 0, []
 
@@ -158,7 +174,8 @@ def _read_frame(record: dict[str, Any]) -> _Frame:
         if path is not None and not os.path.isfile(path):
             raise UserError(f"image without label: {record['file_name']} (no file {path})")
         if path is not None:
-            label = read_values(path)
+            coloured = metadata.get("label_colours")
+            label = read_label(path, metadata) if coloured else read_values(path)
             if image is not None:
                 check_same_size(f"label {path}", label, f"its image {record['file_name']}", image)
             inside = None if mask is None else read_region(mask, path, label)
