@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import multiprocessing
@@ -57,6 +58,21 @@ def session_cache(shared_folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TDOS_CACHE", str(shared_folder / "cache"))
         yield
+    drawn = list((shared_folder / "cache").glob("demo-*/train"))
+    assert not drawn, "a test had the demo's 960 scenes drawn: it should use few_scenes"
+
+
+@pytest.fixture
+def few_scenes(shared_folder, monkeypatch):
+    """The demo's datasets with 12 scenes, and 2 of each kind of OOD object."""
+    from tdos_d2.data.demo_scenes import dataset
+
+    monkeypatch.setenv("TDOS_CACHE", str(shared_folder / "few_scenes"))
+    few = {
+        name: dataclasses.replace(split, frames=12 if split.kinds == (None,) else 2)
+        for name, split in dataset._SPLITS.items()
+    }
+    monkeypatch.setattr(dataset, "_SPLITS", few)
 
 
 @pytest.fixture

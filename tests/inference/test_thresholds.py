@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tdos_commands.predict import threshold_option
 from tdos_d2.errors import UserError
 from tdos_d2.evaluation.calibration import calibrate, calibration_file, save_calibration
 from tdos_d2.evaluation.operating_point import (
@@ -16,7 +17,7 @@ from tdos_d2.evaluation.operating_point import (
     save_operating_point,
 )
 from tdos_d2.files import fingerprint
-from tdos_d2.inference.thresholds import choose_threshold, threshold_option
+from tdos_d2.inference.thresholds import choose_threshold
 
 POINT = OperatingPoint("log_s_ood", -1.25, "demo_ood", 50.0)
 CALIBRATION = replace(

@@ -24,6 +24,7 @@ WRONG = {
     str: ("nonsense", 3, ["a"]),
     list: ([1], [[1]], [["a"]], [None], [-1, -1], [0, 0], [1, 1, 1], "nonsense"),
 }
+pytestmark = pytest.mark.usefixtures("few_scenes")
 LEGAL_NONE = {"SOLVER.WEIGHT_DECAY_BIAS"}
 
 

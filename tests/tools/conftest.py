@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from detectron2.modeling import build_model
 
-from tdos_d2.data.demo_scenes import dataset
 from tdos_d2.loading.checkpoint import TDOSCheckpointer
-
-
-@pytest.fixture
-def few_scenes(tmp_path, monkeypatch):
-    """The demo's datasets with at most 12 scenes, and 2 of each kind of OOD object."""
-    monkeypatch.setenv("TDOS_CACHE", str(tmp_path / "cache"))
-    few = {
-        name: replace(split, frames=12 if split.kinds == (None,) else 2)
-        for name, split in dataset._SPLITS.items()
-    }
-    monkeypatch.setattr(dataset, "_SPLITS", few)
 
 
 @pytest.fixture
