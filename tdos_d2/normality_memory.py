@@ -44,6 +44,7 @@ class NormalityMemory(ImageModel):
         """
         super().__init__(**image)
         self.backbone = backbone.requires_grad_(False).eval()
+        self.size_divisibility = backbone.size_divisibility
         self.memory, self.encoder = memory, encoder
         self.class_names: tuple[str, ...] = ()
         self.score_name, self.extra_scores = "memory", ()
@@ -90,7 +91,7 @@ class NormalityMemory(ImageModel):
         for inputs in batched_inputs:
             image = inputs["image"]
             size = (inputs.get("height", image.shape[-2]), inputs.get("width", image.shape[-1]))
-            score = resize(self._slide(image, self._predict)[None], size)
+            score = resize(self._slide(image)[None], size)
             outputs.append({"sem_seg": score[0, :0], "ood_score": score[0, 0]})
         return outputs
 
@@ -109,7 +110,7 @@ class NormalityMemory(ImageModel):
         """
 
         def encode(image: Tensor) -> dict[str, Tensor]:
-            return self._features(self._normalise(image)[None])
+            return self._encode(self._normalise(image)[None])
 
         with torch.no_grad():
             return self.memory.fit(FeaturesOf(images, encode), seed)
@@ -118,15 +119,13 @@ class NormalityMemory(ImageModel):
         """Give the memory the size that it has in a checkpoint that is about to be loaded."""
         self.memory.match(state, "memory.")
 
-    def _features(self, images: Tensor) -> dict[str, Tensor]:
-        d = self.backbone.size_divisibility
-        height, width = images.shape[-2:]
-        return self.backbone(F.pad(images, (0, -width % d, 0, -height % d), mode="replicate"))
+    def _decode(self, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+        d = self.size_divisibility
+        padded = [side + -side % d for side in size]
+        height, width = size
+        return resize(self.memory(features)[:, None], padded)[..., :height, :width]
 
-    def _predict(self, windows: Tensor) -> Tensor:
-        """(B, 3, h, w) -> (B, 1, h, w)."""
-        d = self.backbone.size_divisibility
-        height, width = windows.shape[-2:]
-        padded = (height + -height % d, width + -width % d)
-        score = self.memory(self._features(windows))
-        return resize(score[:, None], padded)[..., :height, :width]
+    def _padded(self, images: Tensor) -> Tensor:
+        d = self.size_divisibility
+        height, width = images.shape[-2:]
+        return F.pad(images, (0, -width % d, 0, -height % d), mode="replicate")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -239,12 +238,12 @@ class TDOS(ImageModel):
         self.eval()
 
         def encode(image: Tensor) -> dict[str, Tensor]:
-            return self.backbone(self._padded(self._normalise(image)[None]))
+            return self._encode(self._normalise(image)[None])
 
         with torch.no_grad():
             count = self.memory.fit(FeaturesOf(images, encode), seed)
             if "combined" in self.scores.names:
-                self.scores.fit(self._slide(image, self._predict) for image in images)
+                self.scores.fit(self._slide(image) for image in images)
         return count
 
     def match_checkpoint(self, state: Mapping[str, Tensor]) -> None:
@@ -283,7 +282,7 @@ class TDOS(ImageModel):
 
     def _infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
         image, words = inputs["image"], inputs.get("words")
-        maps = self._slide(image, partial(self._predict, words=words))
+        maps = self._slide(image, words=words)
         size = (inputs.get("height", image.shape[-2]), inputs.get("width", image.shape[-1]))
         num_words = 0 if words is None else len(words) - self.num_known
         maps, of_words = maps.split([len(maps) - 2 * num_words, 2 * num_words])
@@ -296,33 +295,35 @@ class TDOS(ImageModel):
             output |= {"word_scores": cosines, "word_chances": chances}
         return output
 
-    def _predict(self, windows: Tensor, words: Tensor | None = None) -> Tensor:
-        """(B, 3, h, w) -> (B, C, h, w): the maps that are averaged over windows."""
-        h, w = windows.shape[-2:]
-        padded = self._padded(windows)
-        features = self.backbone(padded)
+    def _decode(
+        self, features: dict[str, Tensor], size: tuple[int, int], words: Tensor | None = None
+    ) -> Tensor:
+        h, w = size
         class_logits, mask_logits, score_map, _ = self._segment(features)
-        size = padded.shape[-2:]
+        padded = self._padded_size(h), self._padded_size(w)
         with self._full_precision():
             maps = self.scores.window_maps(
                 class_logits[-1],
                 mask_logits[-1],
                 score_map,
-                size,
+                padded,
                 self.memory(features) if self.scores.need_memory else None,
             )
         if words is not None:
             dense = self._dense(features).transpose(1, 2)
             dense = dense.unflatten(2, features["dense"].shape[-2:])
             of_words = word_maps(dense, words.to(self.device), self.num_known)
-            maps = torch.cat([maps, resize(of_words, size)], dim=1)
+            maps = torch.cat([maps, resize(of_words, padded)], dim=1)
         return maps[..., :h, :w]  # without the padding, before windows are averaged
 
     def _padded(self, images: Tensor) -> Tensor:
         h, w = images.shape[-2:]
+        return F.pad(images, (0, self._padded_size(w) - w, 0, self._padded_size(h) - h))
+
+    def _padded_size(self, side: int) -> int:
+        # A multiple of d by its form: torch.export sees that every level has whole cells.
         d = self.size_divisibility
-        # Sizes written as multiples of d let torch.export see that every level has whole cells.
-        return F.pad(images, (0, (w + d - 1) // d * d - w, 0, (h + d - 1) // d * d - h))
+        return (side + d - 1) // d * d
 
     def _dense(self, features: dict[str, Tensor]) -> Tensor:
         """(B, S, D) dense visual embedding in text space."""

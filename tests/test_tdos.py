@@ -78,6 +78,32 @@ def test_windows_in_batches_or_one_by_one_are_the_same(tiny_cfg):
     torch.testing.assert_close(results[0]["sem_seg"], results[1]["sem_seg"])
 
 
+def test_windows_are_encoded_and_the_image_decoded(tiny_cfg):
+    """DECODE "image": one decoding, at full size, of maps that all windows make."""
+    tiny_cfg.TEST.WINDOW.SIZE, tiny_cfg.TEST.WINDOW.STRIDE = 64, 40
+    tiny_cfg.TEST.WINDOW.DECODE = "image"
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg).eval()
+    encoded, decoded = [], []
+    model.backbone.register_forward_hook(lambda m, inputs, _: encoded.append(inputs[0].shape))
+    model.pixel_decoder.register_forward_hook(
+        lambda m, inputs, _: decoded.append(inputs[0][-1].shape)
+    )
+    with torch.no_grad():
+        output = model([sample(100, 130)])[0]
+        # An image of one window, or none: there is nothing to average.
+        small = [sample(64, 64)]
+        once = model(small)[0]["ood_score"]
+        model.decode_once = False
+        torch.testing.assert_close(once, model(small)[0]["ood_score"])
+    d = model.size_divisibility
+    rows, columns = -(-100 // d) * d, -(-130 // d) * d
+    assert output["ood_score"].shape == (100, 130) and output["ood_score"].isfinite().all()
+    assert sum(shape[0] for shape in encoded) > 4
+    assert all(shape[-2:] == (64, 64) for shape in encoded)
+    assert decoded[0][-2:] == (rows // d, columns // d) and len(decoded) == 3
+
+
 def test_text_is_encoded_once_per_evaluation(tiny_cfg, monkeypatch):
     tiny_cfg.TEST.WINDOW.SIZE, tiny_cfg.TEST.WINDOW.STRIDE = 64, 40
     model = build_model(tiny_cfg).eval()

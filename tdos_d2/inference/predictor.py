@@ -24,6 +24,7 @@ from ..loading.checkpoint import TDOSCheckpointer
 from ..loading.config_checks import check_model
 from ..loading.config_files import local_weights
 from ..loading.config_values import get_key
+from ..modeling.fusion import fuse_for_prediction
 from ..modeling.text.stored import StoredText
 from ..modeling.text.word_embeddings import WordEmbeddings, split_words
 from ..ood_words import load_groups
@@ -35,7 +36,8 @@ _OF_WORDS = ("word_scores", "word_chances")
 _OUTPUTS = ("sem_seg", "ood_score", *_OF_WORDS)
 # Of the same weights they make other scores.
 _SETTINGS = ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "TEST.WINDOW.SIZE", "TEST.WINDOW.STRIDE",
-             "MODEL.TDOS.MERGE", "MODEL.TDOS.CLASS_MERGE", "MODEL.MEMORY.NEIGHBOURS")  # fmt: skip
+             "TEST.WINDOW.DECODE", "MODEL.TDOS.MERGE", "MODEL.TDOS.CLASS_MERGE",
+             "MODEL.MEMORY.NEIGHBOURS")  # fmt: skip
 
 
 class OODPredictor:
@@ -79,6 +81,7 @@ class OODPredictor:
             self._load(cfg.MODEL.WEIGHTS)
         else:
             self.notes.append("MODEL.WEIGHTS is empty: the model is untrained")
+        fuse_for_prediction(self.model)
         self.class_names, self.score = self.model.class_names, self.model.score_name
         self.weights = local_weights(cfg)
         self.settings = {key: get_key(cfg, key) for key in _SETTINGS}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from ..value_checks import check_positive
-from .sliding_window import check_window, slide
+from .sliding_window import check_window, needs_windows, slide, slide_encoder
 
 
 class ImageModel(nn.Module):
@@ -21,10 +22,18 @@ class ImageModel(nn.Module):
         window_size: side of the sliding window in pixels, 0 = whole image.
         window_stride: its step in pixels.
         window_batch: windows per forward pass.
+        window_decode: "window" decodes every window and averages the outputs, as published; "image"
+            averages the encoder's maps and decodes once.
+
+    Attributes:
+        size_divisibility: sides that the model works on are padded to a multiple of it.
 
     Raises:
-        UserError: a step that leaves gaps between windows.
+        UserError: a step that leaves gaps between windows, another way to decode.
     """
+
+    backbone: Backbone
+    size_divisibility: int
 
     def __init__(
         self,
@@ -33,9 +42,11 @@ class ImageModel(nn.Module):
         window_size: int = 0,
         window_stride: int = 341,
         window_batch: int = 4,
+        window_decode: str = "window",
     ) -> None:
         super().__init__()
-        check_window(window_size, window_stride)
+        check_window(window_size, window_stride, window_decode)
+        self.decode_once = window_decode == "image"
         self.window = {"size": window_size, "stride": window_stride, "batch": window_batch}
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
@@ -51,6 +62,7 @@ class ImageModel(nn.Module):
             "window_size": cfg.TEST.WINDOW.SIZE,
             "window_stride": cfg.TEST.WINDOW.STRIDE,
             "window_batch": cfg.TEST.WINDOW.BATCH,
+            "window_decode": cfg.TEST.WINDOW.DECODE,
         }
 
     @property
@@ -61,6 +73,31 @@ class ImageModel(nn.Module):
     def _normalise(self, image: Tensor) -> Tensor:
         return (image.to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
 
-    def _slide(self, image: Tensor, predict: Callable[[Tensor], Tensor]) -> Tensor:
-        """(3, H, W) in [0, 255] -> (C, H, W): ``predict`` on windows, averaged by coverage."""
-        return slide(self._normalise(image), predict, **self.window)
+    def _slide(self, image: Tensor, **decoding: Any) -> Tensor:
+        """(3, H, W) in [0, 255] -> (C, H, W), by windows where the image is larger than one.
+
+        ``decoding`` goes to :meth:`_decode`.
+        """
+        image = self._normalise(image)
+        if not (self.decode_once and needs_windows(image, self.window["size"])):
+            return slide(image, lambda part: self._predict(part, **decoding), **self.window)
+        padded = self._padded(image[None])[0]
+        features = slide_encoder(padded, self._encode, cell=self.size_divisibility, **self.window)
+        return self._decode(features, tuple(image.shape[-2:]), **decoding)[0]
+
+    def _predict(self, windows: Tensor, **decoding: Any) -> Tensor:
+        """Normalised (B, 3, h, w) -> (B, C, h, w): the maps that are averaged over windows."""
+        return self._decode(self._encode(windows), tuple(windows.shape[-2:]), **decoding)
+
+    def _encode(self, windows: Tensor) -> dict[str, Tensor]:
+        return self.backbone(self._padded(windows))
+
+    def _decode(
+        self, features: dict[str, Tensor], size: tuple[int, int], **decoding: Any
+    ) -> Tensor:
+        """Maps and vectors of the backbone, of images of ``size`` (h, w) -> (B, C, h, w)."""
+        raise NotImplementedError
+
+    def _padded(self, images: Tensor) -> Tensor:
+        """(B, 3, h, w) -> sides that are multiples of ``size_divisibility``."""
+        raise NotImplementedError

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
 
+# What is averaged where windows overlap: maps of the outputs, or maps of the encoder.
+DECODE = ("window", "image")
 
-def check_window(size: int, stride: int) -> None:
-    """Raise UserError if windows would leave gaps."""
+
+def check_window(size: int, stride: int, decode: str = "window") -> None:
+    """Raise UserError if windows would leave gaps, or there is no such way to decode."""
     if size and not 0 < stride <= size:
         raise UserError(f"TEST.WINDOW.STRIDE must be 1 to TEST.WINDOW.SIZE ({size}), not {stride}")
+    if decode not in DECODE:
+        raise UserError(f"TEST.WINDOW.DECODE must be {' or '.join(DECODE)}, not '{decode}'")
 
 
 def window_starts(length: int, size: int, stride: int) -> list[int]:
@@ -45,19 +51,88 @@ def slide(
         (C, H, W) mean over the windows that cover a pixel.
     """
     height, width = image.shape[-2:]
-    if size <= 0 or (height <= size and width <= size):
+    if not needs_windows(image, size):
         return predict(image[None])[0]
-    h, w = min(size, height), min(size, width)
-    corners = [
-        (y, x) for y in window_starts(height, h, stride) for x in window_starts(width, w, stride)
-    ]
     total = torch.zeros(())  # until the first output says how many maps there are
     coverage = image.new_zeros((height, width), dtype=torch.float32)
-    for chunk in (corners[i : i + batch] for i in range(0, len(corners), batch)):
-        windows = torch.stack([image[:, y : y + h, x : x + w] for y, x in chunk])
-        for (y, x), output in zip(chunk, predict(windows), strict=True):
+    for corners, windows in _windows(image, size, stride, batch):
+        h, w = windows.shape[-2:]
+        for (y, x), output in zip(corners, predict(windows), strict=True):
             if total.ndim == 0:
                 total = output.new_zeros((len(output), height, width))
             total[:, y : y + h, x : x + w] += output
             coverage[y : y + h, x : x + w] += 1
     return total.div_(coverage)  # never 0: a stride up to the window's size leaves no gap
+
+
+def slide_encoder(
+    image: Tensor,
+    encode: Callable[[Tensor], dict[str, Tensor]],
+    *,
+    size: int,
+    stride: int,
+    batch: int,
+    cell: int,
+) -> dict[str, Tensor]:
+    """Encode windows and average their maps where they overlap, each on one grid.
+
+    Args:
+        image: (3, H, W), H and W multiples of ``cell``.
+        encode: (B, 3, h, w) -> by name (B, C, h / s, w / s) maps, s a divisor of ``cell``, or
+            (B, C) vectors.
+        size: side of the window in pixels, rounded up to a multiple of ``cell``.
+        stride: step of the window in pixels, rounded down to a multiple of ``cell``, so that cells
+            of windows are cells of the image.
+        batch: windows per call of ``encode``.
+        cell: side in pixels of the encoder's coarsest cell.
+
+    Returns:
+        By name (1, C, H / s, W / s): the mean over windows that cover a cell; vectors (1, C): the
+        mean over windows.
+    """
+    size, stride = -(-size // cell) * cell, max(stride // cell, 1) * cell
+    height, width = image.shape[-2:]
+    total: dict[str, Tensor] = {}
+    coverage = image.new_zeros((1, 1, height // cell, width // cell), dtype=torch.float32)
+    count = 0
+    for corners, windows in _windows(image, size, stride, batch):
+        h, w = windows.shape[-2:]
+        count += len(corners)
+        for y, x in corners:
+            _part(coverage, y // cell, x // cell, h // cell, w // cell).add_(1)
+        for name, outputs in encode(windows).items():
+            if outputs.ndim == 2:
+                total[name] = total.get(name, 0) + outputs.sum(0, keepdim=True)
+                continue
+            channels, rows, columns = outputs.shape[1:]
+            step = h // rows
+            if name not in total:
+                total[name] = outputs.new_zeros((1, channels, height // step, width // step))
+            for (y, x), output in zip(corners, outputs, strict=True):
+                _part(total[name], y // step, x // step, rows, columns).add_(output)
+    return {
+        name: maps / (count if maps.ndim == 2 else F.interpolate(coverage, maps.shape[-2:]))
+        for name, maps in total.items()
+    }
+
+
+def _part(maps: Tensor, top: int, left: int, rows: int, columns: int) -> Tensor:
+    return maps[..., top : top + rows, left : left + columns]
+
+
+def needs_windows(image: Tensor, size: int) -> bool:
+    """Whether (3, H, W) ``image`` is larger than a window of ``size``; 0 = the whole image."""
+    return size > 0 and max(image.shape[-2:]) > size
+
+
+def _windows(
+    image: Tensor, size: int, stride: int, batch: int
+) -> Iterator[tuple[list[tuple[int, int]], Tensor]]:
+    """At most ``batch`` corners (y, x) and windows (B, 3, h, w) at a time."""
+    height, width = image.shape[-2:]
+    h, w = min(size, height), min(size, width)
+    corners = [
+        (y, x) for y in window_starts(height, h, stride) for x in window_starts(width, w, stride)
+    ]
+    for chunk in (corners[i : i + batch] for i in range(0, len(corners), batch)):
+        yield chunk, torch.stack([image[:, y : y + h, x : x + w] for y, x in chunk])

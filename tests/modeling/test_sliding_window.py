@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from tdos_d2.modeling.sliding_window import slide, window_starts
+from tdos_d2.errors import UserError
+from tdos_d2.modeling.sliding_window import check_window, slide, slide_encoder, window_starts
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,47 @@ def test_whole_image():
     image = torch.randn(3, 9, 31)
     result = slide(image, lambda x: x * 2, size=0, stride=3, batch=1)
     torch.testing.assert_close(result, image * 2)
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 40), (8, 48), (32, 32)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_maps_of_an_encoder_are_averaged_cell_by_cell(height, width, batch):
+    """Each window adds its own number: the average shows which windows covered a cell."""
+    image = torch.randn(3, height, width)
+    seen = []
+
+    def encode(windows):
+        outputs = []
+        for window in windows:
+            seen.append(float(len(seen)))
+            outputs.append(window + seen[-1])
+        outputs = torch.stack(outputs)
+        return {
+            "fine": F.avg_pool2d(outputs, 4),
+            "coarse": F.avg_pool2d(outputs, 8),
+            "vector": outputs.mean((2, 3)),
+        }
+
+    # 13 and 9 become 16 and 8: windows of whole cells that begin on cells.
+    result = slide_encoder(image, encode, size=13, stride=9, batch=batch, cell=8)
+    total, count, vectors = torch.zeros(height, width), torch.zeros(height, width), []
+    h, w = min(16, height), min(16, width)
+    corners = [
+        (y, x)
+        for y in range(0, max(height - 16, 0) + 1, 8)
+        for x in range(0, max(width - 16, 0) + 1, 8)
+    ]
+    for number, (y, x) in enumerate(corners):
+        total[y : y + h, x : x + w] += number
+        count[y : y + h, x : x + w] += 1
+        vectors.append(image[:, y : y + h, x : x + w].mean((1, 2)) + number)
+    assert len(corners) == len(seen)
+    expected = (image + total / count)[None]
+    torch.testing.assert_close(result["fine"], F.avg_pool2d(expected, 4))
+    torch.testing.assert_close(result["coarse"], F.avg_pool2d(expected, 8))
+    torch.testing.assert_close(result["vector"][0], torch.stack(vectors).mean(0))
+
+
+def test_way_to_decode_is_known():
+    with pytest.raises(UserError, match="TEST.WINDOW.DECODE must be window or image, not 'once'"):
+        check_window(512, 341, "once")

@@ -18,7 +18,10 @@ class FreezableEncoder(Backbone):
         channels: of the four taps, finest first.
         strides: of the four taps; the dense embedding has the last one.
         dense_channels: of the dense embedding.
+        memory_format: of the images that the network is given.
     """
+
+    memory_format = torch.contiguous_format
 
     def freeze(self, whole: bool, norms: bool) -> None:
         """Say what is frozen, once all parts are there.
@@ -59,6 +62,7 @@ class FreezableEncoder(Backbone):
             ``tap1`` ... ``tap4`` (B, C, h, w) and ``dense`` (B, D, h, w), as in ``output_shape``,
             and ``embedding`` (B, D), the image embedding.
         """
+        images = images.contiguous(memory_format=self.memory_format)
         # A frozen encoder has no backward pass: keep no activations for it.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             taps, embedding, dense = self.encode(images, region)

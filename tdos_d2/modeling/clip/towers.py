@@ -7,7 +7,8 @@ among the text tokens. Parity with the public functions is tested to 1e-5.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -68,13 +69,14 @@ class ViTTower(nn.Module):
         x = x + _resize_positions(visual.positional_embedding, self.grid_size, grid).to(x.dtype)
         x = visual.ln_pre(x)
         taps = []
-        for number, block in enumerate(visual.transformer.resblocks, start=1):
-            if region is not None and number in self.noisy_blocks:
-                x = self._perturbed(block, x, coverage(region, grid))
-            else:
-                x = block(x)
-            if number in self.taps:
-                taps.append(_to_map(x[:, 1:], grid))  # without the class token
+        with _fused_attention():
+            for number, block in enumerate(visual.transformer.resblocks, start=1):
+                if region is not None and number in self.noisy_blocks:
+                    x = self._perturbed(block, x, coverage(region, grid))
+                else:
+                    x = block(x)
+                if number in self.taps:
+                    taps.append(_to_map(x[:, 1:], grid))  # without the class token
         # CLIP does this with the class token; the same two steps take patch tokens to text space.
         x = visual.ln_post(x) @ visual.proj
         return ImageTokens(taps, x[:, 0], _to_map(x[:, 1:], grid))
@@ -177,9 +179,24 @@ class TextTower(nn.Module):
         length = tokens.shape[1]
         x = tokens + self.positional_embedding[:length].to(tokens.dtype)
         # A causal mask's corner is the causal mask of a shorter sequence.
-        x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
+        with _fused_attention():
+            x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
         x = self.ln_final(x)
         return x[torch.arange(len(x), device=x.device), end] @ self.text_projection
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """nn.MultiheadAttention through ``scaled_dot_product_attention`` without gradients, too.
+
+    Its own "fast path" of evaluation writes out the attention matrix, and is slower.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _resize_positions(table: Tensor, stored: tuple[int, int], grid: Sequence[int]) -> Tensor:

@@ -1,0 +1,108 @@
+"""Layers that follow each other become one, for a model that only predicts."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from .backbone import ScaleNeck
+from .pixel_decoder import TextPixelDecoder
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def fuse_for_prediction(model: nn.Module) -> nn.Module:
+    """Fold what is linear, in place: the same maps up to rounding, with fewer layers.
+
+    BatchNorm of a convolutional encoder goes into the convolution before it, and the encoder works
+    on channels-last maps; the last deconvolution of a ``ScaleNeck`` and the 1x1 convolution of the
+    pixel decoder behind it become one. The model can no longer be trained, saved or loaded.
+
+    Args:
+        model: a meta-architecture with a ``backbone``, in evaluation mode, on its device.
+
+    Returns:
+        The model.
+    """
+    backbone = model.backbone
+    if any(isinstance(part, _BatchNorm) for part in backbone.modules()):
+        _fuse_norms(backbone)
+        backbone.memory_format = torch.channels_last
+        backbone.to(memory_format=torch.channels_last)
+    neck, decoder = getattr(model, "neck", None), getattr(model, "pixel_decoder", None)
+    if isinstance(neck, ScaleNeck) and isinstance(decoder, TextPixelDecoder):
+        # Coarsest first in the decoder; its finest level goes through a layer of its own.
+        first_layers = [decoder.lateral, *reversed(decoder.inputs)]
+        for level, first in zip(neck.levels, first_layers, strict=True):
+            if isinstance(level, nn.Sequential) and isinstance(level[-1], nn.ConvTranspose2d):
+                level[-1] = _joined(level[-1], first[0])
+                first[0] = nn.Identity()
+    return model
+
+
+def _fuse_norms(encoder: nn.Module) -> None:
+    """Fold BatchNorm into the convolution whose output it is given.
+
+    Which that is shows a small forward pass; a second one shows that nothing else was given the
+    output, for then the maps would not be the same.
+    """
+    d = encoder.size_divisibility
+    weight = next(encoder.parameters())
+    images = torch.rand((1, 3, d, 2 * d), device=weight.device)
+    pairs: dict[nn.Module, nn.Module] = {}
+    made_by: dict[int, tuple[nn.Module, Tensor]] = {}  # with the tensor, so that ids stay unique
+
+    def note(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            made_by[id(output)] = module, output
+        elif id(inputs[0]) in made_by:
+            pairs[module] = made_by[id(inputs[0])][0]
+
+    handles = [
+        part.register_forward_hook(note)
+        for part in encoder.modules()
+        if isinstance(part, (nn.Conv2d, _BatchNorm)) and not part.training
+    ]
+    expected = encoder(images)
+    for handle in handles:
+        handle.remove()
+    kept = {}
+    for norm, conv in pairs.items():
+        kept[conv] = conv.weight, conv.bias
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
+            norm.weight, norm.bias,
+        )  # fmt: skip
+    names = {norm: name for name, norm in encoder.named_modules() if norm in pairs}
+    for norm, name in names.items():
+        encoder.set_submodule(name, _behind(norm))
+    maps = encoder(images)
+    if all((maps[k] - v).abs().max() <= 1e-3 * v.abs().max() for k, v in expected.items()):
+        return
+    logger.info("the BatchNorm layers of this encoder cannot be folded: it stays as it is")
+    for conv, (weight, bias) in kept.items():
+        conv.weight, conv.bias = weight, bias
+    for norm, name in names.items():
+        encoder.set_submodule(name, norm)
+
+
+def _behind(norm: nn.Module) -> nn.Module:
+    """What a BatchNorm layer does after normalising; timm's has the activation in it."""
+    return nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
+
+
+def _joined(deconv: nn.ConvTranspose2d, conv: nn.Conv2d) -> nn.ConvTranspose2d:
+    """``conv``, 1x1, after ``deconv``, as one deconvolution."""
+    joined = nn.ConvTranspose2d(
+        deconv.in_channels, conv.out_channels, deconv.kernel_size, deconv.stride
+    ).to(deconv.weight)
+    matrix = conv.weight[:, :, 0, 0]  # (out, middle)
+    joined.weight.copy_(torch.einsum("imyx,om->ioyx", deconv.weight, matrix))
+    bias = matrix @ deconv.bias
+    joined.bias.copy_(bias if conv.bias is None else bias + conv.bias)
+    return joined
