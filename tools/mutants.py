@@ -218,6 +218,22 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "(score >= levels[middle])"),
         "an object must be larger": (">= min_area).any()", "> min_area).any()"),
     },
+    ("tdos_d2/evaluation/instance_metrics.py", "tests/evaluation/test_breakdown.py"): {
+        "instances on void are wrong": ("(scores.ignored <= overlap)", "True"),
+        "AP by the step rule": ("(precision[1:] + precision[:-1]) / 2", "precision[1:]"),
+        "small instances count": ("true_area >= MIN_INSTANCE", "true_area >= 1"),
+    },
+    ("tdos_d2/evaluation/threshold_rules.py", "tests/evaluation/test_breakdown.py"): {
+        "one level more than the FPR": ("last = unsure - 1", "last = unsure"),
+        "coarse thresholds": ("if bins.single[occupied[unsure]]:", "if True:"),
+    },
+    ("tdos_d2/inference/frame_selection.py", "tests/inference/test_labelling_formats.py"): {
+        "worst frames of one event": ("worth = weight * distance", "worth = weight * 1"),
+    },
+    ("tdos_d2/data/reading.py", "tests/data/test_own_training_sets.py"): {
+        "unknown colours are the nearest": ("unknown = known[place] != codes",
+            "unknown = known[place] < 0"),
+    },
     ("tdos_d2/engine/optimizer.py", "tests/engine/test_optimizer.py"): {
         "gradients not clipped": ("optimizer.register_step_pre_hook(clip_gradients)",
             "pass"),

@@ -117,9 +117,9 @@ def threshold_rule(cfg: CfgNode) -> ThresholdRule:
     weights = local_weights(cfg)
     found = None if weights is None else load_calibration(weights)
     if found is None:
-        place = "beside a file that MODEL.WEIGHTS names" if weights is None else weights
+        place = "MODEL.WEIGHTS, which is no file" if weights is None else weights
         raise UserError(
-            f"TEST.THRESHOLD: no calibrated threshold {place}: tools/calibrate.py makes it"
+            f"TEST.THRESHOLD: no calibrated threshold beside {place}: tools/calibrate.py makes it"
         )
     if found.score != score_label(cfg):
         raise UserError(

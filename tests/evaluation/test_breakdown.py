@@ -27,28 +27,26 @@ def boxes(shape: tuple[int, int], *given: tuple) -> np.ndarray:
 
 
 def test_instances_by_hand():
-    """Two of 4x5 pixels, one of 3x3 that is too small to count, and 10 pixels of void."""
+    """Two of 4x5 pixels, one of 3x3 that is too small to count, and 15 pixels of void."""
     objects = (1, 5, 1, 6, 1), (1, 5, 10, 15, 1), (1, 4, 20, 23, 1)
-    label = boxes((20, 40), *objects, (8, 10, 1, 6, 255))
+    label = boxes((20, 40), *objects, (8, 11, 1, 6, 255))
     score = boxes(
         (20, 40),
         (1, 5, 1, 6, 4),  # the first instance, exactly: IoU 1
         (1, 5, 10, 13, 3),  # 12 of the 20 pixels of the second: IoU 0.6
         (1, 4, 20, 23, 6),  # the small one, exactly: does not count
-        (8, 12, 1, 6, 5),  # 20 pixels, half of them on void: ignored while 0.5 > overlap
+        (8, 12, 1, 6, 5),  # 20 pixels, 15 of them on void: does not count while 0.75 > overlap
         (15, 17, 30, 32, 2),  # nothing
     )
     scores = score_instances(Frame(score, label.astype(np.uint8)), 1.0, 1)
     metrics = instance_metrics([scores])
     assert (metrics["instances"], metrics["predicted"]) == (2, 5)
-    # Ranked at overlap 0.5: void 5 is wrong (0.5 <= 0.5), hit 4, hit 3, wrong 2.
-    # (recall, precision): (0, 1), (0, 0), (1/2, 1/2), (1, 2/3), (1, 1/2); by trapezoids:
-    at_50 = 1 / 2 * (0 + 1 / 2) / 2 + 1 / 2 * (1 / 2 + 2 / 3) / 2
-    assert metrics["AP50"] == pytest.approx(100 * at_50, abs=1e-12)
-    # From 0.6 on the second is missed, and its prediction is wrong: (0, 0), (1/2, 1/2), ...
-    # 0.55 is as 0.5; 0.6 to 0.95 have a single hit at rank 2.
-    later = 1 / 2 * (0 + 1 / 2) / 2
-    assert metrics["AP"] == pytest.approx(100 * (2 * at_50 + 8 * later) / 10, abs=1e-12)
+    # (recall, precision) at 0.5 and 0.55, hit 4, hit 3, wrong 2: (0, 1), (1/2, 1), (1, 1), (1, 2/3)
+    assert metrics["AP50"] == pytest.approx(100, abs=1e-12)
+    # At 0.6, 0.65, 0.7, hit 4, wrong 3, wrong 2: (0, 1), (1/2, 1), (1/2, 1/2), (1/2, 1/3). From
+    # 0.75 to 0.95, wrong 5, hit 4 and so on: (0, 1), (0, 0), (1/2, 1/2), (1/2, 1/3) ...
+    by_hand = (2 * 1 + 3 * 1 / 2 + 5 * 1 / 2 * (0 + 1 / 2) / 2) / 10
+    assert metrics["AP"] == pytest.approx(100 * by_hand, abs=1e-12)
 
 
 def test_instances_of_the_label_or_given():

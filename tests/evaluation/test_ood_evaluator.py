@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import os
@@ -16,7 +17,13 @@ from PIL import Image
 
 from tdos_d2.config import add_tdos_config
 from tdos_d2.errors import UserError
-from tdos_d2.evaluation import OODEvaluator, build_evaluator, evaluate_scores
+from tdos_d2.evaluation import (
+    OODEvaluator,
+    build_evaluator,
+    evaluate_breakdown,
+    evaluate_scores,
+)
+from tdos_d2.evaluation.calibration import Calibration, save_calibration
 
 SIZES = [(20, 30), (30, 20), (25, 25)]
 
@@ -97,6 +104,31 @@ def test_plain_segmentation_model_is_scored_by_max_logit(ood_set):
     scores = [-x.numpy().max(axis=0) for x in logits]
     expected = evaluate_scores(list(zip(scores, labels, strict=True)), min_pred=1, min_gt=1)
     assert got == {"ood": expected}
+
+
+def test_a_calibrated_threshold_and_the_breakdown(ood_set, tmp_path, caplog):
+    dicts, labels, scores = ood_set
+    outputs = [{"ood_score": score} for score in tensors(scores)]
+    cfg = get_cfg()
+    add_tdos_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "TDOS"
+    cfg.TEST.THRESHOLD, cfg.TEST.BREAKDOWN = "calibrated", True
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    (tmp_path / "model.pth").write_bytes(b"weights")
+    with pytest.raises(UserError, match=r"TEST.THRESHOLD: no calibrated threshold .*model\.pth"):
+        build_evaluator(cfg, "tiny_ood")
+    made = Calibration(1.25, 0.1, frames=20, min_area=5, score="entropy")
+    save_calibration(cfg.MODEL.WEIGHTS, made)
+    with pytest.raises(UserError, match="is for entropy, the score is log_s_ood"):
+        build_evaluator(cfg, "tiny_ood")
+    save_calibration(cfg.MODEL.WEIGHTS, dataclasses.replace(made, score="log_s_ood"))
+    with caplog.at_level(logging.INFO):
+        results = run(build_evaluator(cfg, "tiny_ood"), dicts, outputs)
+    assert "components at 1.25 (calibrated on 20 normal frames)" in caplog.text
+    pairs, sizes = list(zip(scores, labels, strict=True)), {"min_pred": 1, "min_gt": 1}
+    assert results.pop("ood") == evaluate_scores(pairs, **sizes, threshold="1.25")
+    rows = evaluate_breakdown(pairs, **sizes, threshold="1.25")
+    assert results == {f"ood_{name}": row for name, row in rows.items()} != {}
 
 
 def test_other_scores_are_tasks_of_their_own(ood_set):
