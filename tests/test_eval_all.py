@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
+from tdos_commands.train import run as train
 from tdos_d2.data import read_label
 from tdos_d2.engine import TDOSCheckpointer, check_run, load_config
 from tdos_d2.errors import UserError
@@ -63,10 +61,19 @@ OUTPUT_DIR: "{folder}/output"
 """
 
 
-@pytest.fixture(scope="module")
-def evaluated(tmp_path_factory):
-    """(folder, what was printed) of train_net.py --eval-only on an untrained checkpoint."""
+EVALUATED: list[tuple[Path, str]] = []
+
+
+@pytest.fixture
+def evaluated(few_scenes, tmp_path_factory, monkeypatch, capsys):
+    """(folder, what was printed) of train_net.py --eval-only on an untrained checkpoint.
+
+    Made by the first test that asks for it, in whose end the loggers are put right.
+    """
+    if EVALUATED:
+        return EVALUATED[0]
     folder = tmp_path_factory.mktemp("eval_all")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(folder / "nothing"))
     weights = folder / "model" / "tiny.pth"
     base = ROOT / "configs" / "demo.yaml"
     config = folder / "all.yaml"
@@ -77,17 +84,9 @@ def evaluated(tmp_path_factory):
     weights.parent.mkdir()
     TDOSCheckpointer(build_model(cfg), str(weights.parent)).save("tiny")
     config.write_text(CONFIG.format(base=base, weights=weights, folder=folder))
-    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(config)]
-    environment = {"OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(folder / "nothing")}
-    done = subprocess.run(
-        [*command, "--eval-only", "MODEL.DEVICE", "cpu"],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,  # a guard against hanging, not a measure
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return folder, done.stdout
+    train(["--config-file", str(config), "--eval-only", "MODEL.DEVICE", "cpu"])
+    EVALUATED.append((folder, capsys.readouterr().out))
+    return EVALUATED[0]
 
 
 def test_three_tables_of_what_is_there(evaluated):

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from tdos_commands.train import run as train
+
 ROOT = Path(__file__).parents[1]
 # A model, crops and scenes that make an iteration cheap; everything else is the demo's.
 SMALL = """
@@ -94,11 +96,15 @@ def test_training_ends_with_an_operating_threshold(folder, trained):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts CPU processes")
-def test_evaluation_in_two_processes_gives_what_training_gave(trained, folder):
-    weights = ("MODEL.WEIGHTS", "one/model_final.pth")
-    words = ("--num-gpus", "2", "--eval-only", *weights, "OUTPUT_DIR", "two")
-    text, results = succeed(folder, *words)
+def test_evaluation_in_two_processes_gives_what_training_gave(
+    trained, folder, forked_processes, monkeypatch
+):
+    monkeypatch.chdir(folder)
+    given = ["--config-file", "small.yaml", "--dist-url", "auto", "--num-gpus", "2", "--eval-only"]
+    train([*given, "MODEL.WEIGHTS", "one/model_final.pth", "OUTPUT_DIR", "two"])
+    results = json.loads((folder / "two" / "results.json").read_text())
     assert results == trained
+    text = (folder / "two" / "log.txt").read_text()
     assert "demo_ood_hard" in text and "AP" in text
     assert set(results["demo_ood_hard"]["ood"]) >= {"AP", "AUROC", "FPR95", "F1"}
 
@@ -130,3 +136,4 @@ def test_two_processes_train_until_an_image_is_broken(folder, tmp_path):
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("error: cannot read image") and "val/6.png" in last
     assert "Traceback" not in result.stderr + result.stdout
+    assert "Warning" not in result.stderr  # nor in that of the processes it started
