@@ -24,12 +24,13 @@ def fuse_for_prediction(model: nn.Module) -> nn.Module:
     pixel decoder behind it become one. The model can no longer be trained, saved or loaded.
 
     Args:
-        model: a meta-architecture with a ``backbone``, in evaluation mode, on its device.
+        model: a meta-architecture with a ``backbone``, on its device.
 
     Returns:
-        The model.
+        The model, in evaluation mode.
     """
-    backbone = model.backbone
+    # In training mode the trial passes would change the running statistics of BatchNorm.
+    backbone = model.eval().backbone
     if any(isinstance(part, _BatchNorm) for part in backbone.modules()):
         _fuse_norms(backbone)
         backbone.memory_format = torch.channels_last

@@ -46,7 +46,7 @@ def test_scores_stay(kind, tiny_cfg):
     cfg.TEST.WINDOW.SIZE = 0
     torch.manual_seed(0)
     model = trained(build_model(cfg))
-    fused = fuse_for_prediction(copy.deepcopy(model))
+    fused = fuse_for_prediction(copy.deepcopy(model).train())  # as --eval-only builds it
     torch.testing.assert_close(scores(fused), scores(model), atol=1e-4, rtol=1e-4)
     if kind == "vit":
         # Patches of 8 pixels: one level is enlarged, and its 1x1 convolution is gone.
