@@ -169,7 +169,7 @@ def test_shipped_config_names_sets_that_are_registered():
         (("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(0,)"), "TEST.AUG.MIN_SIZES"),
     ],
 )
-def test_wrong_settings_are_told_before_the_start(words, says, tmp_path):
+def test_wrong_settings_are_told_before_the_start(few_scenes, words, says, tmp_path):
     from detectron2.engine import default_argument_parser
 
     words = ["OUTPUT_DIR", str(tmp_path), *words]
