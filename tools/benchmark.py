@@ -3,7 +3,9 @@
 
     python tools/benchmark.py evaluation               speed of the OOD metrics: minutes, 8 GB
     python tools/benchmark.py evaluation --frames 3    a quick look
+    python tools/benchmark.py inference                a prediction: minutes, 5 GB
     python tools/benchmark.py startup                  imports and --help: two minutes
+    python tools/benchmark.py train                    a training step: minutes
 
 ``python tools/benchmark.py WHAT --help`` says what is measured.
 """
@@ -15,11 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import evaluation, startup
+from benchmarks import evaluation, inference, startup, train
 
 from tdos_commands import options
 
-COMMANDS = (evaluation, startup)
+COMMANDS = (evaluation, inference, startup, train)
 
 
 def _parser() -> options.Parser:

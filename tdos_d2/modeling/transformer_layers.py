@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -66,10 +68,16 @@ class Attention(nn.Module):
         return self.dropout(self.out_proj(x.transpose(1, 2).flatten(2)))  # heads side by side
 
 
+# In place: one map of the hidden width less to write.
+_RELU = partial(nn.ReLU, inplace=True)
+
+
 class FeedForward(nn.Sequential):
     """Linear, activation, linear: (..., C) -> (..., C)."""
 
-    def __init__(self, dim: int, hidden_dim: int, activation: type[nn.Module] = nn.ReLU) -> None:
+    def __init__(
+        self, dim: int, hidden_dim: int, activation: Callable[[], nn.Module] = _RELU
+    ) -> None:
         super().__init__(nn.Linear(dim, hidden_dim), activation(), nn.Linear(hidden_dim, dim))
         init_xavier(self[0], self[2])
 

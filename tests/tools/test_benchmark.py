@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 from script_loading import load_script
 
@@ -58,3 +59,67 @@ def test_imports_and_commands_are_timed_without_the_first_run(tool):
 
 def test_median_and_spread(tool):
     assert tool.startup.median_and_spread([3.0, 0.5, 1.25]) == "1.25 (0.50 to 3.00)"
+
+
+@pytest.fixture
+def tiny_file(tiny_cfg, tmp_path):
+    tiny_cfg.INPUT.MIN_SIZE_TEST = 0
+    tiny_cfg.TEST.WINDOW.SIZE, tiny_cfg.TEST.WINDOW.STRIDE = 64, 40
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny_cfg.dump())
+    return str(path)
+
+
+def directly(function, *arguments):
+    return function(*arguments)
+
+
+def test_prediction_is_compared_with_the_plain_way(tool, capsys, monkeypatch, tiny_file):
+    monkeypatch.setattr(tool.inference, "in_own_process", directly)
+    words = ["inference", "--config-file", tiny_file, "--size", "96x64", "--repeat", "1"]
+    args = tool._parser().parse_args(words)
+    calls = []
+    plain = tool.inference.measure
+
+    def measure(way, args):
+        found = plain(way, args)
+        calls.append(way)
+        return (*found[:2], found[2] + errors.get(way, 0), found[3])
+
+    monkeypatch.setattr(tool.inference, "measure", measure)
+    errors = {}
+    args.run(args)
+    assert calls == ["plain", "ours", "image"]
+    assert re.search(r"^ours .* >= 2.2 +[\d.]+e-0[5-9] +0.000 %$", capsys.readouterr().out, re.M)
+    args.ways = ["plain", "ours"]
+    for errors["ours"] in (1e-3, float("nan")):
+        with pytest.raises(SystemExit, match="error: the scores differ by"):
+            args.run(args)
+
+
+def test_training_step_is_compared_with_the_plain_way(tool, capsys, monkeypatch, tiny_file):
+    monkeypatch.setattr(tool.train, "in_own_process", directly)
+    words = ["train", "--config-file", tiny_file, "--batch", "2", "--repeat", "1"]
+    args = tool._parser().parse_args([*words, "INPUT.CROP.SIZE", "(64, 96)"])
+    args.run(args)
+    assert re.search(r"^ours .* >= 1.5$", capsys.readouterr().out, re.M)
+    monkeypatch.setattr(
+        tool.train, "measure", lambda way, args: ([1.0], 1.0, np.array([1, len(way)]))
+    )
+    with pytest.raises(SystemExit, match="more than"):
+        args.run(args)
+
+
+def test_plain_deformable_attention_is_that_of_the_project(tool):
+    from benchmarks.plain import sampled_per_level
+
+    from tdos_d2.modeling.deformable_attention import _attend
+
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 4), (6, 8)]
+    value = torch.randn(2, 60, 2, 3, generator=generator)
+    reference = torch.rand(5, 2, generator=generator)
+    offsets = torch.randn(2, 5, 2, 2, 4, 2, generator=generator)
+    weights = torch.rand(2, 5, 2, 2, 4, generator=generator)
+    arguments = value, shapes, reference, offsets, weights
+    torch.testing.assert_close(_attend(*arguments), sampled_per_level(*arguments))

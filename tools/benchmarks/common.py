@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import multiprocessing
 import os
 import platform
+import resource
 import statistics
+import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,21 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     start = time.process_time()
     result = function()
     return time.process_time() - start, result
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function gives in a new process, whose memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1, warnings.simplefilter, ("ignore",)) as pool:
+        return pool.apply(function, arguments)
+
+
+def peak_memory() -> float:
+    """GiB that this process has held at most, or on a GPU what torch has."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1024**3
+    unit = 1024**3 if sys.platform == "darwin" else 1024**2
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def median_and_spread(values: Sequence[float], digits: int = 2) -> str:

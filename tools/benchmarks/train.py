@@ -1,0 +1,118 @@
+"""``benchmark.py train``: images per second and memory of a training step, beside the plain way.
+
+  plain   deformable attention by grid_sample, attention of the frozen encoder as open_clip has it
+  ours    what train_net.py does; the losses must agree with the plain way's
+
+A step is forward, backward and optimizer on synthetic crops that are in memory; each way runs in a
+process of its own, on all cores that torch may use, or on a GPU where there is one. Medians of the
+time on the clock, with the smallest and the largest value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+
+from tdos_commands import options
+
+from .common import hardware, in_own_process, median_and_spread, peak_memory
+
+# Largest relative difference of the losses' sum from the plain way's, in each step.
+TOLERANCE = 1e-3
+GOAL = 1.5
+
+
+def add_command(commands: Any) -> None:
+    """Add ``train`` to the parser's commands."""
+    command = commands.add_parser(
+        "train",
+        help="time and memory of a training step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    command.add_argument(
+        "--config-file", default="configs/camvid/tdos_lite2.yaml", metavar="FILE"
+    )
+    command.add_argument(
+        "--batch", type=options.whole(1), default=4, metavar="N", help="images (default: 4)"
+    )
+    command.add_argument(
+        "--repeat", type=options.whole(1), default=5, metavar="N", help="steps (default: 5)"
+    )
+    command.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config options")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure and print; losses that differ from the plain way's are an error."""
+    from tdos_d2.evaluation.tables import format_rows
+
+    print(f"{hardware('torch')}, {args.config_file}, {args.batch} images\n")
+    found = {way: in_own_process(measure, way, args) for way in ("plain", "ours")}
+    plain = found["plain"]
+    rows = [
+        {
+            "way": way,
+            "seconds": median_and_spread(seconds),
+            "images/s": f"{args.batch / np.median(seconds):.2f}",
+            "GiB": f"{memory:.2f}",
+            "times faster": f"{np.median(plain[0]) / np.median(seconds):.2f}",
+            "goal": f">= {GOAL}" if way == "ours" else "",
+        }
+        for way, (seconds, memory, _) in found.items()
+    ]
+    print(format_rows(rows, "table"))
+    difference = np.abs(found["ours"][2] / plain[2] - 1).max()
+    print(f"\nlosses differ by {difference:.1e} of their sum")
+    if not difference <= TOLERANCE:  # NaN is no agreement
+        raise SystemExit(f"error: that is more than {TOLERANCE}")
+
+
+def measure(way: str, args: argparse.Namespace) -> tuple[list[float], float, np.ndarray]:
+    """Seconds of each step but the first, peak memory in GiB, and the losses' sums."""
+    import torch
+    from detectron2.utils.events import EventStorage
+
+    from tdos_d2.engine import Trainer, build_optimizer
+    from tdos_d2.loading.config_files import load_config
+
+    from .plain import plain
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    cfg = load_config(args.config_file, ["MODEL.DEVICE", device, *args.opts])
+    torch.manual_seed(0)
+    model = Trainer.build_model(cfg).train()
+    optimizer = build_optimizer(cfg, model)
+    batch = crops(args.batch, cfg.INPUT.CROP.SIZE, model.num_known)
+    seconds, losses = [], []
+    with EventStorage(), plain(model) if way == "plain" else nullcontext():
+        for step in range(args.repeat + 1):
+            torch.manual_seed(step)  # the points that the losses look at
+            start = time.perf_counter()
+            loss = sum(model(batch).values())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            seconds.append(time.perf_counter() - start)
+    return seconds[1:], peak_memory(), np.array(losses)
+
+
+def crops(count: int, size: tuple[int, int], num_known: int) -> list[dict[str, Any]]:
+    """Inputs of a training step: noise, and labels of all classes in squares."""
+    import torch
+
+    height, width = size
+    generator = torch.Generator().manual_seed(0)
+    cells = (count, height // 32 + 1, width // 32 + 1)
+    labels = torch.randint(0, num_known + 1, cells, generator=generator)
+    labels = labels.repeat_interleave(32, 1).repeat_interleave(32, 2)[:, :height, :width]
+    images = torch.randint(0, 256, (count, 3, height, width), generator=generator)
+    return [
+        {"image": image.to(torch.uint8), "sem_seg": label}
+        for image, label in zip(images, labels, strict=True)
+    ]
