@@ -31,7 +31,9 @@ from tdos_commands import options
 _package = ModuleType("_tdos_d2_alone")
 _package.__path__ = [str(Path(__file__).resolve().parent.parent / "tdos_d2")]
 sys.modules[_package.__name__] = _package
-errors, files = (importlib.import_module(f"_tdos_d2_alone.{name}") for name in ("errors", "files"))
+cores, errors, files = (
+    importlib.import_module(f"_tdos_d2_alone.{name}") for name in ("cores", "errors", "files")
+)
 PrepareError = errors.UserError  # one line that names the file or folder
 
 _T = TypeVar("_T")
@@ -77,7 +79,7 @@ def argument_parser(
     parser.add_argument(
         "--jobs",
         type=options.whole(1),
-        default=min(8, os.cpu_count() or 1),
+        default=min(8, cores.usable_cores()),
         help="number of threads (default: %(default)s)",
     )
     parser.add_argument("--dry-run", action="store_true", help="check and count, write nothing")

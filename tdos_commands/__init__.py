@@ -2,14 +2,19 @@
 
 A package of its own, because ``import tdos_d2`` loads torch and Detectron2, which takes seconds:
 ``--help`` and wrong options are answered without. ``tdos_d2`` is imported in functions only, after
-the command line is read.
+the command line is read. OpenMP reads its settings when torch is loaded: they are made here.
 """
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NoReturn
+
+# By its path: importing any module of tdos_d2 loads torch first.
+runpy.run_path(str(Path(__file__).parents[1] / "tdos_d2" / "cores.py"))["settle_openmp"]()
 
 
 def exit_with_one_line(function: Callable[[], object]) -> None:

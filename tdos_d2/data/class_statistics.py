@@ -14,6 +14,7 @@ from detectron2.utils.file_io import PathManager
 from tqdm.contrib.concurrent import thread_map
 
 from ..cache import cache_root, keep_array, read_array
+from ..cores import usable_cores
 from ..errors import UserError
 from .reading import read_label, value_table
 
@@ -48,7 +49,7 @@ def class_statistics(
     if bare is not None:
         raise UserError(f"dataset '{metadata.name}': {bare['file_name']} has no label to count")
     paths = [str(record["sem_seg_file_name"]) for record in dicts]
-    jobs = jobs or min(8, os.cpu_count() or 1)
+    jobs = jobs or min(8, usable_cores())
     if cache is None:
         return _count(paths, metadata, jobs)[:, :num_classes]
     digests = np.array(_digests(paths, metadata, jobs))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from argparse import Namespace
@@ -15,6 +14,7 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from ..cores import threads_are_users, usable_cores
 from ..errors import UserError, user_message
 from ..loading.config_files import register_datasets
 
@@ -48,9 +48,9 @@ def launch_job(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more
 
 def _worker(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more: object) -> None:
     num_processes = comm.get_local_size()
-    if num_processes > 1 and not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+    if num_processes > 1 and not torch.cuda.is_available() and not threads_are_users():
         # Otherwise each process starts a thread per core.
-        torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
+        torch.set_num_threads(max(1, usable_cores() // num_processes))
     register_datasets(cfg)  # again: a new process knows the built-in sets only
     # The trainer logs exceptions with their traceback; users' own mistakes need none.
     logging.getLogger("detectron2.engine.train_loop").addFilter(

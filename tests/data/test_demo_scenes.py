@@ -120,7 +120,7 @@ def test_training_split_is_made_once_and_always_the_same(cache, tmp_path, monkey
 def test_scenes_do_not_depend_on_the_processes_that_draw_them(cache, tmp_path, monkeypatch):
     alone = DatasetCatalog.get("demo_val")
     monkeypatch.setattr("tdos_d2.data.demo_scenes.dataset._SCENES_PER_WORKER", 20)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("tdos_d2.data.demo_scenes.dataset.usable_cores", lambda: 2)
     monkeypatch.setenv("TDOS_CACHE", str(tmp_path))
     state = torch.get_rng_state()
     for one, other in zip(alone, DatasetCatalog.get("demo_val"), strict=True):

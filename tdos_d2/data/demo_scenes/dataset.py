@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from tqdm import tqdm
 from tqdm.contrib.concurrent import process_map
 
 from ...cache import cache_root
+from ...cores import usable_cores
 from ...errors import UserError
 from ..datasets.cityscapes import CITYSCAPES_CLASSES
 from ..datasets.folder import register_dataset
@@ -135,7 +135,7 @@ def _write_scenes(split: str, folder: Path) -> None:
         (folder / part).mkdir(parents=True)
     write = functools.partial(_write_scene, split, folder)
     numbers = range(len(_SPLITS[split].scenes()))
-    workers = min(os.cpu_count() or 1, len(numbers) // _SCENES_PER_WORKER)
+    workers = min(usable_cores(), len(numbers) // _SCENES_PER_WORKER)
     bar = {"desc": f"demo_{split}", "unit": "scene", "mininterval": 1}
     if workers > 1:
         process_map(write, numbers, max_workers=workers, chunksize=4, **bar)

@@ -16,6 +16,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
 from tqdm.contrib.concurrent import thread_map
 
+from ...cores import usable_cores
 from ...errors import UserError
 from ..datasets.builtin import BUILTIN
 from ..datasets.folder import MissingDatasetError
@@ -122,7 +123,7 @@ def verify_dataset(name: str, jobs: int | None = None) -> DatasetReport:
         report.problems.append(f"{report.frames} frames, {expected.frames} expected")
     bar = {"desc": name, "unit": "frame", "leave": False}
     read = partial(_read_frame, metadata=metadata)
-    frames = thread_map(read, records, max_workers=jobs or os.cpu_count(), **bar)
+    frames = thread_map(read, records, max_workers=jobs or usable_cores(), **bar)
     report.sizes = dict(Counter(frame.size for frame in frames if frame.size).most_common())
     report.masked = sum(frame.masked for frame in frames)
     report.problems += [error for frame in frames for error in frame.errors]
