@@ -165,14 +165,15 @@ def decode_image(file: IO[bytes]) -> np.ndarray:
     """
     with Image.open(file) as opened:
         bits = opened.tag_v2.get(_TIFF_BITS, (16,))[0] if opened.format == "TIFF" else 16
-        image = ImageOps.exif_transpose(opened)
+        ImageOps.exif_transpose(opened, in_place=True)  # copies nothing where nothing is turned
+        image: Image.Image = opened
         # Pillow has PNG and PGM files of 16 bits as "I", too, depending on its version.
         if image.mode.startswith("I;16") or (image.mode == "I" and opened.format in ("PNG", "PPM")):
             image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
         elif image.mode in ("I", "F"):
             kind = "integers of 32 bits" if image.mode == "I" else "real numbers"
             raise ValueError(f"its pixels are {kind}; images must have 8 or 16 bits")
-        return np.array(image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def decode_values(file: IO[bytes]) -> np.ndarray:
@@ -185,7 +186,8 @@ def decode_values(file: IO[bytes]) -> np.ndarray:
         Exception: nearly every kind there is, from Pillow's decoders.
     """
     with Image.open(file) as opened:
-        values = np.array(ImageOps.exif_transpose(opened))
+        ImageOps.exif_transpose(opened, in_place=True)
+        values = np.array(opened)
     if values.dtype.kind != "f":
         return values
     whole = np.nan_to_num(values).clip(-(2**30), 2**30).astype(np.int32)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from detectron2.data import transforms as T
+from PIL import Image
 
 from .reading import IGNORE
 
@@ -22,11 +23,62 @@ class RandomScale(T.Augmentation):
         super().__init__()
         self._init({"factors": tuple(factors)})
 
-    def get_transform(self, image: np.ndarray) -> T.Transform:
+    def get_transform(self, image: np.ndarray) -> T.ResizeTransform:
         height, width = image.shape[:2]
         factor = np.random.uniform(*self.factors)
         new_size = max(1, round(height * factor)), max(1, round(width * factor))
         return T.ResizeTransform(height, width, *new_size)
+
+
+class RandomScaleCrop(T.Augmentation):
+    """:class:`RandomScale`, then a crop, in one step: pixels outside of the crop are never made.
+
+    The pixels are those of Detectron2's two transforms one after the other.
+
+    Args:
+        factors: of ``RandomScale``.
+        crop: given an image of the new size, of which the shape counts alone, and its label.
+    """
+
+    def __init__(self, factors: Sequence[float], crop: T.Augmentation) -> None:
+        super().__init__()
+        self.scale, self.crop = RandomScale(factors), crop
+
+    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray | None) -> T.Transform:
+        resize = self.scale.get_transform(image)
+        label = None if sem_seg is None else resize.apply_segmentation(sem_seg)
+        shape = np.broadcast_to(np.uint8(0), (resize.new_h, resize.new_w, 3))
+        return ResizedCrop(resize, self.crop.get_transform(shape, label))
+
+
+class ResizedCrop(T.Transform):
+    """A crop of a resized image.
+
+    Args:
+        resize: of the whole image.
+        crop: of what it gives.
+    """
+
+    def __init__(self, resize: T.ResizeTransform, crop: T.CropTransform) -> None:
+        super().__init__()
+        self._set_attributes(locals())
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 -> (crop.h, crop.w, 3)."""
+        resize, crop = self.resize, self.crop
+        # Factors as in resizing the whole: Pillow takes pixels around the box, too.
+        y, x = resize.h / resize.new_h, resize.w / resize.new_w
+        box = crop.x0 * x, crop.y0 * y, (crop.x0 + crop.w) * x, (crop.y0 + crop.h) * y
+        box = (*box[:2], min(box[2], resize.w), min(box[3], resize.h))
+        return np.asarray(Image.fromarray(image).resize((crop.w, crop.h), resize.interp, box=box))
+
+    def apply_segmentation(self, label: np.ndarray) -> np.ndarray:
+        """(H, W) -> (crop.h, crop.w), the nearest value."""
+        return self.crop.apply_segmentation(self.resize.apply_segmentation(label))
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """(N, 2) points (x, y)."""
+        return self.crop.apply_coords(self.resize.apply_coords(coords))
 
 
 def build_train_augmentations(
@@ -45,11 +97,10 @@ def build_train_augmentations(
         single_category_max_area: largest share of one class in a crop (10 tries).
         flip: "horizontal", "vertical" or "none".
     """
-    augmentations = [RandomScale(scale_range)]
+    augmentations: list[T.Augmentation | T.Transform] = [RandomScale(scale_range)]
     if crop is not None:
-        augmentations.append(
-            T.RandomCrop_CategoryAreaConstraint(*crop, single_category_max_area, IGNORE)
-        )
+        crops = T.RandomCrop_CategoryAreaConstraint(*crop, single_category_max_area, IGNORE)
+        augmentations = [RandomScaleCrop(scale_range, crops)]
     if flip != "none":
         vertical = flip == "vertical"
         augmentations.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))

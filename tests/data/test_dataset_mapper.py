@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
 
 from tdos_d2.data import TDOSDatasetMapper, get_dicts, register_ood_dataset
-from tdos_d2.data.augmentation import build_train_augmentations
+from tdos_d2.data.augmentation import ResizedCrop, build_train_augmentations
 from tdos_d2.errors import UserError
 
 
@@ -107,6 +108,28 @@ def test_crops_avoid_single_classes(tmp_path, write):
         labels = [mapper({**record, "position": p})["sem_seg"] for p in range(60)]
         shares[limit] = np.mean([0.25 < (x == 0).float().mean() < 0.75 for x in labels])
     assert shares[1.0] < 0.2 and shares[0.75] > 2 * shares[1.0]
+
+
+@pytest.mark.parametrize("new_size", [(30, 50), (61, 83), (90, 201)])
+@pytest.mark.parametrize("place", [(0, 0), (3, 7), "end"])
+def test_a_crop_of_a_resized_image_is_made_in_one_step(new_size, place):
+    """Pixels are those of Detectron2's two transforms, labels and points too."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (60, 100, 3), dtype=np.uint8)
+    label = rng.integers(0, 5, (60, 100), dtype=np.uint8)
+    height, width = 20, 31
+    y, x = (new_size[0] - height, new_size[1] - width) if place == "end" else place
+    both = T.ResizeTransform(60, 100, *new_size), T.CropTransform(x, y, width, height)
+    expected = T.TransformList(both)
+    ours = ResizedCrop(*both)
+    difference = expected.apply_image(image).astype(int) - ours.apply_image(image)
+    assert difference.shape == (height, width, 3)
+    assert np.abs(difference).max() <= 1  # of noise: half a pixel beside would be 100
+    assert np.array_equal(
+        expected.apply_segmentation(label.copy()), ours.apply_segmentation(label.copy())
+    )
+    points = rng.uniform(0, 60, (4, 2))
+    assert np.allclose(expected.apply_coords(points.copy()), ours.apply_coords(points.copy()))
 
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
