@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from . import exit_with_one_line, options
+from .shards import add_shard_options, run_shards
 from .video_options import add_video_options
 
 _DESCRIPTION = """\
@@ -51,6 +53,8 @@ def main() -> None:
 def run(argv: Sequence[str] | None = None) -> None:
     """Predict as the command line says; errors are those of ``predict_command.run``."""
     args = parser().parse_args(argv)
+    if args.processes > 1 and args.shard is None:
+        sys.exit(run_shards(sys.argv[1:] if argv is None else argv, args.processes))
     from tdos_d2.inference import predict_command
 
     predict_command.run(args)
@@ -120,6 +124,7 @@ def parser() -> options.Parser:
     add("--score-range", type=options.number(), nargs=2, metavar=("LOW", "HIGH"),
         help="scores of the darkest and the brightest colour (default: by the kind of score)")
     add_video_options(add)
+    add_shard_options(add)
     add("--full-precision", action="store_true", help="no half precision on a GPU")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
         help="changes to the config, last on the line; MODEL.WEIGHTS names the checkpoint\n"

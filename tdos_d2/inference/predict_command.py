@@ -39,6 +39,7 @@ from .media import (
     write_score,
 )
 from .predictor import OODPredictor
+from .shards import Shard
 from .sources import Input, live_source
 from .thresholds import choose_threshold
 from .video_options import video_options
@@ -58,6 +59,7 @@ class PredictionRun:
         raw: "png", "npy" or "none"; None: "png" for images, "none" for frames of videos.
         hand_over: takes each frame for people who label; None: nothing does.
         how: what is done with videos.
+        shard: takes its part of the inputs; None: all are predicted.
 
     Attributes:
         done: inputs that were predicted.
@@ -72,8 +74,10 @@ class PredictionRun:
         raw: str | None = None,
         hand_over: HandOver | None = None,
         how: VideoOptions | None = None,
+        shard: Shard | None = None,
     ) -> None:
         self.predict_frame, self.output, self.raw = predict_frame, output, raw
+        self.shard = shard
         self.hand_over, self.how = hand_over, how or VideoOptions()
         self.done, self.failed, self.images = 0, 0, 0
         self._written: list[Path] = []  # for the input at hand
@@ -86,6 +90,8 @@ class PredictionRun:
         if results:
             print(f"{path} has lines of earlier runs: more are added", file=sys.stderr)
         live = list(live_inputs(given, self.output))
+        if live and self.shard is not None:
+            raise UserError("--shard: live input cannot be divided")
         inputs = self._inputs(given, lines, results)
         total = None
         if not live and "-" not in given:
@@ -122,8 +128,10 @@ class PredictionRun:
         files = [word for word in given if live_source(word) is None]
         listed = list_inputs(files, lines, self.output, results)
         if self.how.rate is not None:
-            return group_sequences(listed, self.output)
-        return (Input(path, name) for path, name in listed)
+            inputs = group_sequences(listed, self.output)
+        else:
+            inputs = (Input(path, name) for path, name in listed)
+        return inputs if self.shard is None else self.shard.part(inputs)
 
     def _length(self, item: Input) -> int:
         """Frames of a video, as far as it says; 1 for an image and for what cannot be read."""
@@ -213,7 +221,8 @@ def run(args: argparse.Namespace) -> None:
     print("\n".join(notes), file=sys.stderr)
     if args.format and threshold.value is None:
         raise UserError(f"--format {args.format[0]}: {threshold.note}")
-    output = Path(args.output)
+    shard = args.shard and Shard(Path(args.output), *args.shard)
+    output = shard.folder if shard else Path(args.output)
     hand_over = None
     if args.format or args.select:
         hand_over = HandOver(
@@ -240,13 +249,14 @@ def run(args: argparse.Namespace) -> None:
         args.raw,
         hand_over,
         how,
+        shard,
     )
     interrupted = False
     try:
         task(args.input, read_names(sys.stdin))
     except KeyboardInterrupt:
         interrupted = True
-        print(f"interrupted: {task.done} inputs are complete in {args.output}", file=sys.stderr)
+        print(f"interrupted: {task.done} inputs are complete in {output}", file=sys.stderr)
     if hand_over is not None:
         print(hand_over.finish())
     if how.alarm and (task.output / EVENTS).is_file():
@@ -256,7 +266,10 @@ def run(args: argparse.Namespace) -> None:
               "them (--sequence makes a video of a folder)", file=sys.stderr)  # fmt: skip
     if interrupted:
         sys.exit(_INTERRUPTED)
-    print(f"{task.done} inputs predicted, {task.failed} not; results in {args.output}")
+    joined = shard.finish() if shard else None
+    print(f"{task.done} inputs predicted, {task.failed} not; results in {output}")
+    if joined:
+        print(f"tables of all {shard.count} shards joined: {joined}")
     if task.failed:
         sys.exit(1)
 

@@ -1,0 +1,78 @@
+"""The part of the inputs that one process of several predicts, and the joining of their tables."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from ..evaluation.tables import to_json
+from ..files import atomic_write
+from .media import TABLE
+from .sources import Input
+
+_COMPLETE = "complete"  # file of a shard that is predicted
+
+
+class Shard:
+    """One of ``count`` parts of a prediction; it shares nothing with the others while it runs.
+
+    Args:
+        root: the output folder of all.
+        number: from 1 to ``count``.
+        count: shards.
+
+    Attributes:
+        folder: where its results go.
+    """
+
+    def __init__(self, root: Path, number: int, count: int) -> None:
+        self.root, self.number, self.count = root, number, count
+        self.folder = _folder(root, number, count)
+        (self.folder / _COMPLETE).unlink(missing_ok=True)  # of an earlier run
+
+    def part(self, inputs: Iterable[Input]) -> Iterator[Input]:
+        """Its part of all inputs, which every shard must be given in the same order.
+
+        Results of shards are no inputs, wherever ``root`` lies.
+        """
+        real = os.path.join(os.path.realpath(self.root), "shard-")
+        others = (x for x in inputs if not os.path.realpath(x.source).startswith(real))
+        return islice(others, self.number - 1, None, self.count)
+
+    def finish(self) -> Path | None:
+        """Say that it is complete; the last one joins the tables.
+
+        Returns:
+            The joined table, unless other shards are not complete yet. Lines of other runs in it
+            stay; those of shards say which (``"shard": "1/8"``), and their files have its folder.
+        """
+        (self.folder / _COMPLETE).touch()
+        numbers = range(1, self.count + 1)
+        folders = {f"{i}/{self.count}": _folder(self.root, i, self.count) for i in numbers}
+        if not all((folder / _COMPLETE).is_file() for folder in folders.values()):
+            return None
+        table = self.root / TABLE
+        # Two that end at once write the same: each time the whole, under one name.
+        records = [x for x in _records(table) if "shard" not in x] if table.is_file() else []
+        for shard, folder in folders.items():
+            for record in _records(folder / TABLE):
+                files = record.get("files", {})
+                record["files"] = {k: f"{folder.name}/{file}" for k, file in files.items()}
+                records.append({**record, "shard": shard})
+        with atomic_write(table) as file:
+            for record in records:
+                file.write(f"{to_json(record, None)}\n".encode())
+        return table
+
+
+def _folder(root: Path, number: int, count: int) -> Path:
+    return root / f"shard-{number}-of-{count}"
+
+
+def _records(table: Path) -> Iterator[dict]:
+    with open(table, encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)

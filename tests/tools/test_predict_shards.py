@@ -1,0 +1,102 @@
+"""tools/predict.py --shard and --processes: together, shards do what one run does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import cv2
+import pytest
+from test_predict import picture, predict, records
+
+from tdos_commands import shards
+from tdos_commands.predict import run
+from tdos_d2.errors import UserError
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(5):
+        cv2.imwrite(str(folder / f"{i}.png"), picture(i))
+    return folder
+
+
+@pytest.mark.parametrize("where", ["out", "in/out"])
+def test_shards_share_the_inputs_and_the_last_joins_the_tables(model, inputs, tmp_path, where):
+    words = ["--input", inputs, "--threshold", -1.0]
+    assert predict(model, tmp_path / "whole", *words) == 0
+    expected = {r["input"]: r for r in records(tmp_path / "whole")}
+    out = tmp_path / where
+    out.mkdir()
+    (out / "predictions.jsonl").write_text('{"input": "earlier.png"}\n')
+    for number in (2, 1):
+        assert predict(model, out, *words, "--shard", f"{number}/2") == 0
+        if number == 2:  # the other one is not there yet
+            assert len(records(out)) == 1
+    earlier, *joined = records(out)
+    assert earlier == {"input": "earlier.png"}
+    assert [r["shard"] for r in joined] == ["1/2"] * 3 + ["2/2"] * 2
+    assert {r["input"] for r in joined} == expected.keys()
+    for record in joined:
+        whole = expected[record["input"]]
+        assert record["objects"] == whole["objects"]
+        for kind, file in record["files"].items():
+            ours = (out / file).read_bytes()
+            assert ours == (tmp_path / "whole" / whole["files"][kind]).read_bytes()
+    # Once more: its lines are there once, and it waits for no other.
+    assert predict(model, out, *words, "--shard", "2/2") == 0
+    assert len(records(out)) == 1 + 3 + 2 * 2
+
+
+def test_processes_are_shards(monkeypatch, tmp_path):
+    """Each has its device and its threads; the largest status counts; a list is given to each."""
+    calls = []
+
+    class Process:
+        def __init__(self, command, stdin, env):
+            self.number = len(calls)
+            calls.append((command[3:], env["CUDA_VISIBLE_DEVICES"], env["OMP_NUM_THREADS"]))
+            self.stdin = self
+            self.given = b""
+
+        def write(self, text):
+            assert text == b"a.png\n"
+
+        def close(self):
+            pass
+
+        def wait(self):
+            return (0, -9, 1)[self.number]
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    monkeypatch.setattr(shards.os, "sched_getaffinity", lambda _: range(7), raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setattr(sys, "stdin", open(write(tmp_path / "list", "a.png\n")))  # noqa: SIM115
+    words = ["--config-file", "x", "--input", "-", "--output", "y", "--processes", "3"]
+    words += ["--opts", "A", "B"]
+    with pytest.raises(SystemExit) as caught:
+        run(words)
+    assert caught.value.code == 137
+    assert calls == [
+        (["--shard", f"{i}/3", *words], device, "2") for i, device in ((1, "4"), (2, "6"), (3, "4"))
+    ]
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/-2", "1.5/2"])
+def test_shards_that_are_none(capsys, text):
+    words = ["--config-file", "x", "--input", "y", "--output", "z", "--shard", text]
+    with pytest.raises(SystemExit):
+        run(words)
+    assert "--shard: I/N is needed" in capsys.readouterr().err
+
+
+def test_live_input_is_not_divided(model, tmp_path):
+    with pytest.raises(UserError, match="--shard: live input cannot be divided"):
+        predict(model, tmp_path / "out", "--input", "0", "--shard", "1/2")
