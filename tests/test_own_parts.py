@@ -12,9 +12,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from layouts import write_image
 from script_loading import load_script
 
-from tdos_d2.engine import train_command
+from tdos_commands import predict, train
 from tdos_d2.errors import UserError
-from tdos_d2.inference import OODPredictor, predict_command
+from tdos_d2.inference import OODPredictor
 from tdos_d2.loading.config_files import load_config
 from tdos_d2.modeling.registry import PIXEL_DECODER_REGISTRY
 
@@ -54,14 +54,12 @@ def test_the_example_of_the_docs_trains_and_predicts(tmp_path, monkeypatch, fork
     small = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"]
     processes = "1" if torch.cuda.is_available() else "2"
     config = ["--config-file", "my_config.yaml"]
-    given = ["train_net.py", *config, "--num-gpus", processes, "--dist-url", "auto", *small]
-    monkeypatch.setattr(sys, "argv", given)
-    train_command.run()
+    train.run([*config, "--num-gpus", processes, "--dist-url", "auto", *small])
     forget_my_parts()
     assert "PlainPixelDecoder" in (tmp_path / "output/my_config/log.txt").read_text()
     weights = ["MODEL.WEIGHTS", "output/my_config/model_final.pth"]
     images = ["--input", "my_road/images/0.png", "--output", "found"]
-    predict_command.run([*config, *images, "--opts", *weights])
+    predict.run([*config, *images, "--opts", *weights])
     forget_my_parts()
     assert list((tmp_path / "found").iterdir())
 
