@@ -31,8 +31,9 @@ from tdos_commands import options
 _package = ModuleType("_tdos_d2_alone")
 _package.__path__ = [str(Path(__file__).resolve().parent.parent / "tdos_d2")]
 sys.modules[_package.__name__] = _package
-cores, errors, files = (
-    importlib.import_module(f"_tdos_d2_alone.{name}") for name in ("cores", "errors", "files")
+cores, errors, files, untrusted = (
+    importlib.import_module(f"_tdos_d2_alone.{name}")
+    for name in ("cores", "errors", "files", "untrusted")
 )
 PrepareError = errors.UserError  # one line that names the file or folder
 
@@ -42,6 +43,7 @@ _R = TypeVar("_R")
 _EVALUATED = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
 CITYSCAPES_TRAIN_IDS = np.full(256, 255, np.uint8)
 CITYSCAPES_TRAIN_IDS[_EVALUATED] = np.arange(19)
+_MAX_ARCHIVE = 2**32  # bytes of its files, unpacked
 CITYSCAPES_IDS = (*range(35), 255)
 
 
@@ -124,6 +126,10 @@ def open_source(source: Path) -> dict[str, Callable[[], bytes]]:
         archive = zipfile.ZipFile(source)
     except (OSError, zipfile.BadZipFile) as error:
         raise PrepareError(f"{source} is neither a folder nor a zip archive") from error
+    try:
+        untrusted.check_zip(source, _MAX_ARCHIVE)
+    except ValueError as error:
+        raise PrepareError(f"{source}: {error}") from error
     names = {PurePosixPath(name).name: name for name in archive.namelist()}
     # "._x" are what macOS adds to archives.
     wanted = {short: name for short, name in names.items() if short and short[0] != "."}
@@ -298,7 +304,7 @@ def read_array(source: Path | Callable[[], bytes], key: str, name: Path | str) -
     """The array ``key`` of an .npz file or of one of :func:`open_source`; ``name`` for messages."""
     try:
         file = source if isinstance(source, Path) else io.BytesIO(source())
-        with np.load(file, allow_pickle=False) as archive:
+        with untrusted.load_arrays(file) as archive:
             return archive[key]
     except Exception as error:  # zipfile, zlib and NumPy raise nearly every kind there is
         raise PrepareError(f"cannot read the array '{key}' of {name}: {error}") from error

@@ -87,6 +87,7 @@ def draw_polygons(annotation: dict) -> np.ndarray:
     Raises:
         PrepareError: a label is none of Cityscapes'.
     """
+    common.files.check_size(annotation["imgWidth"], annotation["imgHeight"])
     image = Image.new("L", (annotation["imgWidth"], annotation["imgHeight"]), 255)
     draw = ImageDraw.Draw(image)
     for item in annotation["objects"]:
@@ -125,7 +126,7 @@ def _write_train_ids(train_ids: Path, path: Path) -> None:
         label = common.translate(common.read_ids(ids), common.CITYSCAPES_TRAIN_IDS, known, ids)
     else:
         try:
-            label = draw_polygons(json.loads(polygons.read_bytes()))
+            label = draw_polygons(common.untrusted.read_json(polygons))
         except (common.PrepareError, ValueError, KeyError, TypeError) as error:
             raise common.PrepareError(f"cannot draw {polygons}: {error}") from error
     common.save_png(label, path)

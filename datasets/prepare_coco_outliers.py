@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 coco = importlib.import_module("_tdos_d2_alone.coco")  # see _common.py
 
+_MAX_ANNOTATIONS = 2**31  # bytes; those of train2017 are 450 MB
 # COCO's names for objects of Cityscapes' 19 classes.
 CITYSCAPES_CATEGORIES = (
     "person", "bicycle", "car", "motorcycle", "bus", "train", "truck", "traffic light", "stop sign",
@@ -167,7 +168,7 @@ def _has_pixels(item: Mapping[str, Any], image: Mapping[str, Any]) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = common.untrusted.read_json(path, _MAX_ANNOTATIONS)
     except OSError as error:
         raise common.PrepareError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -189,7 +190,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _check_parameters(output: Path, parameters: dict[str, Any]) -> None:
     try:
-        made_with = json.loads(output.read_bytes())["parameters"]
+        made_with = common.untrusted.read_json(output, _MAX_ANNOTATIONS)["parameters"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise common.PrepareError(
             f"{output} is no list of this script: remove it, or name an --output"

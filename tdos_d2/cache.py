@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .files import atomic_write
+from .untrusted import load_arrays
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def read_array(path: Path, rows: int) -> np.ndarray | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with load_arrays(path) as archive:
             array = archive["array"]
     except Exception as error:  # NumPy raises many kinds for files that are cut or not its own
         logger.warning("%s cannot be read (%s): made again", path, type(error).__name__)

@@ -74,7 +74,8 @@ def set_key(cfg: CN, key: str, value: Any) -> None:
 
 def _add_model(cfg: CN) -> None:
     # Python modules to import before anything is built, such as ["my_project.parts"]: they register
-    # custom parts, backbones and datasets. Importing runs their code: name trusted code only.
+    # custom parts, backbones and datasets. Importing runs their code: a config file that is not of
+    # this project may name some only with TDOS_TRUST_IMPORTS=1 in the environment.
     cfg.MODEL.IMPORTS = []
     # Use TF32 for float32 matrix products and convolutions on GPUs that have it (A100 and later).
     # Faster without mixed precision; scores differ from about the third digit on.
@@ -331,6 +332,9 @@ def _add_solver(cfg: CN) -> None:
     # Power of WarmupPolyLR, and its smallest value as a share of BASE_LR, as in DeepLab.
     cfg.SOLVER.POLY_LR_POWER = 0.9
     cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.01
+    # Steps in a row whose loss or gradient is NaN or infinite and that are left out, and counted,
+    # before training stops; 0 = stop at the first. The batch is kept in OUTPUT_DIR.
+    cfg.SOLVER.MAX_SKIPPED_STEPS = 0
 
 
 def _add_test(cfg: CN) -> None:

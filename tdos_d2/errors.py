@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 _MARK = "UserError: "
+_LONGEST = 2000  # characters of a message
 # Ends of tracebacks that users can do something about.
 _KNOWN = {
     "cuda is not available. Please check your installation": (
@@ -21,8 +22,22 @@ _KNOWN = {
 class UserError(ValueError):
     """Something the user gave is wrong: the message is one line naming the file or config key.
 
-    ``train_net.py`` and the tools print it as ``error: ...`` and exit with status 2.
+    ``train_net.py`` and the tools print it as ``error: ...`` and exit with status 2. Whatever is in
+    the names of files, :func:`printable` keeps it one line.
     """
+
+    def __init__(self, message: object = "") -> None:
+        text = str(message)
+        cut = f"{text[:_LONGEST]} ..." if len(text) > _LONGEST else text
+        super().__init__(printable(cut))
+
+
+def printable(text: object) -> str:
+    """Text for a terminal: what steers it (escapes, line ends, changes of direction) in ``\\x1b``
+    notation. So are bytes of a name that are not UTF-8, which could not be printed at all."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
+    )
 
 
 def exit_with_one_line(function: Callable[[], object]) -> None:

@@ -1,15 +1,20 @@
-"""Files: outputs that are there complete or not at all, inputs in folders, images."""
+"""Files: outputs that are there complete or not at all, inputs in folders, images.
+
+Inputs may be anybody's. What would never end, fill the memory or run code is refused.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from itertools import count
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, TypeVar
 
 import numpy as np
@@ -19,6 +24,12 @@ from .errors import UserError
 
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS = 258
+# Pillow knows many more, and runs Ghostscript for one of them.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF")
+# Of an image, a label or a score map: a file of some kilobytes can claim any size.
+MAX_PIXELS = 2**27
+# Visited in one search. Links between folders make any number of paths.
+_MAX_FOLDERS = 100_000
 _T = TypeVar("_T")
 
 
@@ -95,19 +106,21 @@ def find_files(
         Paths below ``folder``, with "/", sorted as text.
 
     Raises:
-        UserError: a folder cannot be read.
+        UserError: a folder cannot be read, or links make too many of them.
     """
     parts = PurePosixPath(pattern).parts
     pruned = {os.path.realpath(path) for path in without}
-    found = _walk(os.fspath(folder), "", pruned)
+    found = _walk(os.fspath(folder), "", pruned, count())
     return sorted(path for path in found if _fits(path.split("/"), parts))
 
 
-def _walk(folder: str, prefix: str, closed: set[str]) -> Iterator[str]:
+def _walk(folder: str, prefix: str, closed: set[str], visits: Iterator[int]) -> Iterator[str]:
     """Paths below ``folder`` behind ``prefix``; none below the real folders ``closed``."""
     real = os.path.realpath(folder)
     if real in closed:
         return
+    if next(visits) >= _MAX_FOLDERS:
+        raise UserError(f"{folder}: over {_MAX_FOLDERS} folders: do links lead in circles?")
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
@@ -115,10 +128,17 @@ def _walk(folder: str, prefix: str, closed: set[str]) -> Iterator[str]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
-            yield from _walk(entry.path, f"{prefix}{entry.name}/", {*closed, real})
+        if _is_folder(entry):
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", {*closed, real}, visits)
         else:
             yield prefix + entry.name
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: an error when it is read
+        return False
 
 
 def _fits(path: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -141,6 +161,7 @@ def open_with(
         UserError: whatever went wrong, in one line that names the file.
     """
     try:
+        check_regular(path)
         with open_file(os.fspath(path), "rb") as file:
             return read(file)
     except FileNotFoundError as error:
@@ -150,6 +171,43 @@ def open_with(
     except Exception as error:  # Pillow's decoders raise nearly every kind there is
         cause = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read {kind} {path}: {cause}") from error
+
+
+def check_regular(path: str | os.PathLike) -> None:
+    """Raise ValueError for a pipe, a socket or a device: reading it might never end."""
+    mode = os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ValueError("it is a pipe, a socket or a device, not a file")
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a path from a list leads to a file of the folder that it is joined to."""
+    paths = PurePosixPath(name), PureWindowsPath(name)
+    return not any(path.anchor or ".." in path.parts for path in paths)
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise ValueError for more than ``MAX_PIXELS``."""
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"it has {width}x{height} pixels, more than {MAX_PIXELS} in all")
+
+
+def open_image(
+    file: IO[bytes] | str | os.PathLike, formats: Sequence[str] = _FORMATS
+) -> Image.Image:
+    """``Image.open``, of these formats and of at most ``MAX_PIXELS``.
+
+    Raises:
+        ValueError: the image is larger.
+        Exception: nearly every kind there is, from Pillow's decoders.
+    """
+    image = Image.open(file, formats=formats)
+    try:
+        check_size(*image.size)
+    except ValueError:
+        image.close()
+        raise
+    return image
 
 
 def decode_image(file: IO[bytes]) -> np.ndarray:
@@ -163,7 +221,7 @@ def decode_image(file: IO[bytes]) -> np.ndarray:
         ValueError: a grey image has 32 bits or real numbers, whose range nobody knows.
         Exception: nearly every kind there is, from Pillow's decoders.
     """
-    with Image.open(file) as opened:
+    with open_image(file) as opened:
         bits = opened.tag_v2.get(_TIFF_BITS, (16,))[0] if opened.format == "TIFF" else 16
         ImageOps.exif_transpose(opened, in_place=True)  # copies nothing where nothing is turned
         image: Image.Image = opened
@@ -185,7 +243,7 @@ def decode_values(file: IO[bytes]) -> np.ndarray:
         ValueError: a value is not a whole number.
         Exception: nearly every kind there is, from Pillow's decoders.
     """
-    with Image.open(file) as opened:
+    with open_image(file) as opened:
         ImageOps.exif_transpose(opened, in_place=True)
         values = np.array(opened)
     if values.dtype.kind != "f":
@@ -199,7 +257,7 @@ def decode_values(file: IO[bytes]) -> np.ndarray:
 
 def image_size(file: IO[bytes]) -> tuple[int, int]:
     """Width and height that :func:`decode_image` gives, from the header; raises as it does."""
-    with Image.open(file) as image:
+    with open_image(file) as image:
         width, height = image.size
         if image.format == "TIFF":  # Pillow has turned the size itself
             return width, height

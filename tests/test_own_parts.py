@@ -40,6 +40,7 @@ def test_the_example_of_the_docs_trains_and_predicts(tmp_path, monkeypatch, fork
     """In two processes where they can be on a CPU: each has to import the part for itself."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("TDOS_TRUST_IMPORTS", "1")
     (tmp_path / "my_parts.py").write_text(listed("python", "# my_parts.py"))
     config = listed("yaml", "# my_config.yaml").replace(
         "configs/demo.yaml", str(ROOT / "configs/demo.yaml")
@@ -101,6 +102,7 @@ def test_the_model_to_export_has_the_part(own_part_cfg, tmp_path, monkeypatch):
         raise UserError("stopped")
 
     monkeypatch.setattr("tdos_d2.inference.export.export_program", stop)
+    monkeypatch.setenv("TDOS_TRUST_IMPORTS", "1")
     (tmp_path / "config.yaml").write_text(own_part_cfg.dump())
     words = ["--config-file", "config.yaml", "--output", "model.pt2"]
     monkeypatch.setattr(sys, "argv", ["export_model.py", *words])
@@ -120,6 +122,22 @@ def test_modules_that_cannot_be_imported(tmp_path, monkeypatch, code, message):
         (tmp_path / "no_such_parts.py").write_text(code)
     with pytest.raises(UserError, match=f"MODEL.IMPORTS: .*{message}"):
         load_config("demo.yaml", ["MODEL.IMPORTS", "['no_such_parts']"])
+
+
+def test_code_that_a_strangers_config_names_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "strange_part.py").write_text("open('was_run', 'w')")
+    (tmp_path / "base.yaml").write_text("MODEL:\n  IMPORTS: [strange_part]\n")
+    (tmp_path / "own.yaml").write_text("_BASE_: base.yaml\n")
+    with pytest.raises(UserError, match=r"own\.yaml: MODEL\.IMPORTS would run .*strange_part"):
+        load_config("own.yaml")
+    assert not (tmp_path / "was_run").exists()
+    load_config("own.yaml", ["MODEL.IMPORTS", "()"])
+    assert not (tmp_path / "was_run").exists()
+    load_config("own.yaml", ["MODEL.IMPORTS", "['strange_part']"])
+    assert (tmp_path / "was_run").exists()
+    monkeypatch.setenv("TDOS_TRUST_IMPORTS", "1")
+    assert load_config("own.yaml").MODEL.IMPORTS == ["strange_part"]
 
 
 @pytest.mark.parametrize("part", ["NECK", "TEXT", "CONTEXT_DECODER", "PIXEL_DECODER",

@@ -58,13 +58,14 @@ def read_words(given: str) -> list[str]:
     """
     from tdos_d2.errors import UserError
     from tdos_d2.ood_words import load_groups
+    from tdos_d2.untrusted import read_text
 
     path = Path(given).expanduser()
     if path.suffix == ".json" or not path.is_file():
         return list(load_groups(given).words)
     try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path).splitlines()
+    except (OSError, ValueError) as error:
         raise UserError(f"--words-file: {path} is no text file ({error})") from error
 
 

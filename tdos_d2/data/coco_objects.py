@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +13,13 @@ from detectron2.data import DatasetFromList
 
 from ..coco import check_object, object_mask
 from ..errors import UserError
+from ..files import stays_inside
+from ..untrusted import read_json
 from .reading import read_image
 
 # A small photograph made larger than this looks like nothing else in the image.
 _MAX_ENLARGEMENT = 1.5
+_MAX_LIST = 2**31  # bytes; that of COCO's train2017 has 10**8
 
 
 class CocoSource:
@@ -111,7 +113,7 @@ def _read_list(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{named} does not exist ({script} writes it)")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, _MAX_LIST)
         root, instances = content["images_root"], content["instances"]
         if not isinstance(root, str) or not isinstance(instances, list):
             raise TypeError("it has another structure")
@@ -129,6 +131,8 @@ def _check_instance(place: int, entry: Any) -> None:
     try:
         if not all(isinstance(entry[key], str) for key in ("file", "category")):
             raise ValueError("file and category must be text")
+        if not stays_inside(entry["file"]):
+            raise ValueError(f"file {entry['file']} leads out of the folder of the images")
         if check_object(entry) != {key: entry[key] for key in ("bbox", "segmentation")}:
             raise ValueError("its box or a part of its outline has no area")
     except (ValueError, KeyError, TypeError) as error:

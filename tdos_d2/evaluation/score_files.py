@@ -29,10 +29,10 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..errors import UserError
-from ..files import find_files
+from ..files import check_regular, find_files, open_image
+from ..untrusted import MAX_ARRAYS, load_arrays
 
 KEY = "value"  # of the dataset in a HDF5 file
 CITYSCAPES_END = "_leftImg8bit"
@@ -140,7 +140,7 @@ def _frame_of(stem: str, path: Path, owners: dict[str, str]) -> str | None:
 
 
 def _read_npz(path: Path) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as arrays:
+    with load_arrays(path) as arrays:
         keys = arrays.files
         if KEY not in keys and len(keys) != 1:
             expected = f"one array, or one called '{KEY}', expected"
@@ -149,14 +149,26 @@ def _read_npz(path: Path) -> np.ndarray:
 
 
 def _read_hdf5(path: Path) -> np.ndarray:
-    with import_h5py().File(path, "r") as file:
+    h5py = import_h5py()
+    check_regular(path)
+    with h5py.File(path, "r") as file:
         if KEY not in file:
             raise UserError(f"scores {path}: no dataset '{KEY}', only {', '.join(file)}")
-        return file[KEY][()]
+        found = file[KEY]
+        if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "fiub":
+            raise UserError(f"scores {path}: '{KEY}' is no array of numbers")
+        # Links to other files, whichever the author named.
+        link = file.get(KEY, getlink=True)
+        if isinstance(link, h5py.ExternalLink) or found.external or found.is_virtual:
+            raise UserError(f"scores {path}: '{KEY}' is in another file, which is not followed")
+        if found.nbytes > MAX_ARRAYS:
+            raise UserError(f"scores {path}: '{KEY}' has more than {MAX_ARRAYS} bytes")
+        return found[()]
 
 
 def _read_png(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
+    check_regular(path)
+    with open_image(path, ["PNG"]) as image:
         image.load()  # texts may stand behind the pixels
         values, texts = np.asarray(image), image.text
         is_16_bit = image.mode.startswith("I") and values.ndim == 2
@@ -179,7 +191,7 @@ def _read_png(path: Path) -> np.ndarray:
 
 
 _READERS: dict[str, Any] = {
-    ".npy": lambda path: np.load(path, allow_pickle=False),
+    ".npy": load_arrays,
     ".npz": _read_npz,
     ".h5": _read_hdf5,
     ".hdf5": _read_hdf5,

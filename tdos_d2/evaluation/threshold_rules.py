@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
+from ..untrusted import read_json
 from .pixel_metrics import KeyBins
 
 BEST_F1, FPR, TPR, FIXED = "best-f1", "fpr", "tpr", "fixed"
@@ -107,7 +107,7 @@ def threshold_by(
 
 def _from_file(path: Path) -> ThresholdRule:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         value = float(content["threshold"])
         if not math.isfinite(value):
             raise ValueError(f"the threshold is {value}")

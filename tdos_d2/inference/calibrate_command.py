@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..data import read_image
 from ..data.reading import read_values
 from ..data.verify.quick import get_dicts
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..evaluation.calibration import (
     alarm_level,
     calibrate,
@@ -125,7 +125,7 @@ def alarm_levels(
             image = read_image(file, "BGR")
         except (UserError, OSError) as error:
             failed += 1
-            bar.write(f"left out: {file}: {error}", file=sys.stderr)
+            bar.write(printable(f"left out: {file}: {error}"), file=sys.stderr)
             continue
         shape = image.shape[:2]
         if valid is not None and valid.shape != shape:

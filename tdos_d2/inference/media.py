@@ -16,8 +16,9 @@ import cv2
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..files import atomic_write, find_files
+from ..untrusted import read_text
 from .sources import IMAGES, VIDEOS, Input, live_source, natural_order, stream_name
 
 TABLE = "predictions.jsonl"
@@ -67,11 +68,12 @@ def list_inputs(
     words = (line.strip() for word in given for line in _words(word, lines))
     for word in filter(None, words):
         top = Path(word).expanduser()
-        files = _files_in(top, output, results) if top.is_dir() else {top.name: top}
+        files = _files_in(top, output, results) if os.path.isdir(top) else {top.name: top}
         inputs = {n: path for n, path in files.items() if not _is_result(path, results)}
         if len(inputs) < len(files):
             left_out = len(files) - len(inputs)
-            print(f"{word}: {left_out} files are results, which are no inputs", file=sys.stderr)
+            said = f"{word}: {left_out} files are results, which are no inputs"
+            print(printable(said), file=sys.stderr)
         for name, path in inputs.items():
             yield path, unique_name(PurePosixPath(name).with_suffix("").as_posix(), output, taken)
 
@@ -93,9 +95,9 @@ def _words(word: str, lines: IO[str]) -> Iterable[str]:
 
 def _read_list(path: Path) -> list[str]:
     try:
-        words = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        cause = getattr(error, "strerror", None) or "it is not UTF-8"
+        words = read_text(path).splitlines()
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or str(error)
         raise UserError(f"--input: cannot read the list {path}: {cause}") from error
     if not any(map(str.strip, words)):
         raise UserError(f"--input: the list {path} names nothing")
@@ -105,7 +107,7 @@ def _read_list(path: Path) -> list[str]:
 def unique_name(stem: str, output: Path, taken: set[str]) -> str:
     """``stem``, with a number if it is ``taken`` or ``output`` has results of it; taken then."""
     unique, number = stem, 1
-    while unique in taken or any((output / (unique + end)).exists() for end in _ENDS):
+    while unique in taken or any(os.path.exists(output / (unique + end)) for end in _ENDS):
         number += 1
         unique = f"{stem}_{number}"
     taken.add(unique)
@@ -168,7 +170,7 @@ def read_results(table: Path) -> set[str]:
     if table.is_file():
         with open(table, encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                with suppress(ValueError, TypeError, AttributeError):
+                with suppress(ValueError, TypeError, AttributeError, RecursionError):
                     found |= result_files(json.loads(line), table.parent)
     return found
 
@@ -181,7 +183,10 @@ def result_files(record: Mapping[str, Any], folder: Path) -> set[str]:
 
 def _is_result(path: Path, results: set[str]) -> bool:
     """Whether a file is one of the results, or in a folder that is one."""
-    real = os.path.realpath(path)
+    try:
+        real = os.path.realpath(path)
+    except ValueError:  # no path can have this character: an error when it is read
+        return False
     return real in results or os.path.dirname(real) in results
 
 

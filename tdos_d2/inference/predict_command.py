@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..data import read_image
 from ..data.reading import read_values
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..evaluation.tables import to_json
 from ..files import check_output
 from ..loading.config_files import load_config, use_shipped_weights
@@ -116,11 +116,13 @@ class PredictionRun:
                     raise KeyboardInterrupt
                 if "error" in record:
                     self.failed += 1
-                    bar.write(f"not predicted: {item.label}: {record['error']}", file=sys.stderr)
+                    said = f"not predicted: {item.label}: {record['error']}"
+                    bar.write(printable(said), file=sys.stderr)
                 else:
                     self.done += 1
                 if record.get("dropped"):
-                    bar.write(f"{item.label}: {record['dropped']} frames dropped", file=sys.stderr)
+                    said = f"{item.label}: {record['dropped']} frames dropped"
+                    bar.write(printable(said), file=sys.stderr)
 
     def _inputs(
         self, given: Sequence[str], lines: IO[str], results: set[str]

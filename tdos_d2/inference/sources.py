@@ -18,6 +18,7 @@ import numpy as np
 
 from ..data import read_image
 from ..errors import UserError
+from ..files import check_size
 
 IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
@@ -68,14 +69,24 @@ class Video:
     def __init__(self, path: Path, span: Span = Span()) -> None:
         if not path.is_file():
             raise UserError(f"no video file {path}")
-        self.path, self.span = path, span
-        capture = cv2.VideoCapture(str(path))
-        self.rate = capture.get(cv2.CAP_PROP_FPS) or USUAL_RATE
-        self._whole = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        # Absolute: FFmpeg takes names such as "concat:a|b.mp4" for an instruction.
+        self.path, self.span = path.absolute(), span
+        capture = cv2.VideoCapture(str(self.path))
+        rate, count, width, height = (
+            capture.get(what)
+            for what in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FRAME_WIDTH,
+                         cv2.CAP_PROP_FRAME_HEIGHT)
+        )  # fmt: skip
         opened = capture.isOpened()
         capture.release()
         if not opened:
             raise UserError(f"cannot read video {path}")
+        try:
+            check_size(int(width), int(height))
+        except ValueError as error:
+            raise UserError(f"cannot read video {path}: {error}") from error
+        self.rate = rate if rate > 0 and math.isfinite(rate) else USUAL_RATE
+        self._whole = max(0, int(count))
         self.length = len(range(*_bounds(span, self.rate, self._whole), span.every))
 
     def __iter__(self) -> Iterator[Frame]:

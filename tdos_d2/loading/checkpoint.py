@@ -17,13 +17,19 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import get_cache_dir
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..files import atomic_write
 from ..modeling.weight_files import find_state, read_file, unreadable
+from .config_values import fits, texts_in
 from .packing import read_packed_info, unpack
 
 logger = logging.getLogger(__name__)
 
+# What a checkpoint may say of itself, as far as it is read: an example of each value.
+_INFO = {
+    "class_names": [""], "ood_name": "", "clip_name": "", "encoder": "", "outlier_warning": "",
+    "seed": 0, "memory": {"vectors": 0, "encoder": "", "levels": [""]},
+}  # fmt: skip
 # Tensors that the log names one by one when they are not loaded.
 _MAX_SHOWN = 20
 
@@ -43,9 +49,23 @@ def read_checkpoint_info(path: str | Path) -> dict[str, Any]:
         return {}
     if path.suffix == ".safetensors":
         read_file(path)  # a damaged file has its one line
-        return read_packed_info(path)
+        return _checked(read_packed_info(path), path)
     checkpoint = read_file(path, mmap=zipfile.is_zipfile(path))
-    return dict(checkpoint.get("tdos", {})) if isinstance(checkpoint, Mapping) else {}
+    return _checked(checkpoint.get("tdos", {}), path) if isinstance(checkpoint, Mapping) else {}
+
+
+def _checked(info: Any, path: str | Path, known: Mapping[str, Any] = _INFO) -> dict[str, Any]:
+    """What a checkpoint says of itself, if it is of the kinds that are expected, and printable."""
+    if not isinstance(info, Mapping):
+        raise UserError(f"{path} says of itself {printable(info)[:80]}, which is no dict")
+    for key, example in known.items():
+        if key not in info:
+            continue
+        if isinstance(example, Mapping):
+            _checked(info[key], path, example)
+        elif not fits(info[key], example) or not all(map(str.isprintable, texts_in(info[key]))):
+            raise UserError(f"{path} says that its {key} is {printable(info[key])[:80]}")
+    return dict(info)
 
 
 class TDOSCheckpointer(DetectionCheckpointer):
@@ -163,8 +183,10 @@ class TDOSCheckpointer(DetectionCheckpointer):
         return {**getattr(self.model, "checkpoint_info", dict)(), **self.run_info}
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith((".pkl", ".pyth")):
-            read_file(filename)  # Detectron2 unpickles whatever is there: not before it was seen
+        if filename.endswith(".pkl"):  # Detectron2 would unpickle whatever is there
+            return _of_arrays(read_file(filename), filename)
+        if filename.endswith(".pyth"):
+            read_file(filename)
         try:
             return super()._load_file(filename)
         except (RuntimeError, ValueError, KeyError) as error:
@@ -175,7 +197,19 @@ class TDOSCheckpointer(DetectionCheckpointer):
         others = content if isinstance(content, Mapping) and "model" in content else {}
         if f.endswith(".safetensors"):
             others = {"tdos": read_packed_info(f)}
+        if "tdos" in others:
+            others = {**others, "tdos": _checked(others["tdos"], f)}
         return {**others, "model": find_state(content, f, self.model.state_dict())}
+
+
+def _of_arrays(content: Any, path: str) -> dict[str, Any]:
+    """Detectron2's own .pkl as it is; of Caffe2's the arrays, to be matched by the likest names."""
+    if isinstance(content, Mapping) and "model" in content and "__author__" in content:
+        return {"model": find_state(content, path), "__author__": str(content["__author__"])}
+    blobs = content.get("blobs", content) if isinstance(content, Mapping) else content
+    arrays = find_state(blobs, path)
+    arrays = {key: array for key, array in arrays.items() if not key.endswith("_momentum")}
+    return {"model": arrays, "__author__": "Caffe2", "matching_heuristics": True}
 
 
 def _part(key: str) -> str:

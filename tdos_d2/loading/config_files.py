@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
@@ -21,6 +22,7 @@ from ..data import register_from_file
 from ..errors import UserError
 from ..modeling.backbone import encoder_name, pixel_statistics
 from ..modeling.clip import QUICK_GELU_SUFFIX
+from ..untrusted import MAX_YAML, parse_yaml, read_text
 from ..value_checks import get_key
 from .checkpoint import read_checkpoint_info
 from .config_values import check_values, default_config
@@ -29,6 +31,7 @@ _TYPE_MISMATCH = re.compile(
     r"Type mismatch \(<class '(\S+)'> vs\. <class '(\S+)'>\) with values \(.* vs\. (.*)\) "
     r"for config key: (\S+)"
 )
+_MAX_BASES = 50  # files of one config
 _RENAMED = {
     "SOLVER.POLY_POWER": "SOLVER.POLY_LR_POWER",
     "SOLVER.POLY_END": "SOLVER.POLY_LR_CONSTANT_ENDING",
@@ -50,18 +53,74 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     if config_file:
         config_file = find_config(config_file)
         with _user_errors(config_file):
-            # Not merge_from_file, which guesses at configs of Detectron2's first version.
-            cfg.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(config_file)))
+            # Not merge_from_file, which guesses at configs of Detectron2's first version, and makes
+            # whatever objects a file asks for.
+            cfg.merge_from_other_cfg(CfgNode(read_config(config_file)))
+        _check_trusted(cfg, config_file, opts)
     flags = [word for word in opts if word.startswith("--")]
     if flags:
         raise UserError(f"{flags[0]} must come before the KEY VALUE pairs")
     if len(opts) % 2:
         raise UserError(f"KEY VALUE pairs expected, but there is an odd number: {' '.join(opts)}")
+    for key in opts[::2]:
+        _check_key(cfg, key)
     with _user_errors("command line"):
         cfg.merge_from_list(list(opts))
     check_values(cfg)
     register_datasets(cfg)
     return cfg
+
+
+def _check_key(cfg: CfgNode, key: str) -> None:
+    node: Any = cfg
+    for name in key.split("."):
+        if not isinstance(node, CfgNode) or name not in node:
+            raise UserError(f"command line: {_unknown(key)}")
+        node = node[name]
+
+
+def _unknown(key: str) -> str:
+    return f"unknown config key {key}" + (f": it is {_RENAMED[key]} now" if key in _RENAMED else "")
+
+
+def read_config(config_file: str) -> dict[str, Any]:
+    """Keys of a config file and those of its ``_BASE_``, as Detectron2 reads them: plain types.
+
+    Raises:
+        Exception: of the kinds that ``_user_errors`` knows.
+    """
+    opened: list[int] = []  # sizes of the files
+
+    class Reader(CfgNode):
+        @classmethod
+        def _open_cfg(cls, filename: str) -> IO[str]:
+            if "://" in filename:
+                raise ValueError(f"_BASE_ {filename} is an address: download it and name the file")
+            try:
+                text = read_text(filename, MAX_YAML)
+            except ValueError as error:
+                raise ValueError(f"cannot read {filename}: {error}") from error
+            opened.append(len(text))
+            # A file that names two others, which name two each, makes any number.
+            if len(opened) > _MAX_BASES or sum(opened) > 2 * MAX_YAML:
+                raise ValueError("_BASE_ leads back to where it came from, or to too much")
+            parse_yaml(text, filename)  # Detectron2 parses it once more, with fewer checks
+            return io.StringIO(text)
+
+    return Reader.load_yaml_with_base(config_file)
+
+
+def _check_trusted(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
+    """Raise UserError where a file that is not of this project would run code."""
+    modules = cfg.MODEL.IMPORTS
+    if not modules or Path(config_file).resolve().is_relative_to(CONFIG_DIR):
+        return
+    if "MODEL.IMPORTS" in opts or os.getenv("TDOS_TRUST_IMPORTS") == "1":
+        return
+    raise UserError(
+        f"{config_file}: MODEL.IMPORTS would run the code of {modules}: if you trust it, set "
+        "TDOS_TRUST_IMPORTS=1 in the environment, or repeat MODEL.IMPORTS on the command line"
+    )
 
 
 def register_datasets(cfg: CfgNode) -> None:
@@ -291,7 +350,7 @@ def _user_errors(source: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RecursionError, yaml.YAMLError, TypeError, AttributeError, KeyError,
-            AssertionError, ValueError) as error:  # fmt: skip
+            AssertionError, ValueError, MemoryError) as error:  # fmt: skip
         raise UserError(f"{source}: {_reason(error)}") from error
 
 
@@ -302,8 +361,8 @@ def _reason(error: Exception) -> str:
             return f"its _BASE_ {error.filename} does not exist"
         case OSError():
             return f"it or its _BASE_ cannot be read: {error.strerror or text}"
-        case RecursionError():
-            return "_BASE_ leads back to a file that it came from"
+        case RecursionError() | MemoryError():
+            return "a value is nested too deeply"
         case yaml.YAMLError():
             return f"not valid YAML: {text}"
         case TypeError() | AttributeError():
@@ -312,9 +371,7 @@ def _reason(error: Exception) -> str:
                 "in which _BASE_, if it is there, names a file or a list of files"
             )
     if unknown := re.search(r"[Nn]on-existent (?:config )?key: ([\w.]+)", text):
-        key = unknown[1]
-        renamed = f": it is {_RENAMED[key]} now" if key in _RENAMED else ""
-        return f"unknown config key {key}{renamed}"
+        return _unknown(unknown[1])
     if mismatch := _TYPE_MISMATCH.search(text):
         wanted, got, value, key = mismatch.groups()
         wanted, got = (name.rpartition(".")[2] for name in (wanted, got))

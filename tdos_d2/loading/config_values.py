@@ -67,9 +67,11 @@ def check_values(cfg: CfgNode) -> None:
         if value is None and default is None:
             continue
         example = _EXAMPLES.get(key, default)
-        if not _fits(value, example):
+        if not fits(value, example):
             raise UserError(f"{key} must be {_describe(example)}, not {value!r}")
         _check_numbers(key, value)
+        if not all(map(str.isprintable, texts_in(value))):
+            raise UserError(f"{key} has a character that cannot be printed: {value!r}")
         if value not in _CHOICES.get(key, (value,)):
             known = ", ".join(filter(None, _CHOICES[key]))
             raise UserError(f"{key}: '{value}' is not known; there are {known}")
@@ -107,18 +109,27 @@ def _defaults() -> dict[str, Any]:
     return {key: value for key, value in keys if not f"{key}.".startswith(skipped)}
 
 
-def _fits(value: Any, example: Any) -> bool:
+def fits(value: Any, example: Any) -> bool:
     """Whether ``value`` is of the kind of ``example``, in lists down to each element."""
     if isinstance(example, (list, tuple)):
         if not isinstance(value, (list, tuple)):
             return False
         if _has_fixed_length(example):
             pairs = zip(value, example, strict=False)
-            return len(value) == len(example) and all(_fits(v, e) for v, e in pairs)
-        return not example or all(_fits(v, example[0]) for v in value)
+            return len(value) == len(example) and all(fits(v, e) for v, e in pairs)
+        return not example or all(fits(v, example[0]) for v in value)
     if isinstance(example, bool) or isinstance(value, bool):
         return type(value) is type(example)
     return isinstance(value, (int, float) if isinstance(example, float) else type(example))
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """A text, or those of a list and of the lists in it."""
+    if isinstance(value, (list, tuple)):
+        for element in value:
+            yield from texts_in(element)
+    elif isinstance(value, str):
+        yield value
 
 
 def _has_fixed_length(example: list | tuple) -> bool:

@@ -52,7 +52,11 @@ def pack(model: nn.Module, file: Path, run_info: Mapping[str, Any]) -> None:
 def read_packed_info(file: str | Path) -> dict[str, Any]:
     """What ``pack`` stored beside the weights; empty for another safetensors file."""
     with safe_open(file, "pt") as content:
-        info = json.loads((content.metadata() or {}).get("tdos", "{}"))
+        text = (content.metadata() or {}).get("tdos", "{}")
+    try:
+        info = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read: what it says of itself is no JSON") from error
     return info if isinstance(info, dict) else {}
 
 

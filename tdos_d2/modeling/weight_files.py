@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..untrusted import check_zip
 
 # Where trainers put a model's weights, and what wrappers of modules put before their names.
 _ENTRIES = ("model", "state_dict", "model_state_dict", "model_state", "params")
@@ -38,6 +40,8 @@ def read_file(path: str | Path, *, mmap: bool = False) -> Any:
         if path.endswith(".pkl"):
             with open(path, "rb") as file:
                 return _ArrayUnpickler(file, encoding="latin1").load()
+        if zipfile.is_zipfile(path):  # what is compressed unpacks to anything, and mmap misreads it
+            check_zip(path, Path(path).stat().st_size, stored=True)
         # weights_only: unpickling a whole module runs whatever code its file names.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # safetensors' is of no other kind
@@ -55,6 +59,8 @@ def unreadable(path: str | Path, error: Exception) -> UserError:
             "save a state dict alone: torch.save(model.state_dict(), FILE)"
         )
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).rpartition("WeightsUnpickler error: ")[2]
+    if isinstance(error, ValueError):
+        text = str(error)
     reason = (text.strip() or type(error).__name__).splitlines()[0][:160]
     return UserError(f"{path} cannot be read, it may be damaged ({reason})")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..untrusted import read_json, read_text
 
 _FOLDER = Path(__file__).resolve().parent
 _KEYS = ("known", "words", "distances", "groups", "source", "parameters", "licence")
@@ -92,9 +93,8 @@ def load_groups(name_or_path: str | Path, num_groups: int | None = None) -> Word
         names = ", ".join(sorted(p.stem for p in _FOLDER.glob("*.json")))
         raise UserError(f"OOD words: no file '{name_or_path}', and no list of that name ({names})")
     try:
-        text = path.read_text(encoding="utf-8")
         plain = path.suffix.lower() == ".txt"
-        groups = _from_lines(text, str(path)) if plain else _from_json(json.loads(text))
+        groups = _from_lines(read_text(path), str(path)) if plain else _from_json(read_json(path))
     except (ValueError, TypeError, OSError) as error:
         raise UserError(f"OOD words: '{path}' is no word list: {error}") from error
     return groups if num_groups is None else groups.cut(num_groups)

@@ -15,6 +15,7 @@ from detectron2.utils.file_io import PathManager
 
 from ...errors import UserError
 from ...files import find_files
+from ...untrusted import read_text
 from ..reading import image_size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -109,9 +110,9 @@ class ImageFolder:
         """The ids in ``image_list``; ``stems`` has all ids and the paths of their images."""
         where = f"dataset '{name}', list {self.image_list}"
         try:
-            lines = self.image_list.read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            cause = getattr(error, "strerror", None) or "it is not UTF-8"
+            lines = read_text(self.image_list).splitlines()
+        except (OSError, ValueError) as error:
+            cause = getattr(error, "strerror", None) or str(error)
             raise UserError(f"{where}: {cause}") from error
         by_path = {path: stem for stem, path in stems.items()}
         found = {line: by_path.get(line, line) for line in filter(None, map(str.strip, lines))}

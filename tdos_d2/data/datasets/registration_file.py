@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 from detectron2.data import DatasetCatalog
 
 from ...errors import UserError
+from ...untrusted import MAX_YAML, parse_yaml, read_text
 from .ood import register_ood_dataset
 from .segmentation import register_segmentation_dataset
 
@@ -61,10 +63,10 @@ def register_from_file(path: str | os.PathLike) -> list[str]:
 
 def _load(path: Path) -> list[Any]:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = parse_yaml(read_text(path, MAX_YAML), str(path))
     except OSError as error:
         raise UserError(f"DATASETS.REGISTER: cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, list):
         raise UserError(f"{path}: a list of datasets is expected")
@@ -83,13 +85,15 @@ def _checked(path: Path, number: int, entry: Any) -> dict[str, Any]:
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(keys)}"
             raise UserError(f"{where}: unknown key '{key}', {hint}")
     for key in _NEEDED:
-        if key not in entry:
+        if entry.get(key) is None:
             raise UserError(f"{where}: '{key}' is missing")
     arguments = {key: value for key, value in entry.items() if value is not None}
     for key, value in arguments.items():
         wanted = _TYPES.get(key, "a text")
         if not _has_type(value, wanted):
             raise UserError(f"{where}: {key} must be {wanted}, got {value!r}")
+    if not re.fullmatch(r"[\w .()+-]+", arguments["name"]):  # it is in file names and tables
+        raise UserError(f"{where}: the name may have letters, digits, spaces and _-+.()")
     for key in _PATHS:
         if key in arguments:
             arguments[key] = str(path.parent / Path(arguments[key]).expanduser())

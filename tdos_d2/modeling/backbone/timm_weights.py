@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +83,8 @@ def build_network(name: str, weights: str) -> nn.Module:
             )
         overlay["file"] = str(path)
     try:
-        network = _create(name, pretrained=bool(weights), pretrained_cfg_overlay=overlay)
+        with _no_code():
+            network = _create(name, pretrained=bool(weights), pretrained_cfg_overlay=overlay)
     except UserError:
         raise
     except Exception as error:  # of the hub client, of torch.load, of load_state_dict
@@ -118,6 +122,20 @@ def _create(name: str, **arguments: Any) -> nn.Module:
             continue
         return timm.create_model(name, **options, **arguments)
     return timm.create_model(name, **arguments)
+
+
+@contextmanager
+def _no_code() -> Iterator[None]:
+    """``torch.load`` reads plain weights alone: some versions of timm ask it for more."""
+    switch = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(switch)
+        if before is not None:
+            os.environ[switch] = before
 
 
 def _package_state(name: str) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zipfile
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...value_checks import check_choice
+from ..torchscript import is_torchscript, read_torchscript
 from ..weight_files import find_state, read_file, unreadable
 
 logger = logging.getLogger(__name__)
@@ -181,22 +181,14 @@ def _download(base: str, tag: str, config: dict[str, Any]) -> str:
 def _read_file(path: str, mtime_ns: int) -> tuple[dict[str, Tensor], bool]:
     """Read a weight file by its content; ``mtime_ns`` only tells versions apart in the cache."""
     try:
-        if _is_torchscript(path):  # which torch.load refuses to read without running code
-            state = torch.jit.load(path, map_location="cpu").state_dict()
+        if is_torchscript(path):
+            state = read_torchscript(path)
         else:
             state = find_state(read_file(path), path)
-    except (UserError, RuntimeError) as error:  # torch.jit's is the latter
+    except Exception as error:  # an archive that is damaged raises nearly every kind there is
         raise UserError(f"MODEL.CLIP.WEIGHTS: {unreadable(path, error)}") from error
     quick_gelu = any(key in state for key in _OPENAI_KEYS)
     return {k: v for k, v in state.items() if k not in _OPENAI_KEYS}, quick_gelu
-
-
-def _is_torchscript(path: str) -> bool:
-    """A TorchScript archive is a zip that holds code; ``torch.save`` writes a zip without."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], name: str, weights: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...ood_words import prototypes
+from ...untrusted import load_arrays
 from ..registry import TEXT_REGISTRY
 from ..regularization import References
 from .prompts import negative_groups, starts_at_groups
@@ -114,7 +115,7 @@ def read_embeddings(path: str) -> tuple[list[str], Tensor]:
     if not Path(path).is_file():
         raise UserError(f"MODEL.TEXT.EMBEDDINGS: {path} does not exist")
     try:
-        data = np.load(path, allow_pickle=False)
+        data = load_arrays(path)
         if isinstance(data, np.ndarray):
             raise ValueError("it is a single array, without names")
         with data:
