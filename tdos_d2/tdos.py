@@ -32,6 +32,7 @@ from .modeling.regularization import Regularization, build_regularization
 from .modeling.scores import AnomalyScores, needs_memory, resize
 from .modeling.semantic_augmentation import SemanticAugmentation, build_augmentation
 from .modeling.text.stored import StoredText
+from .modeling.training_events import record_batch
 from .modeling.word_maps import word_maps
 
 logger = logging.getLogger(__name__)
@@ -268,7 +269,9 @@ class TDOS(ImageModel):
         if self.semantic_augmentation is not None:
             labels, region = self.semantic_augmentation(labels)
         features = self.backbone(images.tensor, region)
-        *outputs, text = self._segment(features)  # class logits, mask logits, score map
+        # Class logits, mask logits, score map; text; mask logits before merging.
+        *outputs, text, of_queries = self._segment(features)
+        record_batch(labels, of_queries[-1], self.num_known)
         losses = self.criterion(*outputs, labels)
         # Where no loss or decoder that is on uses them, they stay in the graph all the same: with
         # several processes each waits for the gradients of all trained parameters.
@@ -299,7 +302,7 @@ class TDOS(ImageModel):
         self, features: dict[str, Tensor], size: tuple[int, int], words: Tensor | None = None
     ) -> Tensor:
         h, w = size
-        class_logits, mask_logits, score_map, _ = self._segment(features)
+        class_logits, mask_logits, score_map, *_ = self._segment(features)
         padded = self._padded_size(h), self._padded_size(w)
         with self._full_precision():
             maps = self.scores.window_maps(
@@ -329,10 +332,10 @@ class TDOS(ImageModel):
         """(B, S, D) dense visual embedding in text space."""
         return self.image_projection(features["dense"].flatten(2).transpose(1, 2))
 
-    def _segment(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _segment(self, features: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """What the backbone gives -> class logits (O, B, K + 1, K + 2), mask logits
         (O, B, K + 1, h, w) and score map (B, K + 1, h', w') of the merged queries, all float32, and
-        the text embeddings (B, N, D) behind it all.
+        what is behind them: the text embeddings (B, N, D) and all mask logits (O, B, N, h, w).
         """
         dense = self._dense(features)
         embedding = self.image_projection(features["embedding"])  # (B, D), CLIP's image embedding
@@ -354,7 +357,7 @@ class TDOS(ImageModel):
                 rule=self.merge,
                 class_rule=self.class_merge,
             )
-        return *merged, text
+        return *merged, text, mask_logits
 
     def _full_precision(self) -> torch.autocast:
         """Autocast makes float32 half again in every product: cosines and scores would tie."""

@@ -16,9 +16,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import (
-    AMPTrainer,
     DefaultTrainer,
-    SimpleTrainer,
     TrainerBase,
     create_ddp_model,
     hooks,
@@ -49,6 +47,7 @@ from .results import (
     write_results,
 )
 from .seeding import SeededBatches, settle_seed
+from .steps import build_steps
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +84,7 @@ class Trainer(DefaultTrainer):
         amp = cfg.SOLVER.AMP.ENABLED and on_gpu
         if cfg.SOLVER.AMP.ENABLED and not on_gpu:
             logger.info("SOLVER.AMP.ENABLED is ignored: mixed precision needs a GPU")
-        self._trainer = (AMPTrainer if amp else SimpleTrainer)(model, self._batches, optimizer)
+        self._trainer = build_steps(cfg, model, self._batches, optimizer, amp)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         run_info, warning = {"seed": cfg.SEED}, fallback_warning(cfg)
         if warning:

@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.engine import SimpleTrainer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 
+import tdos_d2.engine.steps as steps_module
 import tdos_d2.engine.trainer as trainer_module
 from tdos_d2.engine import TDOSCheckpointer, Trainer, check_expected_results, read_checkpoint_info
+from tdos_d2.engine.steps import FullPrecisionSteps, MixedPrecisionSteps
 from tdos_d2.errors import UserError
 
 
@@ -214,22 +216,13 @@ def test_resume_errors(small_cfg, tmp_path):
         train(small_cfg, tmp_path / "a", resume=True, MAX_ITER=4, MULTIPLIERS=[["neck", 0.0]])
 
 
-class HalfOnCPU(AMPTrainer):
-    """Detectron2's mixed precision needs a GPU; bfloat16 on a CPU stands in for it."""
+class HalfOnCPU(MixedPrecisionSteps):
+    """Detectron2's scaler needs a GPU; bfloat16 on a CPU stands in for half precision there."""
 
     def __init__(self, model, batches, optimizer) -> None:
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
-        super().__init__(model, batches, optimizer, grad_scaler=scaler)
-
-    def run_step(self) -> None:
-        batch = next(self._data_loader_iter)
-        self.optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
-            losses = self.model(batch)
-        self.grad_scaler.scale(sum(losses.values())).backward()
-        self._write_metrics(losses, 0.0)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
+        SimpleTrainer.__init__(self, model, batches, optimizer)
+        self.grad_scaler, self.precision = scaler, torch.bfloat16
 
 
 @pytest.mark.parametrize(("before", "now"), [(False, True), (True, False), (True, True)])
@@ -238,7 +231,8 @@ def test_resume_with_mixed_precision_switched(small_cfg, tmp_path, monkeypatch, 
     monkeypatch.setattr(trainer_module.logger, "warning", warnings.append)
 
     def run(folder, half: bool, **kwargs) -> Trainer:
-        monkeypatch.setattr(trainer_module, "SimpleTrainer", HalfOnCPU if half else SimpleTrainer)
+        kind = HalfOnCPU if half else FullPrecisionSteps
+        monkeypatch.setattr(steps_module, "FullPrecisionSteps", kind)
         small_cfg.SOLVER.AMP.ENABLED = half
         return train(small_cfg, tmp_path / folder, MAX_ITER=5, CHECKPOINT_PERIOD=3, **kwargs)
 

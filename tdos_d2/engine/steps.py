@@ -1,0 +1,181 @@
+"""One step of training: what Detectron2's trainers do, and what happens to a loss that is NaN."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from fvcore.nn.precise_bn import get_bn_modules
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+_MAX_FILES = 8  # that a message names
+
+
+class _Steps:
+    """``run_step`` for both of Detectron2's trainers.
+
+    A loss or gradient that is NaN or infinite changes no weight. The batch of each process that has
+    one is kept in ``folder``; training stops, or goes on with the next batch up to ``max_skipped``
+    times in a row. All processes do the same. (In mixed precision gradients may be infinite:
+    the loss scale is lowered for that.)
+    """
+
+    folder: Path
+    max_skipped = 0
+    skipped = 0  # so far
+    _in_a_row = 0
+
+    def run_step(self) -> None:
+        """Forward, backward, and a step of the optimizer."""
+        if not self.model.training:
+            raise RuntimeError("the model is not in training mode")
+        scaler = getattr(self, "grad_scaler", None)
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        statistics = self._statistics() if self.max_skipped else []
+        precision = getattr(self, "precision", torch.float16)
+        device = self.optimizer.param_groups[0]["params"][0].device
+        with torch.autocast(device.type, precision, enabled=scaler is not None):
+            losses = self.model(batch)
+            total = sum(losses.values())
+        self.optimizer.zero_grad()
+        values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
+        values = dict(zip(losses, values, strict=True))
+        well = math.isfinite(sum(values.values()))
+        if not self._all_well(well, device):
+            self._give_up("" if well else "loss", batch, values, statistics)
+            return
+        (total if scaler is None else scaler.scale(total)).backward()
+        self.after_backward()
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        norm = gradient_norm(self.optimizer)
+        if scaler is None and not math.isfinite(norm):  # the same in all processes
+            self._give_up("gradient", batch, values, statistics)
+            return
+        self._in_a_row = 0
+        self._write_metrics(losses, data_time)
+        self._write_rates(norm)
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+            scaler.update()
+
+    def _all_well(self, well: bool, device: torch.device) -> bool:
+        """Whether it is well in all processes."""
+        if comm.get_world_size() == 1:
+            return well
+        flag = torch.tensor(float(well), device=device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
+        return bool(flag)
+
+    def _statistics(self) -> list[tuple[Tensor, Tensor]]:
+        """Statistics of BatchNorm, which the forward pass changes, and what they are now."""
+        norms = [norm for norm in get_bn_modules(self.model) if norm.track_running_stats]
+        buffers = [buffer for norm in norms for buffer in norm.buffers()]
+        return [(buffer, buffer.clone()) for buffer in buffers]
+
+    def _give_up(
+        self,
+        what: str,
+        batch: Sequence[Mapping[str, Any]],
+        losses: Mapping[str, float],
+        statistics: Sequence[tuple[Tensor, Tensor]],
+    ) -> None:
+        """Keep the batch, and stop or leave the step out.
+
+        Args:
+            what: is not finite; "" = nothing here, but the loss of another process.
+            batch: of this process.
+            losses: of this process, by name.
+            statistics: see ``_statistics``.
+
+        Raises:
+            UserError: training stops.
+        """
+        self.skipped += 1
+        self._in_a_row += 1
+        stops = self._in_a_row > self.max_skipped
+        text = f"iteration {self.iter}: the {what or 'loss of another process'} is not finite"
+        if what:
+            terms = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+            text += f" ({terms}); {_names(batch)}; batch kept in {self._keep(batch, losses)}"
+        if stops and self.max_skipped:
+            text += f"; {self._in_a_row} in a row (SOLVER.MAX_SKIPPED_STEPS)"
+        if stops:
+            if not what:
+                time.sleep(1)  # the process that knows more is to be the first
+            raise UserError(text)
+        logger.warning("step left out: %s", text)
+        for buffer, before in statistics:
+            buffer.copy_(before)
+        self.optimizer.zero_grad()
+        get_event_storage().put_scalar("skipped_steps", self.skipped, smoothing_hint=False)
+
+    def _write_rates(self, norm: float) -> None:
+        """Gradient norm and, where there are several, the learning rate of each group."""
+        storage = get_event_storage()
+        if math.isfinite(norm):
+            storage.put_scalar("grad_norm", norm)
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        if len(set(rates)) > 1:
+            for i, rate in enumerate(rates):
+                storage.put_scalar(f"lr_group/{i}", rate, smoothing_hint=False)
+
+    def _keep(self, batch: Sequence[Mapping[str, Any]], losses: Mapping[str, float]) -> Path:
+        rank = f"_rank{comm.get_rank()}" if comm.get_world_size() > 1 else ""
+        path = self.folder / f"not_finite_{self.iter:07d}{rank}.pth"
+        plain = (str, int, float, bool, torch.Tensor)
+        kept = [{k: v for k, v in item.items() if isinstance(v, plain)} for item in batch]
+        with atomic_write(path) as file:
+            torch.save({"iteration": self.iter, "losses": dict(losses), "batch": kept}, file)
+        return path
+
+
+class FullPrecisionSteps(_Steps, SimpleTrainer):
+    """Steps in float32."""
+
+
+class MixedPrecisionSteps(_Steps, AMPTrainer):
+    """Steps in mixed precision, on a GPU."""
+
+
+def build_steps(
+    cfg: CfgNode, model: torch.nn.Module, batches: Any, optimizer: torch.optim.Optimizer, amp: bool
+) -> SimpleTrainer:
+    """What ``SOLVER.AMP`` and ``SOLVER.MAX_SKIPPED_STEPS`` describe."""
+    made = (MixedPrecisionSteps if amp else FullPrecisionSteps)(model, batches, optimizer)
+    made.folder = Path(cfg.OUTPUT_DIR)
+    made.max_skipped = cfg.SOLVER.MAX_SKIPPED_STEPS
+    return made
+
+
+def gradient_norm(optimizer: torch.optim.Optimizer) -> float:
+    """L2 norm of all gradients, before they are clipped."""
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
+    grads = [grad for grad in grads if grad is not None]
+    if not grads:
+        return 0.0
+    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
+
+
+def _names(batch: Sequence[Mapping[str, Any]]) -> str:
+    names = [str(item.get("file_name", "an image without a name")) for item in batch]
+    more = f" and {len(names) - _MAX_FILES} more" if len(names) > _MAX_FILES else ""
+    return f"files {', '.join(names[:_MAX_FILES])}{more}"
