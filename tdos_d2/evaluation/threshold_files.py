@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar
 
 from ..errors import UserError
 from ..files import atomic_write, fingerprint
+from ..untrusted import read_json
 from .tables import to_json
 
 _T = TypeVar("_T")
+# By the annotations of dataclasses.
+_KINDS = {
+    "float": (int, float), "int": (int,), "str": (str,), "bool": (bool,),
+    "str | None": (str, NoneType), "Mapping[str, Any]": (dict,),
+}  # fmt: skip
 
 
 def write_threshold(
@@ -51,11 +57,9 @@ def read_threshold(path: Path, checkpoint: str | os.PathLike, kind: type[_T], re
         UserError: the file is damaged, or was made for another checkpoint.
     """
     try:
-        values = json.loads(path.read_text())
-        fields = {field.name: values[field.name] for field in dataclasses.fields(kind)}
-        if not math.isfinite(fields["threshold"]):
-            raise ValueError(f"the threshold is {fields['threshold']}")
-        made = kind(**fields)
+        values = read_json(path)
+        fields = dataclasses.fields(kind)
+        made = kind(**{f.name: _checked(f.name, values[f.name], f.type) for f in fields})
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}): {remedy}, or remove it") from error
     if values.get("checkpoint_sha256") != fingerprint(checkpoint):
@@ -64,3 +68,12 @@ def read_threshold(path: Path, checkpoint: str | os.PathLike, kind: type[_T], re
             f"{remedy}, or remove it"
         )
     return made
+
+
+def _checked(name: str, value: Any, annotation: str) -> Any:
+    fits = type(value) in _KINDS[annotation]
+    if isinstance(value, float):
+        fits = fits and math.isfinite(value)
+    if not fits or (isinstance(value, str) and not value.isprintable()):
+        raise ValueError(f"{name} is {value!r}"[:80])
+    return float(value) if annotation == "float" else value

@@ -57,6 +57,7 @@ def open_wordnet(folder: str | Path | None = None) -> Iterator[WordNetCorpusRead
             else:
                 (copy / name).touch()
         shutil.copyfile(Path(__file__).with_name("lexnames"), copy / "lexnames")
+        _check_nouns(copy, source)
         nltk.data.path.insert(0, root)
         try:
             yield _reader(copy, source)
@@ -70,6 +71,45 @@ def version(reader: WordNetCorpusReader) -> str:
         header = "".join(islice(lines, 30))
     found = re.search(r"WordNet [\d.]+", header)
     return found.group() if found else "WordNet (unknown version)"
+
+
+def _check_nouns(copy: Path, source: Path) -> None:
+    """Raise UserError unless lines lead to lines as wndb(5WN) says: NLTK looks at none of that."""
+    places, named, place = set(), set(), 0
+    for line in (copy / "data.noun").read_bytes().splitlines(keepends=True):
+        if not line.startswith(b"  "):
+            try:
+                line.decode("utf-8")
+                fields = line.partition(b"|")[0].split()
+                pointers = 5 + 2 * int(fields[3], 16)
+                count = int(fields[pointers - 1])
+                kinds, targets = fields[pointers + 2 :: 4], fields[pointers + 1 :: 4]
+                if (int(fields[0]), fields[2], len(kinds)) != (place, b"n", count):
+                    raise ValueError
+                int(fields[1])
+                named |= {int(t) for t, kind in zip(targets, kinds, strict=False) if kind == b"n"}
+            except (ValueError, IndexError) as error:
+                raise UserError(
+                    f"WordNet: {source / 'data.noun'} is damaged, or of another format, "
+                    f"at byte {place}"
+                ) from error
+            places.add(place)
+        place += len(line)
+    for number, line in enumerate((copy / "index.noun").read_bytes().splitlines(), start=1):
+        if not line.startswith(b"  "):
+            try:
+                line.decode("utf-8")
+                fields = line.split()
+                senses = {int(field) for field in fields[-int(fields[2]) :]}
+                if fields[1] != b"n" or not senses <= places:
+                    raise ValueError
+            except (ValueError, IndexError) as error:
+                raise UserError(
+                    f"WordNet: {source / 'index.noun'} is damaged, or of another format, "
+                    f"in line {number}"
+                ) from error
+    if not places or not named <= places:
+        raise UserError(f"WordNet: {source / 'data.noun'} lacks synsets that others name")
 
 
 def _own_corpus() -> WordNetCorpusReader:

@@ -126,7 +126,7 @@ def test_missing_or_broken_files_are_an_error(tmp_path):
     (tmp_path / "data.noun").write_text("00000000 x\n")
     (tmp_path / "index.noun").write_text("car n one\n")
     with (
-        pytest.raises(UserError, match=f"files in {tmp_path} cannot be read"),
+        pytest.raises(UserError, match=f"{tmp_path}/data.noun is damaged.* at byte 0"),
         open_wordnet(tmp_path),
     ):
         pass
