@@ -85,7 +85,7 @@ def check_classes(cfg: CfgNode) -> None:
     if len(class_names(cfg)) != len(own):
         raise UserError(
             f"MODEL.TDOS.CLASS_NAMES has {len(class_names(cfg))} names, but dataset '{first}' has "
-            f"{len(own)} classes"
+            f"{len(own)} classes (MODEL.TDOS.CLASS_NAMES \"[]\" takes the names of the dataset)"
         )
 
 
