@@ -14,7 +14,6 @@ from detectron2.utils.logger import setup_logger
 
 from ..loading.checkpoint import TDOSCheckpointer
 from ..loading.config_files import find_config, load_config, local_weights, resume_file
-from ..modeling.fusion import fuse_for_prediction
 from .launch import launch_job
 from .preflight import check_run
 from .results import check_expected_results
@@ -43,7 +42,6 @@ def main(args: Namespace, cfg: CfgNode, notes: Sequence[str]) -> Mapping[str, An
         weights = str(resumed or cfg.MODEL.WEIGHTS)
         whole = f"checkpoint {weights} is not of the config's model: it has"
         TDOSCheckpointer(model).load(weights, checkpointables=[], whole=whole)
-        fuse_for_prediction(model)
         checkpoint = resumed or local_weights(cfg)
         results = Trainer.test_checkpoint(cfg, model, checkpoint)
         if comm.is_main_process():

@@ -2,7 +2,7 @@
 
   plain   what the released code does, from the same weights: modules as they come, deformable
           attention by grid_sample, one window at a time, the text encoded for each
-  ours    what predict.py and --eval-only do; the scores must agree with the plain way's
+  ours    what predict.py does; the scores must agree with the plain way's
   image   the same with TEST.WINDOW.DECODE image, which is another result
 
 and, for comparison, torchvision's DeepLabV3 (ResNet-50, 19 classes) with the maximum logit. Each
