@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import lru_cache, wraps
 from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, TypeVar
@@ -266,17 +266,42 @@ def image_size(file: IO[bytes]) -> tuple[int, int]:
         return (height, width) if turned else (width, height)
 
 
+def once_per_file(number: int) -> Callable[[Callable[[str], _T]], Callable[..., _T]]:
+    """Decorator: what a function of a path gave is kept while the file is the same.
+
+    The same is what has the same inode, time and size. What is kept is handed out as it is: callers
+    do not change it. Errors are not kept.
+
+    Args:
+        number: how many files are kept.
+    """
+
+    def decorate(read: Callable[[str], _T]) -> Callable[..., _T]:
+        @lru_cache(maxsize=number)
+        def kept(path: str, *_: int) -> _T:
+            return read(path)
+
+        @wraps(read)
+        def call(path: str | os.PathLike) -> _T:
+            path = os.fspath(path)
+            try:
+                state = os.stat(path)
+            except OSError:  # the function knows what to say
+                return read(path)
+            return kept(path, state.st_ino, state.st_mtime_ns, state.st_size)
+
+        return call
+
+    return decorate
+
+
 def fingerprint(path: str | os.PathLike) -> str | None:
     """SHA-256 of a file's content in hexadecimal digits; None where there is no file."""
-    if not os.path.isfile(path):
-        return None
-    state = os.stat(path)
-    return _fingerprint(os.fspath(path), state.st_mtime_ns, state.st_size)
+    return _fingerprint(path) if os.path.isfile(path) else None
 
 
-@lru_cache(maxsize=8)
-def _fingerprint(path: str, mtime_ns: int, size: int) -> str:
-    """Reads the file once while it is the same: checkpoints are large."""
+@once_per_file(8)
+def _fingerprint(path: str) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**22):

@@ -10,7 +10,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
-from ..files import decode_image, decode_values, open_with
+from ..files import decode_image, decode_values, once_per_file, open_with
 from ..files import image_size as size_of_image
 
 IGNORE = 255
@@ -34,8 +34,9 @@ def read_image(path: str | os.PathLike, format: str = "RGB") -> np.ndarray:
     return image[..., ::-1] if format == "BGR" else image
 
 
+@once_per_file(2**16)
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Width and height that :func:`read_image` gives, from the header only.
+    """Width and height that :func:`read_image` gives, from the header only, read once.
 
     Raises:
         UserError: the file is not an image.

@@ -13,7 +13,14 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from ..loading.checkpoint import TDOSCheckpointer
-from ..loading.config_files import find_config, load_config, local_weights, resume_file
+from ..loading.config_files import (
+    find_config,
+    holds_encoders,
+    load_config,
+    local_weights,
+    resume_file,
+)
+from ..modeling.weight_files import weights_follow
 from .launch import launch_job
 from .preflight import check_run
 from .results import check_expected_results
@@ -37,12 +44,13 @@ def main(args: Namespace, cfg: CfgNode, notes: Sequence[str]) -> Mapping[str, An
     setup(args, cfg, notes)
     if args.eval_only:
         seed_all_rng(cfg.SEED)  # an untrained model must be the same one in all processes
-        model = Trainer.build_model(cfg)
         resumed = args.resume and resume_file(cfg)
+        checkpoint = resumed or local_weights(cfg)
+        with weights_follow(holds_encoders(cfg, checkpoint)):
+            model = Trainer.build_model(cfg).eval()
         weights = str(resumed or cfg.MODEL.WEIGHTS)
         whole = f"checkpoint {weights} is not of the config's model: it has"
         TDOSCheckpointer(model).load(weights, checkpointables=[], whole=whole)
-        checkpoint = resumed or local_weights(cfg)
         results = Trainer.test_checkpoint(cfg, model, checkpoint)
         if comm.is_main_process():
             check_expected_results(cfg, results)

@@ -21,7 +21,7 @@ from detectron2.engine import (
     create_ddp_model,
     hooks,
 )
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_context
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
@@ -227,7 +227,8 @@ class Trainer(DefaultTrainer):
             On the main process ``{dataset: {task: {metric: value}}}``, one level less for a
             single dataset, as in Detectron2.
         """
-        results = super().test(cfg, model, evaluators)
+        with inference_context(model):  # in one mode over all sets text is encoded once
+            results = super().test(cfg, model, evaluators)
         if comm.is_main_process() and results:
             write_results(cfg, by_dataset(cfg, results), checkpoint or _weights(cfg))
         return results
@@ -254,7 +255,7 @@ class Trainer(DefaultTrainer):
             with_tta = [
                 cls.build_evaluator(again, name, "inference_TTA") for name in cfg.DATASETS.TEST
             ]
-            augmented = super().test(cfg, SemanticSegmentorWithTTA(cfg, model), with_tta)
+            augmented = super().test(cfg, SemanticSegmentorWithTTA(cfg, model).eval(), with_tta)
             if comm.is_main_process():
                 whole = by_dataset(cfg, results)
                 for name, tasks in by_dataset(cfg, augmented).items():

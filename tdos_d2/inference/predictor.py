@@ -22,11 +22,12 @@ from ..evaluation.operating_point import OperatingPoint, load_operating_point
 from ..labels import VOID
 from ..loading.checkpoint import TDOSCheckpointer
 from ..loading.config_checks import check_model
-from ..loading.config_files import local_weights
+from ..loading.config_files import holds_encoders, local_weights
 from ..loading.config_values import get_key
 from ..modeling.fusion import fuse_for_prediction
 from ..modeling.text.stored import StoredText
 from ..modeling.text.word_embeddings import WordEmbeddings, split_words
+from ..modeling.weight_files import weights_follow
 from ..ood_words import load_groups
 from .score_units import chance_as_score
 
@@ -75,7 +76,9 @@ class OODPredictor:
         self._groups = cfg.MODEL.PROMPTS.GROUPS
         cfg = cfg.clone()
         self.notes = check_model(cfg)
-        self.model = build_model(cfg).eval()
+        self.weights = local_weights(cfg)
+        with weights_follow(holds_encoders(cfg, self.weights)):
+            self.model = build_model(cfg).eval()
         self._half = half and self.model.device.type == "cuda"
         if cfg.MODEL.WEIGHTS:
             self._load(cfg.MODEL.WEIGHTS)
@@ -83,7 +86,6 @@ class OODPredictor:
             self.notes.append("MODEL.WEIGHTS is empty: the model is untrained")
         fuse_for_prediction(self.model)
         self.class_names, self.score = self.model.class_names, self.model.score_name
-        self.weights = local_weights(cfg)
         self.settings = {key: get_key(cfg, key) for key in _SETTINGS}
         self.settings["half precision"] = self._half
         mapper = TDOSDatasetMapper(cfg, is_train=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import zipfile
@@ -18,7 +19,7 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import get_cache_dir
 
 from ..errors import UserError, printable
-from ..files import atomic_write
+from ..files import atomic_write, once_per_file
 from ..modeling.weight_files import find_state, read_file, unreadable
 from .config_values import fits, texts_in
 from .packing import read_packed_info, unpack
@@ -47,9 +48,17 @@ def read_checkpoint_info(path: str | Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} does not exist")
     if path.suffix == ".pkl":
         return {}
-    if path.suffix == ".safetensors":
-        read_file(path)  # a damaged file has its one line
-        return _checked(read_packed_info(path), path)
+    return copy.deepcopy(_read_info(path))
+
+
+@once_per_file(8)
+def _read_info(path: str) -> dict[str, Any]:
+    """``read_checkpoint_info`` of a file; of the weights no more is read than has to be."""
+    if path.endswith(".safetensors"):
+        try:
+            return _checked(read_packed_info(path), path)
+        except Exception as error:  # safetensors' is of no other kind
+            raise unreadable(path, error) from error
     checkpoint = read_file(path, mmap=zipfile.is_zipfile(path))
     return _checked(checkpoint.get("tdos", {}), path) if isinstance(checkpoint, Mapping) else {}
 
@@ -196,7 +205,7 @@ class TDOSCheckpointer(DetectionCheckpointer):
         content = read_file(f)
         others = content if isinstance(content, Mapping) and "model" in content else {}
         if f.endswith(".safetensors"):
-            others = {"tdos": read_packed_info(f)}
+            others = {"tdos": read_checkpoint_info(f)}
         if "tdos" in others:
             others = {**others, "tdos": _checked(others["tdos"], f)}
         return {**others, "model": find_state(content, f, self.model.state_dict())}

@@ -291,6 +291,18 @@ def local_weights(cfg: CfgNode) -> Path | None:
     return Path(weights.partition("?")[0])
 
 
+def holds_encoders(cfg: CfgNode, checkpoint: Path | None) -> bool:
+    """Whether a checkpoint has the encoders' weights, so that their own files need not be read.
+
+    Packed ones have not. Where the image encoder is not CLIP's, the checkpoint does not tell which
+    activation the text encoder has: the file of its weights does.
+    """
+    info = {} if checkpoint is None else read_checkpoint_info(checkpoint)
+    packed = checkpoint is not None and checkpoint.suffix == ".safetensors"
+    known = bool(info.get("clip_name")) or not cfg.MODEL.CLIP.WEIGHTS
+    return bool(info) and not packed and known
+
+
 def _check_memory(cfg: CfgNode, info: dict[str, Any], path: Path | None) -> None:
     fitted = info.get("memory")
     if cfg.MODEL.META_ARCHITECTURE != "NormalityMemory" or not fitted:

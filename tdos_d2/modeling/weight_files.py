@@ -5,7 +5,9 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,27 @@ _OF_ARRAYS = re.compile(
     r"numpy(\._?core\.multiarray\.(_reconstruct|scalar)|\.ndarray|\.dtype)"
     r"|collections\.OrderedDict|_codecs\.encode"
 )
+
+
+_FOLLOW = ContextVar("weights follow", default=False)
+
+
+@contextmanager
+def weights_follow(follow: bool = True) -> Iterator[None]:
+    """Build encoders at random: all their weights are about to be loaded from a checkpoint."""
+    token = _FOLLOW.set(follow)
+    try:
+        yield
+    finally:
+        _FOLLOW.reset(token)
+
+
+def needs_weights() -> bool:
+    """Whether an encoder that is built now must read its file of weights.
+
+    Not on the meta device, where tensors have no values, and not within :func:`weights_follow`.
+    """
+    return not (torch.empty(0).is_meta or _FOLLOW.get())
 
 
 def read_file(path: str | Path, *, mmap: bool = False) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import once_per_file
 from ..untrusted import read_json, read_text
 
 _FOLDER = Path(__file__).resolve().parent
@@ -92,12 +93,17 @@ def load_groups(name_or_path: str | Path, num_groups: int | None = None) -> Word
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in _FOLDER.glob("*.json")))
         raise UserError(f"OOD words: no file '{name_or_path}', and no list of that name ({names})")
+    groups = _read(path)
+    return groups if num_groups is None else groups.cut(num_groups)
+
+
+@once_per_file(8)
+def _read(path: str) -> WordGroups:
     try:
-        plain = path.suffix.lower() == ".txt"
-        groups = _from_lines(read_text(path), str(path)) if plain else _from_json(read_json(path))
+        plain = path.lower().endswith(".txt")
+        return _from_lines(read_text(path), path) if plain else _from_json(read_json(path))
     except (ValueError, TypeError, OSError) as error:
         raise UserError(f"OOD words: '{path}' is no word list: {error}") from error
-    return groups if num_groups is None else groups.cut(num_groups)
 
 
 def _from_lines(text: str, source: str) -> WordGroups:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from tdos_d2.engine import TDOSCheckpointer
 from tdos_d2.errors import UserError
 from tdos_d2.evaluation.operating_point import OperatingPoint, save_operating_point
 from tdos_d2.inference import OODPredictor
+from tdos_d2.loading.config_files import holds_encoders
 from tdos_d2.modeling.scores import PIXEL_SCORES
 from tdos_d2.modeling.text import TextEncoder
 from tdos_d2.modeling.word_maps import MIN_SPREAD, word_maps
@@ -242,6 +244,41 @@ def test_a_checkpoint_needs_no_clip_weights(trained_cfg):
     for weights in ("gone.pt", "openai"):
         trained_cfg.MODEL.CLIP.WEIGHTS = weights
         assert "MODEL.CLIP.WEIGHTS is ''" in " ".join(OODPredictor(trained_cfg).notes)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+def test_encoders_that_the_checkpoint_has_are_not_read(
+    frozen_cfg, clip_file, tmp_path, monkeypatch, activation
+):
+    frozen_cfg.MODEL.CLIP.ACTIVATION = activation
+    frozen_cfg.INPUT.FORMAT, frozen_cfg.INPUT.MIN_SIZE_TEST = "RGB", 0
+    model = build_model(frozen_cfg).eval()
+    TDOSCheckpointer(model, str(tmp_path)).save("model")
+    frozen_cfg.MODEL.CLIP.ACTIVATION = "auto"
+    frozen_cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    Path(clip_file).write_bytes(b"not read")
+    predictor = OODPredictor(frozen_cfg)
+    state = predictor.model.state_dict()
+    assert predictor.words_have_meaning and predictor.model.backbone.frozen
+    own = model.text.state_dict(prefix="text.")
+    assert all(torch.equal(state[key], value) for key, value in own.items())
+    image = images()[0]
+    with torch.no_grad():
+        rgb = torch.from_numpy(image[..., ::-1].transpose(2, 0, 1).copy())
+        (expected,) = model([{"image": rgb}])
+    np.testing.assert_allclose(predictor(image)["ood_score"], expected["ood_score"], atol=1e-5)
+
+
+def test_which_checkpoints_have_the_encoders(tiny_cfg, tmp_path):
+    """Beside an encoder of timm, the file of CLIP's weights tells the text encoder's activation."""
+    tiny_cfg.MODEL.CLIP.WEIGHTS = "clip.pt"
+    infos = {"clip": {"clip_name": "tiny"}, "timm": {"clip_name": ""}, "others": {}}
+    for name, info in infos.items():
+        torch.save({"model": {}, "tdos": info and {"class_names": ["a"], **info}}, tmp_path / name)
+    found = [holds_encoders(tiny_cfg, tmp_path / name) for name in infos]
+    assert found == [True, False, False] and not holds_encoders(tiny_cfg, None)
+    tiny_cfg.MODEL.CLIP.WEIGHTS = ""
+    assert holds_encoders(tiny_cfg, tmp_path / "timm")
 
 
 def test_wrong_config(trained_cfg):

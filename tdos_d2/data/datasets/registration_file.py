@@ -14,6 +14,7 @@ import yaml
 from detectron2.data import DatasetCatalog
 
 from ...errors import UserError
+from ...files import once_per_file
 from ...untrusted import MAX_YAML, parse_yaml, read_text
 from .ood import register_ood_dataset
 from .segmentation import register_segmentation_dataset
@@ -61,9 +62,10 @@ def register_from_file(path: str | os.PathLike) -> list[str]:
     return [arguments["name"] for arguments in sets]
 
 
-def _load(path: Path) -> list[Any]:
+@once_per_file(8)
+def _load(path: str) -> list[Any]:
     try:
-        content = parse_yaml(read_text(path, MAX_YAML), str(path))
+        content = parse_yaml(read_text(path, MAX_YAML), path)
     except OSError as error:
         raise UserError(f"DATASETS.REGISTER: cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError) as error:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ..weight_files import needs_weights
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +70,8 @@ def build_network(name: str, weights: str) -> nn.Module:
 
     if not timm.is_model(name.partition(".")[0]):
         raise UserError(f"MODEL.TIMM.NAME: timm has no model '{name}' (see timm.list_models())")
-    if torch.empty(0).is_meta:
-        weights = ""  # tensors without values: there is nothing to load
+    if not needs_weights():
+        weights = ""
     overlay: dict[str, Any] = {}
     if weights == "package":
         overlay["state_dict"] = _package_state(name)

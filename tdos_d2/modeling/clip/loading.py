@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ...value_checks import check_choice
 from ..torchscript import is_torchscript, read_torchscript
-from ..weight_files import find_state, read_file, unreadable
+from ..weight_files import find_state, needs_weights, read_file, unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -144,8 +144,7 @@ def _find_weights(name: str, weights: str) -> tuple[dict[str, Tensor] | None, bo
         check_weights_file(weights)
     else:
         of_tag = _tag_config(base, weights)
-    # On the meta device tensors have no values: there is nothing to read.
-    if torch.empty(0).is_meta:
+    if not needs_weights():
         return None, False
     path = Path(_download(base, weights, of_tag) if of_tag else weights).expanduser()
     state, quick_gelu = _read_file(str(path), path.stat().st_mtime_ns)

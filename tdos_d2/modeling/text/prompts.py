@@ -107,7 +107,8 @@ class PromptedText(nn.Module):
 
     def train(self, mode: bool = True) -> PromptedText:
         """Set the mode of everything but the frozen encoder."""
-        self._forget()
+        if mode != self.training:  # an evaluation sets the same mode again for each dataset
+            self._forget()
         super().train(mode)
         self.tower.eval()
         return self
