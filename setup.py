@@ -82,6 +82,9 @@ setup(
         "lite": LITE,
         "hdf5": ["h5py"],  # SegmentMeIfYouCan's files
         "video": VIDEO,  # tools/predict.py --events
-        "test": [*EXPORT, *LITE, *VIDEO, "h5py", "pytest", "pytest-xdist", "ruff", "scikit-learn"],
+        "test": [
+            *EXPORT, *LITE, *VIDEO, "h5py", "hypothesis", "pytest", "pytest-xdist", "ruff",
+            "scikit-learn",
+        ],
     },
 )

@@ -36,7 +36,7 @@ SHELL = [block for block in CODE if block.language == "bash"]
 # A translation has the code of its original.
 WALKED = [block for block in CODE if block.page != "README.ko.md"]
 # Programs that blocks may call besides python and make.
-PROGRAMS = {"cd", "export", "git", "pip", ".", "cvat-cli", "fiftyone", "label-studio"}
+PROGRAMS = {"cd", "export", "git", "pip", "pip-audit", ".", "cvat-cli", "fiftyone", "label-studio"}
 # Trained first, because no block does: the demo is made by hand, and one block has an RN50.
 PREPARED = [
     ["--config-file", "configs/demo.yaml", "DATASETS.TEST", "()"],

@@ -67,6 +67,16 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("tdos_d2/modeling/transformer_layers.py", "tests/modeling/test_transformer_decoder.py"): {
         "what is blocked is allowed": ("~blocked[:, None]", "blocked[:, None]"),
     },
+    ("tdos_d2/engine/steps.py", "tests/engine/test_steps.py"): {
+        "statistics stay as a bad batch left them": ("buffer.copy_(before)", "pass"),
+        "bad steps need not follow each other": ("self._in_a_row = 0", "pass"),
+        "infinite gradients are taken": ("not math.isfinite(norm)", "False"),
+    },
+    ("tdos_d2/untrusted.py", "tests/test_untrusted.py"): {
+        "archives unpack to anything": ("for entry in entries) > most", "for entry in entries) < 0"),
+        "names lead out of an archive": ("not stays_inside(entry.filename)", "False"),
+        "YAML repeats without limit": ("_nodes(node, {}) > _MAX_NODES", "False"),
+    },
     ("tdos_d2/modeling/criterion.py", "tests/modeling/test_criterion.py"): {
         "mask count not agreed between processes": ("torch.distributed.all_reduce(count)", "pass"),
         "mask count not shared out": ("count / comm.get_world_size()", "count / 1"),
