@@ -15,6 +15,7 @@ from small_set import register
 
 from tdos_d2.engine import Trainer
 from tdos_d2.engine.launch import launch_job
+from tdos_d2.errors import UserError
 
 ARGS = Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
 
@@ -86,3 +87,42 @@ def test_batch_norm_statistics_are_the_mean_of_all_processes(small_cfg, tmp_path
         variance = 0.9 * variance + 0.1 * (one[1] + other[1]) / 2
     torch.testing.assert_close(saved[1]["backbone.tower.visual.bn1.running_mean"], mean)
     torch.testing.assert_close(saved[1]["backbone.tower.visual.bn1.running_var"], variance)
+
+
+def train_with_a_bad_batch(args: Namespace, cfg, folder: str) -> None:
+    """The second process has a loss that is NaN in the second iteration."""
+    register("two_five", Path(folder))
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+
+    def spoil(_, __, losses: dict) -> dict:
+        if trainer.iter == 1 and comm.get_rank() == 1:
+            losses["loss_class"] = losses["loss_class"] * float("nan")
+        return losses
+
+    trainer.model.register_forward_hook(spoil)
+    trainer.train()
+    state = trainer.model.module.state_dict()
+    found = {"state": state, "skipped": trainer._trainer.skipped}
+    torch.save(found, Path(folder) / f"{comm.get_rank()}.pt")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts CPU processes")
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_a_bad_batch_of_one_process_concerns_all(small_cfg, tmp_path, forked_processes, allowed):
+    cfg = small_cfg
+    cfg.DATASETS.TRAIN, cfg.SOLVER.MAX_ITER = ("two_five",), 3
+    cfg.SOLVER.MAX_SKIPPED_STEPS = allowed
+    os.makedirs(cfg.OUTPUT_DIR)
+    if allowed:
+        launch_job(train_with_a_bad_batch, ARGS, cfg, str(tmp_path))
+        found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+        assert [of_rank["skipped"] for of_rank in found] == [1, 1]
+        one, other = (of_rank["state"] for of_rank in found)
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+        assert all(value.isfinite().all() for value in one.values())
+    else:
+        with pytest.raises(UserError, match=r"iteration 1: the loss is not finite .*class nan"):
+            launch_job(train_with_a_bad_batch, ARGS, cfg, str(tmp_path))
+    kept = [path.name for path in Path(cfg.OUTPUT_DIR).glob("not_finite*")]
+    assert kept == ["not_finite_0000001_rank1.pth"]
