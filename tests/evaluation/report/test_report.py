@@ -120,6 +120,16 @@ def test_tables_are_escaped_and_numbers_aligned(tmp_path):
     )
 
 
+def test_names_of_frames_are_escaped(tmp_path):
+    evaluated = fill(tmp_path)
+    for i, record in enumerate(evaluated.records):
+        record["image_id"] = f'"><script>alert({i})</script>'
+    section = section_of(evaluated, tmp_path)
+    text = write_report(tmp_path / "out", "<b>m</b>", [], [section]).read_text("utf-8")
+    assert "<script>alert" not in text and "<b>m</b>" not in text
+    assert "&lt;script&gt;alert(0)" in text
+
+
 def test_set_without_ood(tmp_path):
     evaluated = fill(tmp_path)
     frame = check_frame(np.eye(60, 90), np.zeros((60, 90), int), "x")
