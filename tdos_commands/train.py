@@ -20,6 +20,10 @@ examples:
   train_net.py --config-file configs/demo.yaml
   train_net.py --config-file configs/tdos_vitb.yaml --num-gpus 4 --resume
   train_net.py --config-file configs/tdos_vitb.yaml --eval-only MODEL.WEIGHTS model.pth
+
+exit status:
+  0 = done; 1 = results are not TEST.EXPECTED_RESULTS, or a bug; 2 = an error, in one line;
+  143 or 130 = ended by SIGTERM or SIGINT with a checkpoint, --resume goes on from it
 """
 
 

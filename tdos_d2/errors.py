@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 
 _MARK = "UserError: "
 _LONGEST = 2000  # characters of a message
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
 # Ends of tracebacks that users can do something about.
 _KNOWN = {
     "cuda is not available. Please check your installation": (
@@ -38,6 +41,36 @@ def printable(text: object) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
     )
+
+
+class OutputUserError(UserError, OSError):
+    """A file cannot be written to its end: the disk is full, or the file would be too large."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # not OSError's, which is of number and name
+
+
+def output_error(error: BaseException, path: str | os.PathLike) -> OutputUserError | None:
+    """The one line for ``error`` if it is of a full disk, or came of one; else None.
+
+    Args:
+        error: what was raised while ``path`` was written to. torch.save raises a RuntimeError of
+            its own when the file that it was given cannot be written to.
+        path: a file, or the folder that has it.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OutputUserError):
+            return cause
+        # NumPy's has no number: "10000 requested and 1218 written".
+        short = isinstance(cause, OSError) and " requested and " in str(cause)
+        if short or (isinstance(cause, OSError) and cause.errno in _FULL):
+            reason = "the disk is full" if short else cause.strerror
+            made = OutputUserError(f"cannot write {cause.filename or path}: {reason}")
+            made.errno, made.strerror = cause.errno or errno.ENOSPC, reason
+            return made
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def exit_with_one_line(function: Callable[[], object]) -> None:

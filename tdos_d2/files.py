@@ -5,6 +5,7 @@ Inputs may be anybody's. What would never end, fill the memory or run code is re
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -20,7 +21,7 @@ from typing import IO, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import UserError
+from .errors import UserError, output_error
 
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS = 258
@@ -40,6 +41,9 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     The bytes go to a file of this process in the same folder, reach the disk, and only then take
     the name: several processes may write the same file. After an error the old file is still there
     and the temporary one is gone. What is no file, such as /dev/stdout, is written to as it is.
+
+    Raises:
+        OutputUserError: the disk is full.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -53,9 +57,22 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+        _sync_folder(path.parent)
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if full := output_error(error, path):
+            raise full from error
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let a new name reach the disk, where the file system can (not on Windows)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def check_output(path: str | os.PathLike, option: str, *, folder: bool = False) -> None:

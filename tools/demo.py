@@ -45,6 +45,7 @@ def run() -> None:
     from tdos_d2.engine import TDOSCheckpointer, Trainer, check_run, launch_job, load_config
     from tdos_d2.engine.train_command import main as train_and_test
     from tdos_d2.evaluation.tables import to_json
+    from tdos_d2.files import atomic_write
 
     opts = ["SEED", str(args.seed), "OUTPUT_DIR", args.output, *args.opts]
     cfg = load_config(get_config_file("demo.yaml"), opts)
@@ -66,7 +67,8 @@ def run() -> None:
         frames[COUNTED], colour_histogram_scores(cfg.DATASETS.TRAIN[0], frames[COUNTED])
     )
     results |= _per_kind(frames, outputs)
-    (output / "results.json").write_text(to_json(results) + "\n")
+    with atomic_write(output / "results.json") as file:
+        file.write(f"{to_json(results)}\n".encode())
     _draw(cfg, frames, outputs, output / "contact_sheet.png")
     print(f"\n{_table(results)}\n")
     print(f"{time.time() - start:.0f} seconds, seed {cfg.SEED}")

@@ -7,6 +7,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from detectron2.config import CfgNode
@@ -15,8 +16,9 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..cores import threads_are_users, usable_cores
-from ..errors import UserError, user_message
+from ..errors import UserError, output_error, user_message
 from ..loading.config_files import register_datasets
+from .preemption import exit_if_asked, signals_wait
 
 
 def launch_job(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more: object) -> None:
@@ -25,24 +27,33 @@ def launch_job(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more
     Raises:
         UserError: some process raised it; the message is that one's.
         SystemExit: some process ended by itself, for example because results were not as expected.
+            Of a training that SIGTERM or SIGINT ended the status is 143 or 130.
     """
+    several = args.num_gpus * args.num_machines > 1
     try:
-        launch(
-            _worker,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(main, args, cfg, *more),
-        )
+        with signals_wait(hand_on=True) if several else nullcontext():
+            launch(
+                _worker,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(main, args, cfg, *more),
+            )
+            if several:
+                exit_if_asked()
     except ProcessRaisedException as error:
         message = user_message(str(error))
         if message is None:
             raise
         raise UserError(message) from error
     except ProcessExitedException as error:
-        if error.exit_code < 0:  # killed, for example for want of memory
-            raise
+        if error.exit_code < 0:
+            exit_if_asked()  # before the training had begun
+            raise UserError(
+                f"process {error.error_index} was killed by {error.signal_name}"
+                + (", often for want of memory" if error.signal_name == "SIGKILL" else "")
+            ) from error
         sys.exit(error.exit_code)
 
 
@@ -60,7 +71,9 @@ def _worker(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more: o
         main(args, cfg, *more)
     except UserError:
         raise
-    except Exception:
+    except Exception as error:
+        if full := output_error(error, cfg.OUTPUT_DIR):  # of logs and events
+            raise full from error
         if comm.get_world_size() > 1:
             # A process fails by itself or because another one is gone. Waiting lets the launcher
             # see the one that failed first, and report that.

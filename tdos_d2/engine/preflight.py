@@ -20,14 +20,16 @@ from ..data.verify.quick import (
     check_dataset,
     check_registered,
     check_sampling,
+    get_dicts,
     present_datasets,
 )
 from ..errors import UserError
 from ..evaluation.evaluators import check_export, threshold_rule
+from ..evaluation.frames import check_space
 from ..evaluation.score_files import import_h5py
 from ..files import check_output
 from ..loading.config_checks import check_runnable
-from ..loading.config_files import resume_file
+from ..loading.resuming import resume_file
 from ..modeling.test_time_augmentation import SemanticSegmentorWithTTA
 from ..ood_words import load_groups
 from ..value_checks import check_positive
@@ -150,6 +152,7 @@ def _check_datasets(cfg: CfgNode, args: Namespace) -> list[str]:
     present = present_datasets(cfg)
     for name in present:
         check_export(cfg, name)
+        _check_space(cfg, name)
     if cfg.TEST.EXPORT.FORMAT == "smiyc":
         import_h5py()
     absent = [name for name in cfg.DATASETS.TEST if name not in present]
@@ -157,6 +160,14 @@ def _check_datasets(cfg: CfgNode, args: Namespace) -> list[str]:
     if args.eval_only and not present:
         raise UserError("DATASETS.TEST has no set that is on disk: nothing to evaluate")
     return [f"not tested, TEST.MISSING is skip: {', '.join(absent)}"] if absent else []
+
+
+def _check_space(cfg: CfgNode, name: str) -> None:
+    """Scores of an OOD set with labels are kept on disk, of one set after the other."""
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("evaluator_type") == "ood" and metadata.get("has_labels", True):
+        with _naming(f"DATASETS.TEST: {name}"):
+            check_space(os.path.join(cfg.OUTPUT_DIR, "inference"), get_dicts(name))
 
 
 def _check_method(cfg: CfgNode, args: Namespace) -> None:

@@ -13,13 +13,8 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from ..loading.checkpoint import TDOSCheckpointer
-from ..loading.config_files import (
-    find_config,
-    holds_encoders,
-    load_config,
-    local_weights,
-    resume_file,
-)
+from ..loading.config_files import find_config, holds_encoders, load_config, local_weights
+from ..loading.resuming import resume_file, warn_of_damage
 from ..modeling.weight_files import weights_follow
 from .launch import launch_job
 from .preflight import check_run
@@ -45,6 +40,7 @@ def main(args: Namespace, cfg: CfgNode, notes: Sequence[str]) -> Mapping[str, An
     if args.eval_only:
         seed_all_rng(cfg.SEED)  # an untrained model must be the same one in all processes
         resumed = args.resume and resume_file(cfg)
+        warn_of_damage(cfg, resumed or None)
         checkpoint = resumed or local_weights(cfg)
         with weights_follow(holds_encoders(cfg, checkpoint)):
             model = Trainer.build_model(cfg).eval()

@@ -27,6 +27,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from ..config import set_key
 from ..data import build_test_loader, build_train_loader
@@ -35,10 +36,19 @@ from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..evaluation.writers import PictureEvaluator
 from ..loading.checkpoint import TDOSCheckpointer
-from ..loading.config_files import local_weights, resume_file
+from ..loading.config_files import local_weights
+from ..loading.resuming import resume_file, warn_of_damage
 from ..modeling.test_time_augmentation import SemanticSegmentorWithTTA
 from ..value_checks import check_positive
 from .optimizer import build_lr_scheduler, build_optimizer
+from .preemption import (
+    Preempted,
+    StopBetweenFrames,
+    StopWhenAsked,
+    end_preempted,
+    shield_workers,
+    signals_wait,
+)
 from .results import (
     by_dataset,
     check_expected_results,
@@ -61,8 +71,6 @@ class Trainer(DefaultTrainer):
 
     build_optimizer = staticmethod(build_optimizer)
     build_lr_scheduler = staticmethod(build_lr_scheduler)
-    build_train_loader = staticmethod(build_train_loader)
-    build_test_loader = staticmethod(build_test_loader)
 
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)  # not DefaultTrainer's: this takes its place
@@ -95,7 +103,7 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Continue from ``OUTPUT_DIR/last_checkpoint``, or load ``MODEL.WEIGHTS`` alone.
+        """Continue from the last checkpoint in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` alone.
 
         Resuming takes over the seed of the checkpoint and starts the data order where it stopped.
         Learning rates and weight decay are those of the config, which may be new.
@@ -104,6 +112,7 @@ class Trainer(DefaultTrainer):
             UserError: a checkpoint that is damaged, of another model, or past MAX_ITER.
         """
         path = resume_file(self.cfg) if resume else None
+        warn_of_damage(self.cfg, path)
         if path is None:
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
             self._check_frozen_are_loaded()
@@ -160,8 +169,13 @@ class Trainer(DefaultTrainer):
             )
 
     def train(self) -> Mapping[str, Any] | None:
-        """Run training. Returns the results of the last evaluation on the main process."""
-        TrainerBase.train(self, self.start_iter, self.max_iter)
+        """Run training. Returns the results of the last evaluation on the main process.
+
+        Raises:
+            Preempted: SIGTERM or SIGINT came; a checkpoint of the last whole step is written.
+        """
+        with signals_wait():
+            TrainerBase.train(self, self.start_iter, self.max_iter)
         results = getattr(self, "_last_eval_results", None)
         if comm.is_main_process():
             check_expected_results(self.cfg, results or {})
@@ -175,17 +189,30 @@ class Trainer(DefaultTrainer):
         built = [evaluate if isinstance(h, hooks.EvalHook) else h for h in super().build_hooks()]
         users = (hooks.PeriodicCheckpointer, hooks.EvalHook)
         first = next(i for i, hook in enumerate(built) if isinstance(hook, users))
-        return [*built[:first], MeanStatistics(), *built[first:]]
+        return [*built[:first], MeanStatistics(), StopWhenAsked(), *built[first:]]
+
+    def save_now(self) -> None:
+        """Save the checkpoint of this iteration, whether or not it is time for one."""
+        last = self.iter + 1 >= self.max_iter
+        name = "model_final" if last else f"model_{self.iter:07d}"
+        self.checkpointer.save(name, iteration=self.iter)
 
     def _evaluate(self) -> Mapping[str, Any]:
         cfg = self.cfg
         evaluators = [self.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         with_pictures = [
-            DatasetEvaluators([evaluator, PictureEvaluator(name, cfg.TEST.NUM_PICTURES)])
+            DatasetEvaluators(
+                [StopBetweenFrames(), evaluator, PictureEvaluator(name, cfg.TEST.NUM_PICTURES)]
+            )
             for name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True)
         ]
         checkpoint = self._saved_now()
-        results = self.test(cfg, self.model, with_pictures, checkpoint)
+        try:
+            results = self.test(cfg, self.model, with_pictures, checkpoint)
+        except Preempted:
+            if not os.path.isfile(checkpoint):  # of this step; the last step's is always there
+                self.save_now()
+            end_preempted()
         report_results(cfg, by_dataset(cfg, results), evaluators, checkpoint)
         if self.iter + 1 >= self.max_iter and comm.is_main_process():
             keep_operating_point(cfg, evaluators, checkpoint)
@@ -199,6 +226,16 @@ class Trainer(DefaultTrainer):
         if (self.iter + 1) % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
             return os.path.join(self.cfg.OUTPUT_DIR, f"model_{self.iter:07d}.pth")
         return f"of iteration {self.iter}, which were not saved"
+
+    @staticmethod
+    def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
+        """``data.build_train_loader``; its workers outlive the signal that ends the training."""
+        return shield_workers(build_train_loader(cfg, start_iteration))
+
+    @staticmethod
+    def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """``data.build_test_loader``; see :meth:`build_train_loader`."""
+        return shield_workers(build_test_loader(cfg, dataset_name))
 
     @classmethod
     def build_evaluator(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import UserError
+from ..files import image_size, open_with
 from ..labels import KNOWN, OOD, VOID
 
 # What is wrong with ``coarse`` scores.
@@ -22,6 +26,9 @@ COARSE = (
 )
 
 logger = logging.getLogger(__name__)
+
+_BYTES_PER_PIXEL = 5  # float32 and uint8
+_WORTH_SAYING = 0.1  # GB
 
 
 class Frame(NamedTuple):
@@ -108,6 +115,38 @@ class CheckedFrames:
             yield check_frame(score, label, f"frame {i} (counted from 0)")
 
 
+def check_space(folder: str | os.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
+    """Say what a :class:`Spool` of all ``records`` will need.
+
+    Args:
+        folder: where the spool will be; it or a parent of it exists.
+        records: dataset dicts; those without "height" and "width" count as large as the image of
+            the first of them.
+
+    Raises:
+        UserError: there is less free space.
+    """
+    unknown, pixels = 0, 0
+    first = None
+    for record in records:
+        if "height" in record and "width" in record:
+            pixels += record["height"] * record["width"]
+        else:
+            first = first or record["file_name"]
+            unknown += 1
+    if unknown:
+        pixels += unknown * math.prod(open_with(image_size, "image", first))
+    place = next(p for p in (Path(folder), *Path(folder).absolute().parents) if p.exists())
+    needed, free = _BYTES_PER_PIXEL * pixels / 1e9, shutil.disk_usage(place).free / 1e9
+    if needed > free:
+        raise UserError(
+            f"scores of all frames take {needed:.3g} GB in {folder} until the evaluation ends "
+            f"({_BYTES_PER_PIXEL} bytes per pixel), and {free:.3g} GB are free there"
+        )
+    if needed > _WORTH_SAYING:
+        logger.info(f"scores of all frames take {needed:.3g} GB in {folder} until it is done")
+
+
 class Spool(Sequence[Frame]):
     """Frames in a temporary file, 5 bytes per pixel.
 
@@ -157,5 +196,6 @@ class Spool(Sequence[Frame]):
             yield
         except OSError as error:
             raise UserError(
-                f"cannot keep scores in {self._folder} (5 bytes per pixel): {error.strerror}"
+                f"cannot keep scores in {self._folder} ({_BYTES_PER_PIXEL} bytes per pixel): "
+                f"{error.strerror}"
             ) from error

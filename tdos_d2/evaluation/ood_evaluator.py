@@ -22,7 +22,7 @@ from .breakdown import Group, breakdown_rows, count_group, frame_parts
 from .component_metrics import ComponentScores, component_sizes, concatenate, score_components
 from .curve_points import CurvePoints, central_range, curve_points
 from .dataset_metrics import KeptCounts, all_metrics
-from .frames import Spool, check_frame, frame_id
+from .frames import Spool, check_frame, check_space, frame_id
 from .operating_point import OperatingPoint
 from .pixel_metrics import KeyBins, PixelMetrics, count_pixels, pixel_metrics
 from .report.sections import (
@@ -177,6 +177,8 @@ class OODEvaluator(FrameEvaluator):
         self._close()
         if self._folder is not None:
             os.makedirs(self._folder, exist_ok=True)
+            if self._has_labels and self._comm.is_main:
+                check_space(self._folder, self._records.values())
         self._spool = Spool(self._folder)
         self._seen = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -28,7 +29,7 @@ from .component_metrics import (
 )
 from .curve_points import central_range, curve_points
 from .dataset_metrics import KeptCounts, all_metrics, check_defined
-from .frames import COARSE, Spool, check_frame, coarse
+from .frames import COARSE, Spool, check_frame, check_space, coarse
 from .pixel_metrics import PixelMetrics, count_pixels, pixel_metrics
 from .report.page import write_report
 from .report.sections import (
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
     )
     frames = {str(r.get("image_id", r["file_name"])): r for r in records}
     files = find_score_files(args.scores, list(frames), allow_extra=args.allow_extra)
+    check_space(tempfile.gettempdir(), records)
     with closing(Spool()) as spool:
         _load(spool, files, frames, metadata)
         _evaluate(args, rule, spool, list(frames.values()), sizes)

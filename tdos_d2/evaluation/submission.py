@@ -11,13 +11,16 @@ a saturated sigmoid.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from ..errors import UserError
+from ..files import atomic_write
 from .frames import check_finite
 from .score_files import KEY, find_score_files, import_h5py, read_score, short_names
 
@@ -92,9 +95,11 @@ class Submission:
             path = self.folder / (self._names[frame] + ending)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                (_write_hdf5 if self._smiyc else np.save)(path, array)
+                with atomic_write(path) as file:
+                    (_write_hdf5 if self._smiyc else np.save)(file, array)
             except OSError as error:
-                raise UserError(f"cannot write {path}: {error}") from error
+                reason = error.strerror or error
+                raise UserError(f"cannot write {path}: {reason}") from error
             there = read_score(path)
             if there.dtype != array.dtype or not np.array_equal(there, array):
                 raise UserError(f"{path} does not hold what was written to it: is the disk full?")
@@ -104,6 +109,8 @@ class Submission:
         find_score_files(self.folder, self._frames, allow_extra=True)
 
 
-def _write_hdf5(path: Path, array: np.ndarray) -> None:
-    with import_h5py().File(path, "w") as file:
-        file.create_dataset(KEY, data=array, compression="gzip", compression_opts=4, shuffle=True)
+def _write_hdf5(file: IO[bytes], array: np.ndarray) -> None:
+    content = io.BytesIO()  # h5py reads in what it writes
+    with import_h5py().File(content, "w") as made:
+        made.create_dataset(KEY, data=array, compression="gzip", compression_opts=4, shuffle=True)
+    file.write(content.getbuffer())

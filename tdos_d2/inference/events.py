@@ -66,7 +66,8 @@ class EventLog:
             return False
         pictures.mkdir(parents=True, exist_ok=True)
         picture = pictures / f"{track.number:06d}.jpg"
-        picture.write_bytes(track.picture)
+        with atomic_write(picture) as file:
+            file.write(track.picture)
         peak = track.peak
         self._append([
             name, track.number, f"{track.start:.3f}", f"{track.end:.3f}",

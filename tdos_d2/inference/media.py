@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -202,6 +202,7 @@ class VideoFile:
         self.path, self.rate = path, rate
         self._temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
         self._writer: cv2.VideoWriter | None = None
+        self._frames = 0
 
     def add(self, picture: np.ndarray) -> None:
         """Append an (H, W, 3) uint8 RGB picture.
@@ -222,14 +223,32 @@ class VideoFile:
         if size != self._size:  # OpenCV leaves it out without a word
             raise UserError(f"{self.path}: the frames are not of one size")
         self._writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        self._frames += 1
 
     def close(self, keep: bool) -> None:
-        """Give the file its name, or leave nothing."""
-        if self._writer is not None:
-            self._writer.release()
-            if keep:
-                self._temporary.replace(self.path)
-        self._temporary.unlink(missing_ok=True)
+        """Give the file its name, or leave nothing.
+
+        Raises:
+            UserError: the file lacks frames, which OpenCV does not say of a full disk.
+        """
+        try:
+            if self._writer is not None:
+                self._writer.release()
+                if keep:
+                    self._check()
+                    self._temporary.replace(self.path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+    def _check(self) -> None:
+        video = cv2.VideoCapture(str(self._temporary))
+        there = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) if video.isOpened() else 0
+        video.release()
+        if there != self._frames:
+            raise UserError(
+                f"cannot write {self.path}: {there} of {self._frames} frames are in it: is the "
+                "disk full?"
+            )
 
 
 @contextmanager
@@ -241,8 +260,9 @@ def video_files(paths: Sequence[Path], rate: float) -> Iterator[list[VideoFile]]
         yield files
         keep = True
     finally:
-        for file in files:
-            file.close(keep)
+        with ExitStack() as stack:
+            for file in files:
+                stack.callback(file.close, keep)
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:

@@ -26,6 +26,7 @@ from ..untrusted import MAX_YAML, parse_yaml, read_text
 from ..value_checks import get_key
 from .checkpoint import read_checkpoint_info
 from .config_values import check_values, default_config
+from .resuming import resume_file
 
 _TYPE_MISMATCH = re.compile(
     r"Type mismatch \(<class '(\S+)'> vs\. <class '(\S+)'>\) with values \(.* vs\. (.*)\) "
@@ -194,26 +195,6 @@ def use_pixel_statistics(cfg: CfgNode) -> list[str]:
         set_key(cfg, f"MODEL.{key}", right)
         notes.append(f"MODEL.{key} is {right}, as in MODEL.TIMM.WEIGHTS")
     return notes
-
-
-def resume_file(cfg: CfgNode) -> Path | None:
-    """The checkpoint that ``--resume`` continues from: the last one in ``OUTPUT_DIR``.
-
-    Where that has none, it is ``SOLVER.RESUME_FROM``, or None: so the command of a run that started
-    from another run's checkpoint can be repeated.
-
-    Raises:
-        UserError: ``last_checkpoint`` or the key names a file that is not there.
-    """
-    tag, given = Path(cfg.OUTPUT_DIR) / "last_checkpoint", cfg.SOLVER.RESUME_FROM
-    if not tag.is_file():
-        if given and not Path(given).is_file():
-            raise UserError(f"SOLVER.RESUME_FROM: no file {given}")
-        return Path(given) if given else None
-    path = tag.parent / tag.read_text().strip()
-    if not path.is_file():
-        raise UserError(f"{tag} names {path.name}, which is not in that folder")
-    return path
 
 
 def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import once_per_file
+from ..files import atomic_write, once_per_file
 from ..untrusted import read_json, read_text
 
 _FOLDER = Path(__file__).resolve().parent
@@ -60,7 +60,8 @@ class WordGroups:
         for key, values in lists.items():
             rows = [as_json(values[i : i + 8])[1:-1] for i in range(0, len(values), 8)]
             lines.append(f' "{key}": [\n  ' + ",\n  ".join(rows) + "\n ]")
-        Path(path).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        with atomic_write(path) as file:
+            file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def cut_evenly(num_words: int, num_groups: int) -> tuple[tuple[int, int], ...]:

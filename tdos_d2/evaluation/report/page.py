@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ... import __version__
 from ...errors import UserError
+from ...files import atomic_write
 from ...visualization import drawing
 from ..component_metrics import PROTOCOLS
 from ..tables import cell_text, column_names
@@ -74,7 +75,8 @@ def write_report(
             drawing=drawing,
         )
         path = folder / "index.html"
-        path.write_text(page, "utf-8")
+        with atomic_write(path) as file:
+            file.write(page.encode())
     except OSError as error:
         raise UserError(f"cannot write report {folder}: {error.strerror}") from error
     return path
@@ -94,7 +96,8 @@ def _draw(section: Section, folder: Path) -> dict[str, Any]:
     kinds = _FIGURES if section.curves else ("histogram",)
     drawn = {kind: _FIGURES[kind](section) for kind in kinds}
     for kind, png in drawn.items():
-        (folder / f"{anchor}_{kind}.png").write_bytes(png)
+        with atomic_write(folder / f"{anchor}_{kind}.png") as file:
+            file.write(png)
     return {
         "anchor": anchor,
         "section": section,

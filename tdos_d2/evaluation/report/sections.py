@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ...data import read_image
 from ...errors import UserError
+from ...files import atomic_write
 from ...labels import VOID
 from ...visualization.drawing import detection_picture, score_picture, shrink
 from ..component_metrics import ComponentScores
@@ -235,7 +236,8 @@ def write_picture(
     ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_jpeg(np.concatenate(padded, axis=1), 92))
+        with atomic_write(path) as file:
+            file.write(_jpeg(np.concatenate(padded, axis=1), 92))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 

@@ -1,0 +1,148 @@
+"""SIGTERM and SIGINT: a training ends after its step with a checkpoint, not in the middle."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
+
+import torch
+from detectron2.engine import hooks
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from torch.utils.data import DataLoader
+
+logger = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SLURM, a terminal and our own launcher tell the same process of one event within a moment.
+_ONE_EVENT = 1.0
+# Longest in seconds that other processes and workers wait for the main one to write a checkpoint.
+_PATIENCE = 300
+
+
+class _Pending:
+    """The signal that asks this process to end, and when it came."""
+
+    number = 0
+    came = 0.0
+
+
+def _on_signal(number: int, _: FrameType | None) -> None:
+    now = time.monotonic()
+    if not _Pending.number:
+        _Pending.number, _Pending.came = number, now
+    elif now - _Pending.came > _ONE_EVENT:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+@contextmanager
+def signals_wait(*, hand_on: bool = False) -> Iterator[None]:
+    """Within, the first SIGTERM or SIGINT is only noted; one that comes a second later kills.
+
+    Args:
+        hand_on: the processes that this one has started get them, too.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _Pending.number, handler = 0, _hand_on if hand_on else _on_signal
+    before = {number: signal.signal(number, handler) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _hand_on(number: int, frame: FrameType | None) -> None:
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, number)
+    _on_signal(number, frame)
+
+
+def exit_if_asked() -> None:
+    """Raise Preempted if this process was told to end."""
+    if _Pending.number:
+        raise Preempted
+
+
+def shield_workers(loader: DataLoader) -> DataLoader:
+    """Let the workers of ``loader`` outlive the first signal; returns ``loader``.
+
+    SLURM and terminals signal all processes of a job. torch's workers would end at once, and the
+    training with an error in the middle of a step.
+    """
+    loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+    return loader
+
+
+def _start_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
+    if init is not None:
+        init(worker_id)
+    _Pending.number = 0
+    for number in _SIGNALS:
+        signal.signal(number, _on_signal_in_worker)
+
+
+def _on_signal_in_worker(number: int, frame: FrameType | None) -> None:
+    # torch ends workers that hang with one SIGTERM, and would wait for them without end.
+    signal.alarm(_PATIENCE)
+    _on_signal(number, frame)
+
+
+class Preempted(SystemExit):
+    """The process was asked to end: status 128 + signal, 143 for SIGTERM and 130 for SIGINT."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + _Pending.number)
+
+
+def end_preempted() -> None:
+    """End this process; those that do not write the checkpoint after the one that does."""
+    name = signal.Signals(_Pending.number).name
+    if not comm.is_main_process():
+        # The launcher takes the first that ends for the one that failed, and ends the others.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(_PATIENCE if comm.get_rank() == comm.get_local_rank() else 5)
+    else:
+        logger.warning(f"ended by {name} after this checkpoint: --resume goes on from it")
+    raise Preempted
+
+
+class StopWhenAsked(hooks.HookBase):
+    """After a step in which any process was told to end, all save a checkpoint and end."""
+
+    def after_step(self) -> None:
+        if _asked():
+            self.trainer.save_now()
+            end_preempted()
+
+
+def _asked() -> bool:
+    """Whether any process has been told to end; the same answer in all of them."""
+    if comm.get_world_size() == 1:
+        return bool(_Pending.number)
+    # All processes save in the same iteration, so they ask each other in each.
+    number = torch.tensor(_Pending.number)
+    torch.distributed.all_reduce(
+        number, torch.distributed.ReduceOp.MAX, group=comm._get_global_gloo_group()
+    )
+    _Pending.number = int(number)
+    return bool(_Pending.number)
+
+
+class StopBetweenFrames(DatasetEvaluator):
+    """In an evaluation, which may take hours, a process that was told to end does so at once."""
+
+    def process(self, inputs: object, outputs: object) -> None:
+        """Raise Preempted if this process was told to end."""
+        exit_if_asked()

@@ -1,0 +1,99 @@
+"""The checkpoint that ``--resume`` goes on from: the last one that is whole."""
+
+from __future__ import annotations
+
+import logging
+import re
+import zipfile
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_NUMBERED = re.compile(r"model_(\d{7,})\.pth")
+_BLOCK = 2**22
+
+
+def resume_file(cfg: CfgNode) -> Path | None:
+    """The checkpoint that ``--resume`` continues from: the last one in ``OUTPUT_DIR``.
+
+    Where that one is damaged (the machine stopped while it was on its way to the disk), it is the
+    one before. Where there is none, it is ``SOLVER.RESUME_FROM``, or None: so the command of a run
+    that started from another run's checkpoint can be repeated.
+
+    Raises:
+        UserError: ``last_checkpoint`` or the key names a file that is not there, or all checkpoints
+            are damaged.
+    """
+    named, given = _named(cfg), cfg.SOLVER.RESUME_FROM
+    if named is None:
+        if given and not Path(given).is_file():
+            raise UserError(f"SOLVER.RESUME_FROM: no file {given}")
+        return Path(given) if given else None
+    whole = next((path for path in [named, *_before(named)] if not damage(path)), None)
+    if whole is not None:
+        return whole
+    if not named.is_file():
+        tag = named.with_name("last_checkpoint")
+        raise UserError(f"{tag} names {named.name}, which is not in that folder")
+    raise UserError(
+        f"cannot resume: {named} cannot be read, it may be damaged ({damage(named)}), and there is "
+        "no earlier checkpoint"
+    )
+
+
+def warn_of_damage(cfg: CfgNode, used: Path | None) -> None:
+    """Log that ``used`` is not the last checkpoint, if it is not."""
+    named = _named(cfg) if used is not None else None
+    if named is not None and used != named:
+        logger.warning(f"{named} is damaged ({damage(named)}): going on from {used} instead")
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a file of ``torch.save``; "" if it is whole.
+
+    The file has a CRC-32 of each record, and its table at the end: a file that was cut, or of which
+    blocks never reached the disk, does not agree with them. Files of other formats are not checked.
+    """
+    if not path.is_file():
+        return "it is not there"
+    state = path.stat()
+    return _damage(path, state.st_mtime_ns, state.st_size)
+
+
+def _named(cfg: CfgNode) -> Path | None:
+    tag = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+    return tag.parent / tag.read_text().strip() if tag.is_file() else None
+
+
+def _before(path: Path) -> list[Path]:
+    """Checkpoints of earlier iterations in the folder of ``path``, the latest first.
+
+    Later ones can be of another run.
+    """
+    own = _NUMBERED.fullmatch(path.name)
+    found = {int(m[1]): p for p in path.parent.iterdir() if (m := _NUMBERED.fullmatch(p.name))}
+    return [found[i] for i in sorted(found, reverse=True) if own is None or i < int(own[1])]
+
+
+@lru_cache(maxsize=8)
+def _damage(path: Path, mtime_ns: int, size: int) -> str:
+    """Reads the file once while it is the same: checkpoints are large."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for record in archive.infolist():
+                with archive.open(record) as file:  # the end of a record compares its CRC-32
+                    while file.read(_BLOCK):
+                        pass
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        with path.open("rb") as file:
+            start = file.read(2)
+        if start not in (b"PK", b"", b"\0\0"):
+            return ""  # of torch before 1.6, or Detectron2's .pkl
+        return " ".join(str(error).split()) or type(error).__name__
+    return ""
