@@ -329,6 +329,12 @@ def _add_solver(cfg: CN) -> None:
     # Checkpoint of a training that --resume goes on from where OUTPUT_DIR has none, with optimizer
     # and iteration, and the learning rates and MAX_ITER of this config; "" = none.
     cfg.SOLVER.RESUME_FROM = ""
+    # Seconds after which a run of several processes ends when one of them does not answer the
+    # others. Processes wait for the main one while it computes metrics and writes reports.
+    cfg.SOLVER.PROCESS_TIMEOUT = 1800
+    # Deterministic algorithms on GPUs: the same seed gives the same weights. Slower; where torch
+    # has none, the log has its warning with the name of the operation.
+    cfg.SOLVER.DETERMINISTIC = False
     # Power of WarmupPolyLR, and its smallest value as a share of BASE_LR, as in DeepLab.
     cfg.SOLVER.POLY_LR_POWER = 0.9
     cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.01

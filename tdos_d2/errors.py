@@ -19,6 +19,14 @@ _KNOWN = {
         "the port of --dist-url is taken by another run, or by what is left of one: end that run "
         "or use --dist-url auto"
     ),
+    "DataLoader worker (pid": (
+        "a process that loads data was killed, often for want of memory: fewer "
+        "DATALOADER.NUM_WORKERS take less"
+    ),
+    "Timed out waiting": (
+        "a process did not answer the others within SOLVER.PROCESS_TIMEOUT seconds: see what it "
+        "was doing in its OUTPUT_DIR/log.txt.rank*"
+    ),
 }
 
 

@@ -8,6 +8,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import timedelta
 
 import torch
 from detectron2.config import CfgNode
@@ -39,6 +40,7 @@ def launch_job(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more
                 machine_rank=args.machine_rank,
                 dist_url=args.dist_url,
                 args=(main, args, cfg, *more),
+                timeout=timedelta(seconds=cfg.SOLVER.PROCESS_TIMEOUT),
             )
             if several:
                 exit_if_asked()
@@ -74,6 +76,8 @@ def _worker(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more: o
     except Exception as error:
         if full := output_error(error, cfg.OUTPUT_DIR):  # of logs and events
             raise full from error
+        if (known := user_message(str(error) or "-")) is not None:
+            raise UserError(known) from error
         if comm.get_world_size() > 1:
             # A process fails by itself or because another one is gone. Waiting lets the launcher
             # see the one that failed first, and report that.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 
@@ -22,6 +23,19 @@ def settle_seed(cfg: CfgNode) -> bool:
     own = int(np.random.SeedSequence().generate_state(1)[0] >> 1)  # 31 bits fit everywhere
     set_key(cfg, "SEED", comm.all_gather(own if drawn else cfg.SEED)[0])
     return drawn
+
+
+def settle_determinism(cfg: CfgNode) -> None:
+    """Have torch take deterministic algorithms in this process if ``SOLVER.DETERMINISTIC`` says so.
+
+    To be called before anything runs on a GPU: cuBLAS reads its setting then. Operations without
+    such an algorithm warn, with their name, instead of ending the run.
+    """
+    if not cfg.SOLVER.DETERMINISTIC:
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def seed_iteration(seed: int, iteration: int, rank: int) -> None:

@@ -19,7 +19,7 @@ from ..modeling.weight_files import weights_follow
 from .launch import launch_job
 from .preflight import check_run
 from .results import check_expected_results
-from .seeding import settle_seed
+from .seeding import settle_determinism, settle_seed
 from .trainer import Trainer
 
 
@@ -27,6 +27,7 @@ def setup(args: Namespace, cfg: CfgNode, notes: Sequence[str]) -> None:
     """Loggers, random state and OUTPUT_DIR/config.yaml of this process."""
     if settle_seed(cfg):
         notes = [f"SEED is negative: this run uses {cfg.SEED}", *notes]
+    settle_determinism(cfg)
     cfg.freeze()
     default_setup(cfg, args)
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tdos_d2")

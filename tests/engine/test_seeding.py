@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from detectron2.utils import comm
 
 from tdos_d2.engine.seeding import SeededBatches
+from tdos_d2.engine.train_command import setup
 
 
 @pytest.fixture
@@ -37,3 +40,18 @@ def test_seed_iteration_and_rank_decide(draws):
     # iterations, ranks and seeds all differ, in each generator
     numbers = [*first, *draws(1, 1), *draws(2, 0)]
     assert all(len(set(column)) == 9 for column in zip(*numbers, strict=True))
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_deterministic_algorithms(small_cfg, monkeypatch, deterministic):
+    """Detectron2's set-up leaves them as they are; an operation without one only warns."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    small_cfg.SOLVER.DETERMINISTIC = deterministic
+    try:
+        setup(Namespace(config_file="", opts=[], eval_only=True), small_cfg, [])
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == deterministic
+        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == deterministic
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
