@@ -57,6 +57,7 @@ def run() -> None:
     """Fit as the command line says."""
     args = _parser().parse_args()
     from detectron2.modeling import build_model
+    from detectron2.utils.env import seed_all_rng
 
     from tdos_d2.data import TDOSDatasetMapper
     from tdos_d2.data.datasets.folder import IMAGE_SUFFIXES
@@ -86,6 +87,7 @@ def run() -> None:
             known = ", ".join(IMAGE_SUFFIXES)
             raise UserError(f"--images: {args.images} has no image ({known})")
     start = time.perf_counter()
+    seed_all_rng(args.seed)  # of an encoder without weights
     model = build_model(cfg)
     frames = Frames(files, TDOSDatasetMapper(cfg, is_train=False, dataset_name=args.dataset))
     # What the training said of itself, such as its seed and the outliers it fell back to.

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.engine import SimpleTrainer
 from small_set import register
 from test_trainer import FixedResult, assert_same, interrupted_copy, train
 
 from tdos_d2.engine import Trainer, preemption
 from tdos_d2.engine.launch import launch_job
+from tdos_d2.engine.steps import FullPrecisionSteps
 from tdos_d2.errors import UserError
 from tdos_d2.loading.resuming import damage, resume_file
 
@@ -36,7 +36,7 @@ def test_a_signal_ends_after_the_step(small_cfg, tmp_path, monkeypatch, number, 
     """During a step, also to the loader's workers; what goes on from there is the same run."""
     small_cfg.DATALOADER.NUM_WORKERS = workers
     train(small_cfg, tmp_path / "whole", MAX_ITER=4)
-    step, others = SimpleTrainer.run_step, multiprocessing.active_children()
+    step, others = FullPrecisionSteps.run_step, multiprocessing.active_children()
 
     def run_step(self) -> None:
         if self.iter == 1:
@@ -49,7 +49,7 @@ def test_a_signal_ends_after_the_step(small_cfg, tmp_path, monkeypatch, number, 
 
     handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
-        patch.setattr(SimpleTrainer, "run_step", run_step)
+        patch.setattr(FullPrecisionSteps, "run_step", run_step)
         train(small_cfg, tmp_path / "a", MAX_ITER=4)
     assert caught.value.code == status
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.utils import comm
+from test_trainer import assert_same, train
 
 from tdos_d2.engine.seeding import SeededBatches
 from tdos_d2.engine.train_command import setup
@@ -55,3 +56,15 @@ def test_deterministic_algorithms(small_cfg, monkeypatch, deterministic):
     finally:
         torch.use_deterministic_algorithms(False)
         os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+def test_the_same_seed_is_the_same_run(small_cfg, tmp_path):
+    """Weights and results, whatever the number of loader processes."""
+    small_cfg.DATASETS.TEST, small_cfg.TEST.NUM_PICTURES = small_cfg.DATASETS.TRAIN, 0
+    found = []
+    for workers in (0, 1):
+        small_cfg.DATALOADER.NUM_WORKERS = workers
+        train(small_cfg, tmp_path / str(workers), MAX_ITER=2)
+        checkpoint = torch.load(tmp_path / str(workers) / "model_final.pth", weights_only=True)
+        found.append([checkpoint, (tmp_path / str(workers) / "results.json").read_text()])
+    assert_same(*found)
