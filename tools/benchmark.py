@@ -6,6 +6,7 @@
     python tools/benchmark.py inference                a prediction: minutes, 5 GB
     python tools/benchmark.py startup                  imports and --help: two minutes
     python tools/benchmark.py train                    a training step: minutes
+    python tools/benchmark.py video                    flicker in drawn drives: minutes
 
 ``python tools/benchmark.py WHAT --help`` says what is measured.
 """
@@ -17,11 +18,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import evaluation, inference, startup, train
+from benchmarks import evaluation, inference, startup, train, video
 
 from tdos_commands import options
 
-COMMANDS = (evaluation, inference, startup, train)
+COMMANDS = (evaluation, inference, startup, train, video)
 
 
 def _parser() -> options.Parser:
