@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,6 +19,8 @@ from .media import video_files, write_score
 from .sources import Frame, ImageSequence, LiveStream, Source, Span
 from .temporal import score_filter
 from .tracking import AlarmRule, ObjectTracker, Track
+
+_SLOW = 5  # frames per second: docs/video.md has a measurement
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,10 @@ class VideoPrediction:
         record: dict[str, Any] = {"fps": source.rate / self.how.span.every, "frames": 0}
         if isinstance(source, LiveStream):
             record["began"] = datetime.now().astimezone().isoformat(timespec="milliseconds")
+        if self.how.temporal != "off" and record["fps"] < _SLOW:
+            note = f"{name}: --temporal {self.how.temporal} averages over seconds at " \
+                   f"{record['fps']:.3g} frames per second: objects may be missed"  # fmt: skip
+            bar.write(note, file=sys.stderr)
         following = _Following(self.predict_frame, self.how)
         events = 0
         with video_files(list(paths.values()), record["fps"]) as videos:

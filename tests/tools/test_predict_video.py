@@ -79,12 +79,13 @@ def test_sequence_with_events(model, bright, drive, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["ema", "flow"])
-def test_scores_are_smoothed(model, bright, drive, tmp_path, method):
+def test_scores_are_smoothed(model, bright, drive, tmp_path, capsys, method):
     words = ["--input", drive, "--sequence", 4, "--raw", "npy", "--temporal", method]
     words += ["--every", 2, "--start", 1, "--end", "0:02"]
     assert predict(model, tmp_path / "out", *words) == 0
     *of_frames, record = records(tmp_path / "out")
     assert [f["frame"] for f in of_frames] == [4, 6] and record["fps"] == 2
+    assert f"--temporal {method} averages over seconds at 2 frames" in capsys.readouterr().err
     first, second = (np.load(tmp_path / "out" / f["files"]["raw"]) for f in of_frames)
     assert first[50, 50] == pytest.approx(244 / 255)  # nothing came before it
     if method == "ema":

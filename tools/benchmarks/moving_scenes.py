@@ -18,7 +18,7 @@ _ZOOM = (0.8, 0.5)  # share of the world that is in view, in the first and the l
 _SWAY, _SPEED = 12.0, 3.0  # of the camera and of the object that crosses: pixels of the world
 # Of the score, in the units of an object's mean score above the street's: what looks odd in the
 # scene stays with it; noise is new in every frame; the score of an object drifts and drops out.
-_SIGNAL, _CLUTTER, _NOISE, _DRIFT, _DROPOUT = 2.0, 0.6, 0.6, 0.4, 0.15
+_SIGNAL, _CLUTTER, _NOISE, _DRIFT, _DROPOUT = 2.0, 0.3, 0.5, 0.4, 0.15
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _draw(rng: np.random.Generator, kind: str) -> tuple[np.ndarray, np.ndarray]:
     near = cv2.dilate(ood, np.ones((15, 15), np.uint8))  # sails, hull and rails are one object
     objects = cv2.connectedComponents(near)[1] * ood
     areas = np.bincount(objects.ravel())
-    large = np.flatnonzero(areas >= 400)[1:]  # not the street, no fragments
+    large = np.flatnonzero(areas >= 0.0008 * objects.size)[1:]  # not the street, no fragments
     number = np.zeros(len(areas), np.int32)
     number[large] = np.arange(1, len(large) + 1)
     return np.ascontiguousarray(image[..., ::-1]), number[objects]

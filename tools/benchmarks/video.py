@@ -6,10 +6,11 @@ frame), so that none is steadier because it shows less or more.
 With --config-file and --images: a model on a folder of consecutive frames, all ways at one
 threshold; --labels has the OOD objects, if there are any.
 
-  recall      share of the frames with an object in which a box overlaps it (IoU of 0.25 or more)
+  recall      share of the frames with an object in which a box is at it: half of the box or more
+              lies in the object's box, or their IoU is 0.1 or more
   switches    of an object from found to not found and back, per object and second
   delay       frames from the first with the object to the first in which it is found: median
-  false       boxes per frame that overlap no object
+  false       boxes per frame that are at no object
   unsteady    switches of the whole picture from "something" to "nothing" and back, per second
 """
 
@@ -32,8 +33,8 @@ from .common import hardware
 
 Box = tuple[float, float, float, float]
 METHODS = ("off", "ema", "flow")
-_OVERLAP, _TOUCH = 0.25, 0.1
-_THRESHOLDS = np.arange(0.6, 2.61, 0.2)  # for the drawn scenes
+_THRESHOLDS = np.arange(1.0, 2.61, 0.2)  # for the drawn scenes
+_LEAST = 100  # pixels of their objects
 
 
 def add_command(commands: Any) -> None:
@@ -91,10 +92,10 @@ class Tally:
 
     def add(self, drive: int, objects: dict[int, Box], boxes: Sequence[Box]) -> None:
         """A frame with its true objects and what was found."""
-        overlaps = overlap(list(objects.values()), boxes)
-        for number, row in zip(objects, overlaps, strict=True):
-            self._found[drive, number].append(bool((row >= _OVERLAP).any()))
-        self._false += int((overlaps.max(0, initial=0) < _TOUCH).sum())
+        there = at_object(list(objects.values()), boxes)
+        for number, row in zip(objects, there, strict=True):
+            self._found[drive, number].append(bool(row.any()))
+        self._false += int((~there.any(0)).sum())
         self._anything[drive].append(bool(len(boxes)))
 
     def result(self) -> dict[str, float]:
@@ -158,14 +159,15 @@ class Ways:
                     self.tallies[method, "alarms", threshold].add(number, objects, on)
 
 
-def overlap(first: Sequence[Box], second: Sequence[Box]) -> np.ndarray:
-    """IoU of each of N boxes with each of M, (N, M)."""
-    one = np.array(first, float).reshape(-1, 1, 4)
-    two = np.array(second, float).reshape(1, -1, 4)
+def at_object(objects: Sequence[Box], boxes: Sequence[Box]) -> np.ndarray:
+    """Which of M boxes are at which of N objects, (N, M) bool: half of the box or more lies in the
+    object's box (it may be found in parts), or their IoU is 0.1 or more (and with what is near)."""
+    one = np.array(objects, float).reshape(-1, 1, 4)
+    two = np.array(boxes, float).reshape(1, -1, 4)
     low, high = np.maximum(one[..., :2], two[..., :2]), np.minimum(one[..., 2:], two[..., 2:])
     shared = (high - low).clip(0).prod(-1)
     areas = [(boxes[..., 2:] - boxes[..., :2]).prod(-1) for boxes in (one, two)]
-    return shared / np.maximum(areas[0] + areas[1] - shared, 1e-9)
+    return (shared >= 0.5 * areas[1]) | (shared >= 0.1 * (areas[0] + areas[1] - shared))
 
 
 def true_boxes(objects: np.ndarray, least: int) -> dict[int, Box]:
@@ -181,15 +183,12 @@ def true_boxes(objects: np.ndarray, least: int) -> dict[int, Box]:
 
 
 def _measure_scenes(args: argparse.Namespace, rule: Any) -> None:
-    from tdos_d2.inference.objects import default_min_area
-
     from .moving_scenes import RATE, SIZE, moving_scene
 
-    ways = Ways([float(t) for t in _THRESHOLDS], rule, RATE)
-    least = 2 * default_min_area(SIZE)
+    ways = Ways([float(t) for t in _THRESHOLDS], rule, RATE, _LEAST)
     for number in range(args.scenes):
         scene = moving_scene(args.seed, number, args.frames)
-        ways.drive(number, ((f.image, f.score, true_boxes(f.objects, least)) for f in scene))
+        ways.drive(number, ((f.image, f.score, true_boxes(f.objects, _LEAST)) for f in scene))
     print(f"{args.scenes} scenes of {args.frames} frames, {SIZE[1]}x{SIZE[0]}, seed {args.seed}, "
           f"at a recall of {args.recall:g}")  # fmt: skip
     rows = []
