@@ -8,6 +8,8 @@ the command line is read. OpenMP reads its settings when torch is loaded: they a
 from __future__ import annotations
 
 import runpy
+import signal
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,9 +20,15 @@ runpy.run_path(str(Path(__file__).parents[1] / "tdos_d2" / "cores.py"))["settle_
 
 
 def exit_with_one_line(function: Callable[[], object]) -> None:
-    """Call ``function``; a UserError becomes ``error: ...`` on stderr and exit status 2."""
+    """Call ``function``; a UserError becomes ``error: ...`` on stderr and exit status 2.
+
+    SIGINT (Ctrl-C) ends with status 130 and no traceback.
+    """
     try:
         function()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except ValueError as error:  # a UserError is one, and who raised it has loaded tdos_d2
         from tdos_d2 import errors
 

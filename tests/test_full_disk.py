@@ -19,6 +19,8 @@ from tdos_d2.engine import TDOSCheckpointer, launch
 from tdos_d2.errors import OutputUserError, UserError, output_error
 from tdos_d2.evaluation import frames
 from tdos_d2.evaluation.frames import Frame, Spool, check_space
+from tdos_d2.evaluation.report.page import write_report
+from tdos_d2.evaluation.report.sections import write_picture
 from tdos_d2.evaluation.submission import Submission
 from tdos_d2.files import atomic_write
 from tdos_d2.inference.media import video_files
@@ -98,6 +100,18 @@ def test_a_video(tmp_path):
         for video in videos:
             video.add(picture)
     assert names(tmp_path) == ["a.mp4", "b.mp4"]
+
+
+def test_a_report(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    write_picture(tmp_path, "my_set", "town/1", [picture])
+    before = names(tmp_path)
+    with files_limited(5_000), pytest.raises(UserError, match=r"2\.jpg: File too large"):
+        write_picture(tmp_path, "my_set", "town/2", [picture])
+    assert names(tmp_path) == before
+    with files_limited(100), pytest.raises(UserError, match=r"cannot write report .*File too large"):
+        write_report(tmp_path / "report", "my model", [], [])
+    assert names(tmp_path / "report") == []
 
 
 def test_scores_of_an_evaluation(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from script_loading import load_script
 
-from tdos_commands import options
+from tdos_commands import exit_with_one_line, options
 from tdos_commands.predict import parser as predict_parser
 from tdos_d2.errors import UserError
 from tdos_d2.inference.media import read_names
@@ -168,3 +168,13 @@ def test_broken_wordnet_archive(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="WordNet: ") as caught, open_wordnet():
         pass
     assert "\n" not in str(caught.value)
+
+
+def test_ctrl_c_is_no_traceback(capsys):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        exit_with_one_line(interrupted)
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -113,6 +113,8 @@ class Trainer(DefaultTrainer):
         """
         path = resume_file(self.cfg) if resume else None
         warn_of_damage(self.cfg, path)
+        if comm.is_main_process():
+            remove_unfinished(Path(self.cfg.OUTPUT_DIR))
         if path is None:
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
             self._check_frozen_are_loaded()
@@ -306,6 +308,12 @@ def check_periods(cfg: CfgNode) -> None:
     """Raise UserError where hooks could not count as the config says."""
     check_positive(cfg, "SOLVER", "CHECKPOINT_PERIOD")
     check_positive(cfg, "TEST.PRECISE_BN", "NUM_ITER")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what killed runs have left of checkpoints: of many, they would fill the disk."""
+    for path in folder.glob(".*.pth.*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def start_anew(folder: Path) -> None:

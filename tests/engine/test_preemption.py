@@ -168,6 +168,14 @@ def test_training_goes_on_from_the_checkpoint_before(small_cfg, tmp_path, caplog
     assert not damage(newest)
 
 
+def test_what_a_killed_run_left_of_a_checkpoint_is_deleted(small_cfg, tmp_path):
+    (tmp_path / ".model_0000001.pth.123.tmp").write_bytes(b"PK")
+    (tmp_path / "mine.pth.tmp").write_bytes(b"PK")
+    train(small_cfg, tmp_path, MAX_ITER=1)
+    assert [path.name for path in tmp_path.glob("*.tmp")] == ["mine.pth.tmp"]
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
 def test_all_checkpoints_are_damaged(small_cfg, tmp_path):
     small_cfg.OUTPUT_DIR = str(tmp_path)
     for name in ("model_0000001.pth", "model_final.pth"):
