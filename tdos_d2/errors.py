@@ -10,6 +10,9 @@ from collections.abc import Callable
 _MARK = "UserError: "
 _LONGEST = 2000  # characters of a message
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
+OTHER_IS_GONE = (
+    "another process of this run is gone: the last line on its machine says why"
+)
 # Ends of tracebacks that users can do something about.
 _KNOWN = {
     "cuda is not available. Please check your installation": (
@@ -23,6 +26,8 @@ _KNOWN = {
         "a process that loads data was killed, often for want of memory: fewer "
         "DATALOADER.NUM_WORKERS take less"
     ),
+    "onnection closed by peer": OTHER_IS_GONE,
+    "onnection reset by peer": OTHER_IS_GONE,
     "Timed out waiting": (
         "a process did not answer the others within SOLVER.PROCESS_TIMEOUT seconds: see what it "
         "was doing in its OUTPUT_DIR/log.txt.rank*"

@@ -109,7 +109,8 @@ def test_a_report(tmp_path):
     with files_limited(5_000), pytest.raises(UserError, match=r"2\.jpg: File too large"):
         write_picture(tmp_path, "my_set", "town/2", [picture])
     assert names(tmp_path) == before
-    with files_limited(100), pytest.raises(UserError, match=r"cannot write report .*File too large"):
+    wrong = pytest.raises(UserError, match=r"cannot write report .*File too large")
+    with files_limited(100), wrong:
         write_report(tmp_path / "report", "my model", [], [])
     assert names(tmp_path / "report") == []
 

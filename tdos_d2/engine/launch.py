@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..cores import threads_are_users, usable_cores
-from ..errors import UserError, output_error, user_message
+from ..errors import OTHER_IS_GONE, UserError, output_error, user_message
 from ..loading.config_files import register_datasets
 from .preemption import exit_if_asked, signals_wait
 
@@ -76,12 +76,13 @@ def _worker(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more: o
     except Exception as error:
         if full := output_error(error, cfg.OUTPUT_DIR):  # of logs and events
             raise full from error
-        if (known := user_message(str(error) or "-")) is not None:
-            raise UserError(known) from error
-        if comm.get_world_size() > 1:
+        known = user_message(str(error) or "-")
+        if comm.get_world_size() > 1 and (known is None or known is OTHER_IS_GONE):
             # A process fails by itself or because another one is gone. Waiting lets the launcher
             # see the one that failed first, and report that.
             time.sleep(3)
+        if known is not None:
+            raise UserError(known) from error
         raise
     if comm.get_world_size() > 1:
         comm.synchronize()
