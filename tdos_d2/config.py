@@ -154,7 +154,8 @@ def _add_tdos(cfg: CN) -> None:
     # softmax over S), "max_logit" (1 - max_c S_c), "energy" (-logsumexp_c S_c), "rba"
     # (-sum_c tanh S_c), "text_only" (logarithm of the OOD probability in the score map), "memory"
     # (distance to features of normal frames, see MODEL.MEMORY) or "combined" (log_s_ood + memory,
-    # both standardised on normal frames). The last two need tools/fit_memory.py after training.
+    # each in units of its tail on normal frames). The last two need tools/fit_memory.py after
+    # training.
     node.SCORE = "log_s_ood"
     # Further scores for the output "ood_scores", each evaluated as task ood_<name>.
     node.EXTRA_SCORES = []

@@ -28,7 +28,7 @@ def score_range(name: str, num_known: int) -> tuple[float, float]:
     return {
         "log_s_ood": (_LOWEST_LOGARITHM, 0.0),
         "text_only": (_LOWEST_LOGARITHM, 0.0),
-        "combined": (-2.0, 10.0),  # in deviations of normal pixels
+        "combined": (-1.0, 4.0),  # 0: both medians of normal pixels; 2: both 99th percentiles
         "s_ood_softmax": (1 / (math.e + k), math.e / (math.e + k)),
         "max_logit": (0.0, 1.0),
         "energy": (-math.log(math.e + k - 1), -math.log(k)),

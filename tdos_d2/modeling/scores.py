@@ -118,8 +118,9 @@ PIXEL_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "energy": energy,
     "rba": rba,
 }
-# The two whose sum, each in deviations from its mean on normal frames, is "combined".
+# The two whose sum, each in units of its upper tail on normal frames, is "combined".
 COMBINED = ("log_s_ood", "memory")
+_PIXELS_OF_A_FRAME = 4096  # that weigh the two: memory for an hour at a frame a second is 120 MB
 SCORES = ("log_s_ood", "text_only", "memory", "combined", *PIXEL_SCORES)
 
 
@@ -138,8 +139,9 @@ class AnomalyScores(nn.Module):
     """Makes the scores asked for, S being computed once for all of them.
 
     Between ``window_maps`` and ``finish`` the caller resizes and averages the maps. The score
-    "combined" is the sum of ``COMBINED``, each minus its mean and divided by its deviation on
-    normal frames, which :meth:`fit` measures: no anomaly has a part in the weights.
+    "combined" is the sum of ``COMBINED``, each minus its median on normal frames and divided by the
+    distance from there to its 99th percentile, which :meth:`fit` measures: no anomaly has a part in
+    the weights. A score that is high in places of normal frames counts less.
 
     Args:
         names: from SCORES.
@@ -158,7 +160,7 @@ class AnomalyScores(nn.Module):
         averaged = [name for name in self.names if name not in ("combined", *PIXEL_SCORES)]
         if "combined" in self.names:
             averaged += COMBINED
-            # Mean and deviation of each; 0 until they are measured.
+            # Median and unit of each; 0 until they are measured.
             self.register_buffer("normal", torch.zeros(2, 2))
         self._averaged = tuple(dict.fromkeys(averaged))
 
@@ -225,30 +227,30 @@ class AnomalyScores(nn.Module):
     def combine(self, parts: Sequence[Tensor]) -> Tensor:
         """The scores ``COMBINED`` of any one shape -> "combined"."""
         return sum(
-            (part - mean) / deviation
-            for part, (mean, deviation) in zip(parts, self.normal, strict=True)
+            (part - median) / unit for part, (median, unit) in zip(parts, self.normal, strict=True)
         )
 
     def fit(self, frames: Iterable[Tensor]) -> None:
-        """Measure mean and deviation of the parts of "combined" over all pixels of normal frames.
+        """Measure median and 99th percentile of the parts of "combined" on normal frames.
 
         Args:
-            frames: of each, the averaged maps (K + 1 + n, H, W) that ``finish`` is given.
+            frames: of each, the averaged maps (K + 1 + n, H, W) that ``finish`` is given; at most
+                4,096 pixels of a frame, evenly spaced, count.
 
         Raises:
-            UserError: a score that is the same everywhere cannot be weighed.
+            UserError: a score that is the same nearly everywhere cannot be weighed.
         """
         rows = [self._averaged.index(name) - len(self._averaged) for name in COMBINED]
-        moments, count = torch.zeros(2, 2, dtype=torch.float64), 0
+        pixels = []
         for maps in frames:
-            parts = maps[rows].flatten(1).double().cpu()
-            moments += torch.stack([parts.sum(1), parts.square().sum(1)], 1)
-            count += parts.shape[1]
-        mean, square = (moments / max(count, 1)).unbind(1)
-        deviation = (square - mean.square()).clamp(min=0).sqrt()
-        if not (deviation > 1e-6).all():
+            parts = maps[rows].flatten(1).float().cpu()
+            pixels.append(parts[:, :: -(-parts.shape[1] // _PIXELS_OF_A_FRAME)])
+        values = torch.cat(pixels, dim=1).sort(dim=1).values if pixels else torch.zeros(2, 1)
+        # Sorted: torch.quantile has a largest size.
+        median, high = (values[:, round(q * (values.shape[1] - 1))] for q in (0.5, 0.99))
+        if not (high - median > 1e-6).all():
             raise UserError("a score that is the same on all normal frames cannot be combined")
-        self.normal.copy_(torch.stack([mean, deviation], 1))
+        self.normal.copy_(torch.stack([median, high - median], 1))
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -28,7 +28,7 @@ MEMORY = torch.linspace(0, 1, 60).view(2, 5, 6)
 
 
 def all_scores() -> AnomalyScores:
-    """With log_s_ood of mean -3 and deviation 2 on normal frames, and memory of 0.25 and 0.1."""
+    """With log_s_ood of median -3 and unit 2 on normal frames, and memory of 0.25 and 0.1."""
     scores = AnomalyScores(SCORES, TEMPERATURE)
     scores.normal.copy_(torch.tensor([[-3.0, 2.0], [0.25, 0.1]]))
     return scores
@@ -143,10 +143,17 @@ def test_parts_of_combined_are_weighed_by_normal_frames():
         scores.finish(frames[0])
     scores.fit(list(frames))
     log, memory = (frames[:, i].numpy().astype(np.float64) for i in (2, 3))
-    expected = [[log.mean(), log.std()], [memory.mean(), memory.std()]]
+    ends = [np.quantile(x, (0.5, 0.99), method="nearest") for x in (log, memory)]
+    expected = [[median, high - median] for median, high in ends]
     np.testing.assert_allclose(scores.normal.numpy(), expected, rtol=1e-4)
     found = scores.finish(frames[1])[1]["combined"].numpy()
-    parts = (log[1] - log.mean()) / log.std() + (memory[1] - memory.mean()) / memory.std()
+    parts = sum(
+        (x[1] - median) / unit for x, (median, unit) in zip((log, memory), expected, strict=True)
+    )
     np.testing.assert_allclose(found, parts, rtol=1e-3, atol=1e-4)
+    # Of a large frame pixels of all its parts count, and no more of them than 4,096.
+    large = torch.linspace(0, 1, 300 * 400).view(300, 400).expand(4, -1, -1)
+    scores.fit([large])
+    np.testing.assert_allclose(scores.normal.numpy(), [[0.5, 0.49]] * 2, atol=1e-3)
     with pytest.raises(UserError, match="same on all normal frames"):
         scores.fit([torch.zeros(4, 5, 5)])
