@@ -80,6 +80,7 @@ setup(
     extras_require={
         "export": EXPORT,  # tools/export_model.py
         "lite": LITE,
+        "openvino": [*EXPORT, "openvino>=2025", "nncf>=2.15"],  # OpenVINO's files, INT8
         "hdf5": ["h5py"],  # SegmentMeIfYouCan's files
         "video": VIDEO,  # tools/predict.py --events
         "test": [

@@ -65,3 +65,15 @@ def _number(
 
 
 seed = whole(0, 2**32 - 1)
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Type of options that are ``WxH``: (W, H)."""
+    width, _, height = text.partition("x")
+    try:
+        size = int(width), int(height)
+        if min(size) > 0:
+            return size
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"a size as 2048x1024 is needed, not '{text}'")

@@ -3,6 +3,7 @@
 
     python tools/benchmark.py evaluation               speed of the OOD metrics: minutes, 8 GB
     python tools/benchmark.py evaluation --frames 3    a quick look
+    python tools/benchmark.py export                   ONNX Runtime, OpenVINO, INT8: 5 minutes
     python tools/benchmark.py inference                a prediction: minutes, 5 GB
     python tools/benchmark.py startup                  imports and --help: two minutes
     python tools/benchmark.py train                    a training step: minutes
@@ -18,11 +19,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import evaluation, inference, startup, train, video
+from benchmarks import evaluation, export, inference, startup, train, video
 
 from tdos_commands import options
 
-COMMANDS = (evaluation, inference, startup, train, video)
+COMMANDS = (evaluation, export, inference, startup, train, video)
 
 
 def _parser() -> options.Parser:

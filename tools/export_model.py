@@ -1,12 +1,21 @@
 #!/usr/bin/env python
-"""Export the model of one window, text embeddings folded in, as ONNX or for torch.export.load.
+"""Export a model, text embeddings folded in, as ONNX, for OpenVINO or for torch.export.load.
 
-The suffix of --output chooses: .onnx or .pt2. An ONNX file is compared with PyTorch through ONNX
-Runtime on the CPU before it is written. It needs no tdos_d2, no Detectron2 and no PyTorch to run:
-see examples/onnx_sliding_window.py. The input is windows (B, 3, h, w), RGB, of any number and size;
-the outputs are sem_seg (B, K, h, w) and ood_score (B, h, w), to be averaged over windows; a
-NormalityMemory has no classes and no sem_seg. The file's metadata say what the predictor does
-around that: size of the image, windows, classes, score and threshold.
+The suffix of --output chooses: .onnx, .xml (OpenVINO, with a .bin beside it) or .pt2. What ONNX
+Runtime or OpenVINO make of a file on the CPU is compared with PyTorch before it is written. It
+needs no tdos_d2, no Detectron2 and no PyTorch to run.
+
+--form predictor exports all of the predictor for frames of one size (--size): "image" (H, W, 3)
+uint8 in; "ood_score" (H, W) float32, "labels" (H, W) uint8 if there are known classes and, with a
+threshold, "ood_mask" (H, W) uint8 out. See docs/deployment.md.
+
+--form window, the default, exports the model of one window. The input is windows (B, 3, h, w), RGB,
+of any number and size; the outputs are sem_seg (B, K, h, w) and ood_score (B, h, w), to be averaged
+over windows; a NormalityMemory has no classes and no sem_seg. The file's metadata say what the
+predictor does around that; examples/onnx_sliding_window.py does it. With --size WxH the program
+takes one window of that size and nothing else: a leaner graph, and the only way for encoders whose
+padding depends on the size (timm's tf_ models). Where the model takes whole images, they are to be
+brought to that size; else it is that of TEST.WINDOW.SIZE.
 
 A .pt2 file is used as torch.export.load(FILE).module(check_guards=False): the guards tell how the
 traced tensors lay in memory, not what sizes there may be.
@@ -15,7 +24,9 @@ traced tensors lay in memory, not what sizes there may be.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,68 +35,196 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tdos_commands import exit_with_one_line, options
+from tdos_commands.predict import threshold_option
 
 if TYPE_CHECKING:
+    import argparse
+
+    import torch
     from detectron2.config import CfgNode
+    from torch import nn
 
     from tdos_d2.inference import OODPredictor
 
 EXAMPLES = """examples:
   export_model.py --config-file configs/demo.yaml --output demo.onnx \\
       MODEL.WEIGHTS output/demo/model_final.pth
-  export_model.py --config-file configs/tdos_vitb.yaml --output vitb.pt2 MODEL.WEIGHTS model.pth
+  export_model.py --config-file configs/memory_lite2.yaml --form predictor --size 1280x720 \\
+      --output memory.onnx
+  export_model.py --config-file configs/memory_lite2.yaml --form predictor --size 1280x720 \\
+      --output memory.xml --int8 my_frames MODEL.WEIGHTS memory.pth
 """
 
 TOLERANCE = 1e-3
+SUFFIXES = (".onnx", ".xml", ".pt2")
+
+
+@dataclass
+class _Exported:
+    """What is exported: the module, what makes its program, metadata, inputs to compare it on."""
+
+    module: nn.Module
+    export: Callable[[], torch.export.ExportedProgram]
+    metadata: dict[str, Any]
+    inputs: list[np.ndarray]
+    input_name: str
 
 
 def run() -> None:
     """Export as the command line says."""
     args = _parser().parse_args()
-    import torch
-
     from tdos_d2.config import set_key
     from tdos_d2.engine import load_config
-    from tdos_d2.errors import UserError
-    from tdos_d2.evaluation.tables import to_json
-    from tdos_d2.files import atomic_write, check_output
     from tdos_d2.inference import OODPredictor
-    from tdos_d2.inference.export import (
-        INPUT_TYPES,
-        WindowModel,
-        check_onnx_packages,
-        expected_outputs,
-        export_program,
-        to_onnx,
-    )
+    from tdos_d2.loading.config_files import use_shipped_weights
 
-    for output in args.output:
-        if output.suffix not in (".onnx", ".pt2"):
-            raise UserError(f"--output: {output} must end in .onnx or .pt2")
-        check_output(output, "--output")
-        if output.suffix == ".onnx":
-            check_onnx_packages()
+    _check(args)
     cfg = load_config(args.config_file, args.opts)
+    use_shipped_weights(cfg, args.config_file)
     set_key(cfg, "MODEL.DEVICE", "cpu")
     predictor = OODPredictor(cfg)
     for note in predictor.notes:
         print(note)
-    model = WindowModel(predictor.model, bgr=cfg.INPUT.FORMAT == "BGR")
-    metadata = describe(cfg, predictor)
-    inputs = _noise(cfg.TEST.WINDOW.SIZE or max(cfg.INPUT.CROP.SIZE), args.input_type)
-    expected = expected_outputs(model, inputs)
-    program = export_program(model, INPUT_TYPES[args.input_type])
+    make = _predictor if args.form == "predictor" else _window
+    exported = make(args, cfg, predictor)
+    _write(exported, args.output, _frames(args.int8, args.size) if args.int8 else None)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Before anything is loaded."""
+    from tdos_d2.errors import UserError
+    from tdos_d2.files import check_output
+    from tdos_d2.inference.export import check_onnx_packages
+    from tdos_d2.inference.export_openvino import check_openvino_packages
+
     for output in args.output:
-        if output.suffix == ".onnx":
-            content = to_onnx(program, metadata)
-            _compare(content, inputs, expected, output)
+        if output.suffix not in SUFFIXES:
+            raise UserError(f"--output: {output} must end in {', '.join(SUFFIXES)}")
+        check_output(output, "--output")
+        if output.suffix != ".pt2":
+            check_onnx_packages()
+        if output.suffix == ".xml":
+            check_openvino_packages(int8=args.int8 is not None)
+    whole = args.form == "predictor"
+    if whole and not args.size:
+        raise UserError("--form predictor needs --size, that of the frames")
+    if whole and args.input_type != "uint8":
+        raise UserError("--input-type: --form predictor takes uint8")
+    if args.int8 and not (whole and any(x.suffix == ".xml" for x in args.output)):
+        raise UserError("--int8 needs --form predictor and an --output that ends in .xml")
+    if args.threshold is not None and not whole:
+        raise UserError("--threshold needs --form predictor")
+
+
+def _window(args: argparse.Namespace, cfg: CfgNode, predictor: OODPredictor) -> _Exported:
+    from tdos_d2.errors import UserError
+    from tdos_d2.inference.export import INPUT, INPUT_TYPES, WindowModel, export_program
+
+    module = WindowModel(predictor.model, bgr=cfg.INPUT.FORMAT == "BGR")
+    metadata, shapes, side = describe(cfg, predictor), _shapes(cfg), cfg.TEST.WINDOW.SIZE
+    if args.size:
+        width, height = args.size
+        if side and args.size != (side, side):
+            raise UserError(f"--size: TEST.WINDOW.SIZE makes it {side}x{side}, no other")
+        shapes = [(1, 3, height, width)]
+        if not side:
+            metadata |= {"input_size": {"size": [width, height]}, "test_sizes": {}}
+    inputs = [_noise(shape, args.input_type) for shape in shapes]
+    export = partial(
+        export_program, module, INPUT_TYPES[args.input_type], args.size and args.size[::-1]
+    )
+    return _Exported(module, export, metadata, inputs, INPUT)
+
+
+def _predictor(args: argparse.Namespace, cfg: CfgNode, predictor: OODPredictor) -> _Exported:
+    from tdos_d2.inference.export import export_predictor
+    from tdos_d2.inference.export_predictor import INPUT, PredictorModel
+    from tdos_d2.inference.thresholds import choose_threshold
+
+    threshold = choose_threshold(predictor, args.threshold)
+    print(threshold.note if threshold.value is not None else "no threshold, so no ood_mask")
+    frame = args.size[::-1]
+    module = PredictorModel(
+        predictor, frame, channels=args.channels, threshold=threshold.value,
+        labels=not args.no_labels,
+    )  # fmt: skip
+    metadata = {
+        "class_names": list(predictor.class_names),
+        "ood_score": predictor.score,
+        "threshold": threshold.value,
+        "channels": args.channels.upper(),
+        "frame_size": list(args.size),
+        "model_size": list(predictor.input_size(*frame))[::-1],
+    }
+    inputs = [_noise((*frame, 3), "uint8")]
+    return _Exported(module, partial(export_predictor, module, frame), metadata, inputs, INPUT)
+
+
+def _write(exported: _Exported, outputs: Sequence[Path], frames: list[np.ndarray] | None) -> None:
+    import torch
+
+    from tdos_d2.evaluation.tables import to_json
+    from tdos_d2.files import atomic_write
+    from tdos_d2.inference.export import expected_outputs, onnx_outputs, to_onnx
+    from tdos_d2.inference.export_openvino import openvino_outputs, save_openvino, to_openvino
+
+    module, metadata, inputs = exported.module, exported.metadata, exported.inputs
+    expected = expected_outputs(module, inputs)  # first: export takes minutes
+    program = exported.export()
+    if any(output.suffix != ".pt2" for output in outputs):
+        onnx = to_onnx(program, metadata, exported.input_name, module.outputs)
+    for output in outputs:
+        if output.suffix == ".xml":
+            model = to_openvino(onnx, metadata)
+            _compare("OpenVINO", openvino_outputs(model, inputs), expected, output)
+            size = save_openvino(model, output)
+            if frames:
+                smaller = output.with_stem(f"{output.stem}_int8")
+                of_int8 = save_openvino(_quantised(model, frames), smaller)
+                print(f"{smaller}: {of_int8 / 1e6:.1f} MB")
+        elif output.suffix == ".onnx":
+            _compare("ONNX Runtime", onnx_outputs(onnx, inputs), expected, output)
             with atomic_write(output) as file:
-                file.write(content)
+                file.write(onnx)
+            size = len(onnx)
         else:
             extra = {"tdos.json": to_json(metadata, None)}
             with atomic_write(output) as file:
                 torch.export.save(program, file, extra_files=extra)
-        print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+            size = output.stat().st_size
+        print(f"{output}: {size / 1e6:.1f} MB")
+
+
+def _quantised(model: Any, frames: list[np.ndarray]) -> Any:
+    """The model in INT8, and a line about what that changes on the first frame."""
+    from tdos_d2.inference.export_openvino import openvino_outputs, quantise
+
+    (before,) = openvino_outputs(model, frames[:1])
+    made = quantise(model, frames)
+    (after,) = openvino_outputs(made, frames[:1])
+    difference = np.abs(after[0] - before[0])
+    print(
+        f"INT8, ranges of {len(frames)} frames; on the first of them the score (of deviation "
+        f"{before[0].std():.3g}) differs by {difference.mean():.3g} on average"
+    )
+    return made
+
+
+def _frames(folder: Path, size: tuple[int, int]) -> list[np.ndarray]:
+    """At most 100 images of a folder, evenly spaced, brought to the size of the frames, BGR."""
+    import cv2
+
+    from tdos_d2.data import read_image
+    from tdos_d2.errors import UserError
+    from tdos_d2.files import find_files
+    from tdos_d2.inference.sources import IMAGES
+
+    names = [x for x in find_files(folder, "*") if Path(x).suffix.lower() in IMAGES]
+    if not names:
+        raise UserError(f"--int8: no image in {folder}")
+    chosen = np.linspace(0, len(names) - 1, min(100, len(names))).round().astype(int)
+    images = (read_image(folder / names[i], "BGR") for i in chosen)
+    return [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images]
 
 
 def describe(cfg: CfgNode, predictor: OODPredictor) -> dict[str, Any]:
@@ -120,28 +259,31 @@ def describe(cfg: CfgNode, predictor: OODPredictor) -> dict[str, Any]:
 
 
 def _compare(
-    content: bytes,
-    inputs: Sequence[np.ndarray],
+    whose: str,
+    found: Sequence[tuple[np.ndarray, ...]],
     expected: Sequence[tuple[np.ndarray, ...]],
     output: Path,
 ) -> None:
     from tdos_d2.errors import UserError
     from tdos_d2.inference.export import largest_difference
 
-    difference = largest_difference(content, inputs, expected)
+    difference = largest_difference(found, expected)
     if not difference <= TOLERANCE:  # NaN is no agreement
         raise UserError(
-            f"{output} is not written: ONNX Runtime's results differ from PyTorch's by "
+            f"{output} is not written: {whose}'s results differ from PyTorch's by "
             f"{difference:.1e}, more than {TOLERANCE:.0e}"
         )
-    print(f"largest difference between ONNX Runtime and PyTorch: {difference:.1e}")
+    print(f"largest difference between {whose} and PyTorch: {difference:.1e}")
 
 
-def _noise(side: int, input_type: str) -> list[np.ndarray]:
+def _shapes(cfg: CfgNode) -> list[tuple[int, ...]]:
     """A whole window, and two whose sides are no multiples of anything."""
-    rng = np.random.default_rng(0)
-    sizes = [(1, 3, side, side), (2, 3, side // 2 + 3, side - 5)]
-    return [rng.integers(0, 256, size).astype(input_type) for size in sizes]
+    side = cfg.TEST.WINDOW.SIZE or max(cfg.INPUT.CROP.SIZE)
+    return [(1, 3, side, side), (2, 3, side // 2 + 3, side - 5)]
+
+
+def _noise(shape: tuple[int, ...], input_type: str) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape).astype(input_type)
 
 
 def _parser() -> options.Parser:
@@ -150,11 +292,33 @@ def _parser() -> options.Parser:
     add("--config-file", required=True, metavar="FILE", help="config of the model")
     add(
         "--output", required=True, action="append", type=options.path, metavar="FILE",
-        help="file to write, .onnx or .pt2; may be repeated",
+        help="file to write, .onnx, .xml or .pt2; may be repeated",
     )
     add(
         "--input-type", choices=("float32", "uint8"), default="uint8",
         help="of the pixels, 0 to 255 in any case (default: uint8)",
+    )  # fmt: skip
+    add(
+        "--form", choices=("window", "predictor"), default="window",
+        help="model of one window, or all of the predictor (default: window)",
+    )  # fmt: skip
+    add(
+        "--size", type=options.image_size, metavar="WxH",
+        help="size in pixels of the one window or of the frames (default: windows of any size)",
+    )  # fmt: skip
+    add(
+        "--channels", choices=("bgr", "rgb"), default="bgr",
+        help="order in the frames of --form predictor (default: bgr)",
+    )  # fmt: skip
+    add(
+        "--threshold", type=threshold_option, metavar="T",
+        help="of ood_mask, as in predict.py (default: that beside the checkpoint, if any)",
+    )  # fmt: skip
+    add("--no-labels", action="store_true", help="leave the output labels out")
+    add(
+        "--int8", type=options.path, metavar="DIR",
+        help="write FILE_int8.xml beside each FILE.xml: products in INT8, by the ranges that at "
+        "most 100 of the images in DIR, ordinary frames of the camera, show",
     )  # fmt: skip
     add("opts", nargs="*", metavar="KEY VALUE", help="changes to the config, as MODEL.WEIGHTS FILE")
     return parser

@@ -1,14 +1,15 @@
 """The model of one window as a program: torch.export's, or ONNX for use without PyTorch.
 
 Normalisation, padding and text embeddings are inside; the text encoder is not. The program takes
-any number of windows of any size; ``examples/onnx_sliding_window.py`` cuts an image into windows
-and averages what comes out, as the model itself does.
+any number of windows of any size, or one of a fixed size; ``examples/onnx_sliding_window.py`` cuts
+an image into windows and averages what comes out, as the model itself does. With that inside:
+``export_predictor.py``.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -53,7 +54,7 @@ class WindowModel(nn.Module):
                 "been averaged; export log_s_ood, text_only, memory or combined"
             )
         self.bgr, self.num_known = bgr, len(model.class_names)
-        self.model = _without_text_encoder(model) if isinstance(model, TDOS) else model
+        self.model = without_text_encoder(model) if isinstance(model, TDOS) else model
         # A NormalityMemory knows no classes, and not every runtime has arrays without channels.
         self.outputs = OUTPUTS if self.num_known else OUTPUTS[1:]
         self.eval()
@@ -75,7 +76,7 @@ class WindowModel(nn.Module):
         return (maps[:, : self.num_known], score)[-len(self.outputs) :]
 
 
-def _without_text_encoder(model: TDOS) -> TDOS:
+def without_text_encoder(model: TDOS) -> TDOS:
     """The same parts in a new model, but for those that windows do not need."""
     other = copy.copy(model)
     other._modules = dict(model._modules)
@@ -83,22 +84,27 @@ def _without_text_encoder(model: TDOS) -> TDOS:
         other.text = StoredText(model.text())
     other.criterion = other.semantic_augmentation = other.regularization = None
     other.scores = AnomalyScores((model.score_name,), model.scores.temperature)
+    other.extra_scores = ()
     other.scores.load_state_dict(model.scores.state_dict(), strict=False)
     return other
 
 
 def export_program(
-    model: WindowModel, input_type: torch.dtype = torch.uint8
+    model: WindowModel,
+    input_type: torch.dtype = torch.uint8,
+    size: tuple[int, int] | None = None,
 ) -> torch.export.ExportedProgram:
-    """``model`` as torch.export's program, for windows of any number and size.
+    """``model`` as torch.export's program.
 
     Args:
         model: on the CPU.
         input_type: of the windows.
+        size: (h, w) of the one window (1, 3, h, w) that the program takes; None: any number of
+            windows of any size, which takes long for encoders whose padding depends on the size.
     """
-    windows = torch.zeros(_TRACED, dtype=input_type)
     any_size = torch.export.Dim.AUTO
-    shapes = {"windows": {0: any_size, 2: any_size, 3: any_size}}
+    shapes = None if size else {"windows": {0: any_size, 2: any_size, 3: any_size}}
+    windows = torch.zeros((1, 3, *size) if size else _TRACED, dtype=input_type)
     with torch.no_grad():
         return torch.export.export(model, (windows,), dynamic_shapes=shapes, strict=False)
 
@@ -110,23 +116,34 @@ def check_onnx_packages() -> None:
         raise UserError(f"ONNX needs {', '.join(absent)}: pip install 'tdos_d2[export]'")
 
 
-def to_onnx(program: torch.export.ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
+def export_predictor(model: nn.Module, frame: tuple[int, int]) -> torch.export.ExportedProgram:
+    """A ``PredictorModel`` as torch.export's program, for frames (H, W, 3) uint8 of one size."""
+    with torch.no_grad():
+        image = torch.zeros((*frame, 3), dtype=torch.uint8)
+        return torch.export.export(model, (image,), strict=False)
+
+
+def to_onnx(
+    program: torch.export.ExportedProgram,
+    metadata: Mapping[str, Any],
+    name: str = INPUT,
+    outputs: Sequence[str] = OUTPUTS,
+) -> bytes:
     """``program`` as the content of an ONNX file.
 
     Args:
-        program: of :func:`export_program`.
+        program: of :func:`export_program` or :func:`export_predictor`.
         metadata: what the file says of itself; values that are not text are written as JSON.
-
-    Returns:
-        A model with input "windows" and outputs "sem_seg" (if there are classes) and "ood_score".
+        name: of the input.
+        outputs: names of the outputs; of more than there are, the last.
     """
     count = len(program.graph_signature.user_outputs)
     made = torch.onnx.export(
         program,
         dynamo=True,
         opset_version=_OPSET,
-        input_names=[INPUT],
-        output_names=list(OUTPUTS[-count:]),
+        input_names=[name],
+        output_names=list(outputs[-count:]),
         optimize=False,  # takes minutes, and ONNX Runtime does it when it loads
         verbose=False,
     )
@@ -137,9 +154,10 @@ def to_onnx(program: torch.export.ExportedProgram, metadata: Mapping[str, Any]) 
 
 
 def expected_outputs(
-    model: WindowModel, inputs: Iterable[np.ndarray]
+    model: nn.Module, inputs: Iterable[np.ndarray]
 ) -> list[tuple[np.ndarray, ...]]:
-    """What PyTorch gives for each of some windows (B, 3, h, w), checked to be finite.
+    """What PyTorch gives for each of some inputs of a module that names its ``outputs``, checked
+    to be finite.
 
     Raises:
         UserError: it is not.
@@ -152,25 +170,31 @@ def expected_outputs(
     return results
 
 
-def largest_difference(
-    onnx: bytes, inputs: Iterable[np.ndarray], expected: Iterable[tuple[np.ndarray, ...]]
-) -> float:
-    """Largest absolute difference between ONNX Runtime on the CPU and PyTorch, in any output.
+def onnx_outputs(onnx: bytes, inputs: Iterable[np.ndarray]) -> list[tuple[np.ndarray, ...]]:
+    """What ONNX Runtime gives for each of some inputs, on the CPU.
 
     Args:
         onnx: of :func:`to_onnx`.
-        inputs: windows (B, 3, h, w).
-        expected: of :func:`expected_outputs`.
-
-    Returns:
-        NaN where either is NaN.
+        inputs: of the model.
     """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    return [tuple(session.run(None, {given.name: values})) for values in inputs]
+
+
+def largest_difference(
+    found: Iterable[tuple[np.ndarray, ...]], expected: Iterable[tuple[np.ndarray, ...]]
+) -> float:
+    """Largest absolute difference in any output; of whole numbers the share that differs.
+
+    Returns:
+        NaN where either is NaN.
+    """
     differences = [
-        np.abs(ours - theirs).max()
-        for windows, result in zip(inputs, expected, strict=True)
-        for ours, theirs in zip(result, session.run(None, {INPUT: windows}), strict=True)
+        np.abs(ours - theirs).max() if ours.dtype.kind == "f" else (ours != theirs).mean()
+        for result, other in zip(found, expected, strict=True)
+        for ours, theirs in zip(result, other, strict=True)
     ]
     return float(np.max(differences))  # unlike max(), keeps NaN

@@ -60,6 +60,7 @@ class OODPredictor:
         takes_words: whether the model has a text side, to compare words with.
         words_have_meaning: whether words do.
         weights: file of the checkpoint; None where there is none, or it is an address.
+        channels: "RGB" or "BGR", the order that the model was trained with.
         settings: what the scores depend on beside the checkpoint, by config key.
         notes: lines for a log: what was taken from the checkpoint or the machine.
     """
@@ -89,7 +90,7 @@ class OODPredictor:
         self.settings = {key: get_key(cfg, key) for key in _SETTINGS}
         self.settings["half precision"] = self._half
         mapper = TDOSDatasetMapper(cfg, is_train=False)
-        self._augmentations, self._format = mapper.augmentations, mapper.image_format
+        self._augmentations, self.channels = mapper.augmentations, mapper.image_format
         text = getattr(self.model, "text", None)
         self.takes_words = text is not None
         self.words_have_meaning = (
@@ -201,7 +202,7 @@ class OODPredictor:
         found, step = [], self.model.window["batch"]
         for start in range(0, len(boxes), step):
             crops = [
-                _crop(bgr_image, regions == i + 1, boxes[i], self._format)
+                _crop(bgr_image, regions == i + 1, boxes[i], self.channels)
                 for i in range(start, min(start + step, len(boxes)))
             ]
             images, masks = (torch.stack(parts) for parts in zip(*crops, strict=True))
@@ -213,6 +214,12 @@ class OODPredictor:
             for values, places in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                 found.append([(words[j], v) for v, j in zip(values, places, strict=True)])
         return found
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that an image of that size is brought to before the model."""
+        aug_input = T.AugInput(np.zeros((height, width, 3), np.uint8))
+        self._augmentations(aug_input)
+        return aug_input.image.shape[:2]
 
     def _load(self, weights: str) -> None:
         whole = f"checkpoint {weights} is not of the config's model: it has"
@@ -229,7 +236,7 @@ class OODPredictor:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise ValueError(f"(H, W, 3) uint8 expected, not {image.shape} {image.dtype}")
         inputs: dict[str, Any] = {"height": image.shape[0], "width": image.shape[1]}
-        rgb_or_bgr = image[..., ::-1] if self._format == "RGB" else image
+        rgb_or_bgr = image[..., ::-1] if self.channels == "RGB" else image
         aug_input = T.AugInput(np.ascontiguousarray(rgb_or_bgr))
         self._augmentations(aug_input)
         inputs["image"] = _tensor(aug_input.image)

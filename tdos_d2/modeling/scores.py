@@ -215,7 +215,8 @@ class AnomalyScores(nn.Module):
         s = maps[:count]
         scores = dict(zip(self._averaged, maps[count:], strict=True))
         if "combined" in self.names:
-            if not self.normal.any():
+            # A graph that is traced cannot depend on values; it was run before.
+            if not torch.compiler.is_compiling() and not self.normal.any():
                 raise UserError(
                     "the parts of the score combined were never measured on normal frames: run "
                     "tools/fit_memory.py"

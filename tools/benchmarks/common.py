@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import multiprocessing
 import os
@@ -61,15 +60,3 @@ def hardware(*modules: str) -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = (f"{name} {importlib.import_module(name).__version__}" for name in modules)
     return f"{model}, {cores} cores\n{', '.join([f'Python {platform.python_version()}', *found])}"
-
-
-def image_size(text: str) -> tuple[int, int]:
-    """Type of options that are ``WxH``: (W, H)."""
-    width, _, height = text.partition("x")
-    try:
-        size = int(width), int(height)
-        if min(size) > 0:
-            return size
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"a size as 2048x1024 is needed, not '{text}'")

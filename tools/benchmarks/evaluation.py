@@ -19,7 +19,7 @@ import numpy as np
 
 from tdos_commands import options
 
-from .common import hardware, image_size, timed
+from .common import hardware, timed
 
 COMPONENTS = 60
 Frames = list[tuple[np.ndarray, np.ndarray]]
@@ -35,7 +35,7 @@ def add_command(commands: Any) -> None:
     )
     command.set_defaults(run=run)
     command.add_argument("--frames", type=options.whole(1), default=30)
-    command.add_argument("--size", type=image_size, default=(2048, 1024), metavar="WxH")
+    command.add_argument("--size", type=options.image_size, default=(2048, 1024), metavar="WxH")
     command.add_argument(
         "--reference-frames",
         type=options.whole(0),

@@ -22,7 +22,7 @@ import numpy as np
 
 from tdos_commands import options
 
-from .common import hardware, image_size, in_own_process, median_and_spread, peak_memory
+from .common import hardware, in_own_process, median_and_spread, peak_memory
 
 # Largest difference of a score (log S_ood) from the plain way's.
 TOLERANCE = 1e-4
@@ -40,8 +40,9 @@ def add_command(commands: Any) -> None:
     command.set_defaults(run=run)
     command.add_argument("--config-file", default="configs/tdos_vitb.yaml", metavar="FILE")
     command.add_argument(
-        "--size", type=image_size, default=(2048, 1024), metavar="WxH", help="(default: 2048x1024)"
-    )
+        "--size", type=options.image_size, default=(2048, 1024), metavar="WxH",
+        help="(default: 2048x1024)",
+    )  # fmt: skip
     command.add_argument(
         "--repeat", type=options.whole(1), default=3, metavar="N", help="runs each (default: 3)"
     )

@@ -1,0 +1,179 @@
+"""The whole predictor as one exported module, against OODPredictor itself."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+from script_loading import load_script
+
+from tdos_d2.engine import TDOSCheckpointer
+from tdos_d2.errors import UserError
+from tdos_d2.inference import OODPredictor
+from tdos_d2.inference.export_predictor import PredictorModel, resampling
+
+
+def image(height: int, width: int) -> np.ndarray:
+    """BGR; its channels differ."""
+    noise = np.random.default_rng(height).integers(0, 156, (height, width, 3), np.uint8)
+    return noise + np.array([0, 50, 100], np.uint8)
+
+
+def saved(cfg, folder) -> OODPredictor:
+    """A predictor of random weights, none of which is at a start value."""
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                value += (1 if name == "scores.normal" else 0.05) * torch.rand_like(value)
+    TDOSCheckpointer(model, str(folder)).save("model")
+    cfg.MODEL.WEIGHTS = str(folder / "model.pth")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return OODPredictor(cfg)
+
+
+def run(module: torch.nn.Module, frame: np.ndarray) -> dict[str, np.ndarray]:
+    with torch.no_grad():
+        outputs = module(torch.from_numpy(frame))
+    return {name: x.numpy() for name, x in zip(module.outputs, outputs, strict=True)}
+
+
+@pytest.mark.parametrize("old, new", [(720, 480), (1280, 853), (97, 200), (8, 3), (131, 63)])
+def test_resampling_is_that_of_pillow(old, new):
+    pixels = image(old, 7)
+    expected = np.asarray(Image.fromarray(pixels).resize((7, new), Image.Resampling.BILINEAR))
+    places, weights = resampling(old, new)
+    found = np.floor((pixels[places] * weights[..., None, None]).sum(0) + 0.5)
+    difference = np.abs(found - expected)
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.05
+    assert np.abs(weights.sum(0) - 1).max() < 1e-6
+
+
+@pytest.mark.parametrize("score", ["log_s_ood", "max_logit", "combined"])
+def test_it_gives_what_the_predictor_gives(tiny_cfg, tmp_path, score):
+    tiny_cfg.INPUT.MIN_SIZE_TEST, tiny_cfg.MODEL.TDOS.SCORE = 0, score
+    tiny_cfg.TEST.WINDOW.SIZE, tiny_cfg.TEST.WINDOW.STRIDE = 64, 40
+    tiny_cfg.MODEL.MEMORY.SIZE = 50
+    if score == "combined":
+        model = build_model(tiny_cfg)
+        model.fit_memory([torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)])
+        TDOSCheckpointer(model, str(tmp_path)).save("fitted")
+        tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "fitted.pth")
+        predictor = OODPredictor(tiny_cfg)
+    else:
+        predictor = saved(tiny_cfg, tmp_path)
+    frame = image(80, 100)
+    expected = predictor(frame)
+    threshold = float(np.quantile(expected["ood_score"], 0.7))
+    for channels, given in (("bgr", frame), ("rgb", np.ascontiguousarray(frame[..., ::-1]))):
+        module = PredictorModel(predictor, (80, 100), channels=channels, threshold=threshold)
+        found = run(module, given)
+        assert list(found) == ["ood_score", "labels", "ood_mask"]
+        np.testing.assert_allclose(found["ood_score"], expected["ood_score"], 0, 1e-4)
+        assert (found["labels"] == expected["labels"]).all() and found["labels"].dtype == np.uint8
+        mask = np.where(expected["ood_score"] >= threshold, 255, 0)
+        assert (found["ood_mask"] != mask).mean() < 1e-3 and found["ood_mask"].dtype == np.uint8
+    assert expected["ood_score"].std() > 1e-3  # something to be wrong about
+    assert PredictorModel(predictor, (80, 100), labels=False).outputs == ("ood_score",)
+
+
+def test_frames_are_resized_inside(tiny_cfg, tmp_path):
+    tiny_cfg.INPUT.MIN_SIZE_TEST, tiny_cfg.INPUT.MAX_SIZE_TEST = 48, 100
+    tiny_cfg.TEST.WINDOW.SIZE = 0
+    predictor = saved(tiny_cfg, tmp_path)
+    assert predictor.input_size(72, 128) == (48, 85)
+    frame = image(72, 128)
+    expected = predictor(frame)["ood_score"]
+    found = run(PredictorModel(predictor, (72, 128)), frame)["ood_score"]
+    np.testing.assert_allclose(found, expected, 0, 1e-2 * expected.std())
+
+
+@pytest.fixture
+def memory(tiny_cfg, tmp_path):
+    """Predictor of a NormalityMemory whose frames are resized; its config is in config.yaml."""
+    tiny_cfg.MODEL.META_ARCHITECTURE, tiny_cfg.TEST.WINDOW.SIZE = "NormalityMemory", 0
+    tiny_cfg.MODEL.MEMORY.SIZE, tiny_cfg.INPUT.MIN_SIZE_TEST = 100, 32
+    tiny_cfg.INPUT.MAX_SIZE_TEST = 100
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg)
+    model.fit_memory(list(torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)))
+    TDOSCheckpointer(model, str(tmp_path)).save("memory", tag=False)
+    tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "memory.pth")
+    (tmp_path / "config.yaml").write_text(tiny_cfg.dump())
+    return OODPredictor(tiny_cfg)
+
+
+def tool(monkeypatch, *words) -> None:
+    monkeypatch.setattr(sys, "argv", ["export_model.py", "--config-file", *map(str, words)])
+    load_script("tools/export_model.py").run()
+
+
+def test_onnx(memory, tmp_path, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
+    pytest.importorskip("onnxscript", reason="needs the extra 'export'")
+    words = ["--form", "predictor", "--size", "72x48", "--threshold", "0.5", "--channels", "rgb"]
+    tool(monkeypatch, tmp_path / "config.yaml", *words, "--output", tmp_path / "a.onnx")
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"]
+    )
+    (given,) = session.get_inputs()
+    assert (given.name, given.shape, given.type) == ("image", [48, 72, 3], "tensor(uint8)")
+    assert [(x.name, x.shape, x.type) for x in session.get_outputs()] == [
+        ("ood_score", [48, 72], "tensor(float)"),
+        ("ood_mask", [48, 72], "tensor(uint8)"),
+    ]
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["threshold"]) == 0.5 and about["channels"] == "RGB"
+    assert json.loads(about["frame_size"]) == [72, 48]
+    assert json.loads(about["model_size"]) == [48, 32]
+    frame = image(48, 72)
+    score, mask = session.run(None, {"image": np.ascontiguousarray(frame[..., ::-1])})
+    expected = memory(frame)["ood_score"]
+    np.testing.assert_allclose(score, expected, 0, 1e-2 * expected.std())
+    assert ((mask == 255) == (score >= 0.5)).all()
+
+
+def test_openvino_and_int8(memory, tmp_path, monkeypatch, capsys):
+    openvino = pytest.importorskip("openvino", reason="needs the extra 'openvino'")
+    pytest.importorskip("nncf", reason="needs the extra 'openvino'")
+    pytest.importorskip("onnxscript", reason="needs the extra 'export'")
+    (tmp_path / "frames").mkdir()
+    for i in (48, 50, 60):
+        cv2.imwrite(str(tmp_path / "frames" / f"{i}.png"), image(i, 72))
+    words = ["--form", "predictor", "--size", "72x48", "--int8", tmp_path / "frames"]
+    tool(monkeypatch, tmp_path / "config.yaml", *words, "--output", tmp_path / "a.xml")
+    assert "ranges of 3 frames" in capsys.readouterr().out
+    frame, core = image(48, 72), openvino.Core()
+    expected, scores = memory(frame)["ood_score"], {}
+    for name in ("a", "a_int8"):
+        model = core.read_model(tmp_path / f"{name}.xml")
+        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        scores[name] = compiled(frame)["ood_score"]
+    about = core.read_model(tmp_path / "a.xml").get_rt_info(["tdos", "frame_size"])
+    assert json.loads(about.value) == [72, 48]
+    np.testing.assert_allclose(scores["a"], expected, 0, 1e-2 * expected.std())
+    difference = np.abs(scores["a_int8"] - expected)
+    assert 1e-5 < difference.mean() < 0.3 * expected.std()
+    quantised = {op.get_type_name() for op in core.read_model(tmp_path / "a_int8.xml").get_ops()}
+    assert "FakeQuantize" in quantised
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--form", "predictor"], "--form predictor needs --size"),
+        (["--form", "predictor", "--size", "8x8", "--input-type", "float32"], "--input-type: "),
+        (["--int8", "frames"], "--int8 needs --form predictor"),
+        (["--threshold", "1"], "--threshold needs --form predictor"),
+    ],
+)
+def test_options_that_do_not_fit(monkeypatch, words, message):
+    with pytest.raises(UserError, match=message):
+        tool(monkeypatch, "demo.yaml", *words, "--output", "a.onnx")
