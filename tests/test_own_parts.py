@@ -97,7 +97,7 @@ def test_the_model_to_export_has_the_part(own_part_cfg, tmp_path, monkeypatch):
     tool = load_script("tools/export_model.py")
     exported = []
 
-    def stop(model, _) -> None:
+    def stop(model, *_) -> None:
         exported.append(model.model.pixel_decoder)
         raise UserError("stopped")
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,12 +76,14 @@ def run() -> None:
     args = _parser().parse_args()
     from tdos_d2.config import set_key
     from tdos_d2.engine import load_config
+    from tdos_d2.errors import UserError
     from tdos_d2.inference import OODPredictor
     from tdos_d2.loading.config_files import use_shipped_weights
 
     _check(args)
     cfg = load_config(args.config_file, args.opts)
-    use_shipped_weights(cfg, args.config_file)
+    with suppress(UserError):  # without any, the predictor's notes say so
+        use_shipped_weights(cfg, args.config_file)
     set_key(cfg, "MODEL.DEVICE", "cpu")
     predictor = OODPredictor(cfg)
     for note in predictor.notes:
