@@ -26,10 +26,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -60,8 +59,7 @@ TOLERANCE = 1e-3
 SUFFIXES = (".onnx", ".xml", ".pt2")
 
 
-@dataclass
-class _Exported:
+class _Exported(NamedTuple):
     """What is exported: the module, what makes its program, metadata, inputs to compare it on."""
 
     module: nn.Module
