@@ -252,7 +252,8 @@ def test_scores_made_after_averaging_are_refused(tiny_cfg):
 
 
 @pytest.mark.parametrize(
-    "output, message", [("a.trt", "must end in .onnx, .xml, .pt2"), ("/nowhere/a.onnx", "no folder")]
+    "output, message",
+    [("a.trt", "must end in .onnx, .xml, .pt2"), ("/nowhere/a.onnx", "no folder")],
 )
 def test_mistakes(monkeypatch, output, message):
     with pytest.raises(UserError, match=message):

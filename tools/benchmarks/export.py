@@ -117,7 +117,7 @@ def export(
         outputs += ["--output", f"{stem}.xml"]
     if "openvino int8" in args.ways:
         outputs += ["--int8", in_own_process(normal_folder, args.normal)]
-    if outputs and not any(os.path.exists(x) for x in outputs):
+    if outputs and not any(os.path.exists(f"{stem}{x}") for x in (".onnx", ".xml")):
         words = ["--form", "predictor", "--size", f"{size[0]}x{size[1]}", "--no-labels", *outputs]
         command = [sys.executable, str(_TOOL), "--config-file", args.config_file, *words, *opts]
         if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
