@@ -10,9 +10,7 @@ from collections.abc import Callable
 _MARK = "UserError: "
 _LONGEST = 2000  # characters of a message
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
-OTHER_IS_GONE = (
-    "another process of this run is gone: the last line on its machine says why"
-)
+OTHER_IS_GONE = "another process of this run is gone: the last line on its machine says why"
 # Ends of tracebacks that users can do something about.
 _KNOWN = {
     "cuda is not available. Please check your installation": (
@@ -44,6 +42,8 @@ class UserError(ValueError):
 
     def __init__(self, message: object = "") -> None:
         text = str(message)
+        if _MARK in text and "\n" in text:  # a data loader worker's, with its traceback
+            text = text.strip().rpartition(_MARK)[2]
         cut = f"{text[:_LONGEST]} ..." if len(text) > _LONGEST else text
         super().__init__(printable(cut))
 

@@ -265,9 +265,10 @@ def test_ctrl_c_leaves_complete_files(model, tmp_path, monkeypatch, capsys, wher
         cv2.imwrite(str(folder / f"{i}.png"), picture(i))
     write_video(folder / "9.mp4", 4)
     calls = []
-    # A picture is three files: the eighth is half of the third image. Each input is a prediction.
+    # A picture is three files: the eighth is half of the third image. After each file its folder
+    # goes to the disk. Each input is a prediction.
     target, after = {
-        "while writing": ("os.fsync", 8),
+        "while writing": ("os.fsync", 15),
         "in a video": ("tdos_d2.inference.predictor.OODPredictor._predict", 5),
     }[where]
     module, _, name = target.rpartition(".")

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +28,6 @@ from typing import Any
 import numpy as np
 
 from tdos_commands import options
-from tdos_d2.errors import UserError
 
 from .common import hardware
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"alarm {rule.on} of {rule.of}, off after {rule.off}\n")
     if args.config_file:
         if not args.images:
-            raise UserError("--config-file needs --images")
+            sys.exit("error: --config-file needs --images")
         _measure_model(args, rule)
     else:
         _measure_scenes(args, rule)
@@ -215,7 +215,7 @@ def _measure_model(args: argparse.Namespace, rule: Any) -> None:
     predictor = OODPredictor(cfg)
     threshold = choose_threshold(predictor, args.threshold)
     if threshold.value is None:
-        raise UserError(threshold.note)
+        sys.exit(f"error: {threshold.note}")
     paths = [p for p in args.images.iterdir() if p.suffix.lower() in IMAGES and args.only in p.name]
     paths.sort(key=lambda path: natural_order(path.name))
 
