@@ -100,7 +100,7 @@ def test_prediction_is_compared_with_the_plain_way(tool, capsys, monkeypatch, ti
 def test_training_step_is_compared_with_the_plain_way(tool, capsys, monkeypatch, tiny_file):
     monkeypatch.setattr(tool.train, "in_own_process", directly)
     words = ["train", "--config-file", tiny_file, "--batch", "2", "--repeat", "1"]
-    args = tool._parser().parse_args([*words, "INPUT.CROP.SIZE", "(64, 96)"])
+    args = tool._parser().parse_args([*words, "--opts", "INPUT.CROP.SIZE", "(64, 96)"])
     args.run(args)
     assert re.search(r"^ours .* >= 1.5$", capsys.readouterr().out, re.M)
     monkeypatch.setattr(

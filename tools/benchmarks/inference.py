@@ -54,7 +54,10 @@ def add_command(commands: Any) -> None:
         metavar="WAY",
         help=f"of {', '.join(GOALS)} (default: the first three)",
     )
-    command.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config options")
+    command.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
+        help="changes to the config, last on the line",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:

@@ -44,7 +44,10 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--repeat", type=options.whole(1), default=5, metavar="N", help="steps (default: 5)"
     )
-    command.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config options")
+    command.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
+        help="changes to the config, last on the line",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
