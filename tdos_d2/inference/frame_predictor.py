@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 from ..errors import UserError
-from ..visualization.drawing import score_picture, segmentation_picture
+from ..visualization.drawing import palette, score_picture, segmentation_picture
 from .objects import OODObject, default_min_area, find_objects, region_means
 from .predictor import OODPredictor
 from .score_units import score_range
@@ -84,6 +86,7 @@ class FramePredictor:
         image: np.ndarray,
         pictures_of_words: bool = True,
         *,
+        result: dict[str, Any] | None = None,
         smooth: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
         follow: Callable[[list[dict[str, Any]]], None] | None = None,
     ) -> FrameResult:
@@ -92,6 +95,7 @@ class FramePredictor:
         Args:
             image: (H, W, 3) uint8 BGR.
             pictures_of_words: draw them.
+            result: what the predictor gave for the image and the words; None: it is called.
             smooth: is given the image and its (H, W) score; objects, pictures and results are of
                 the score that it returns.
             follow: is given the objects of the frame, to add to what is said of them.
@@ -103,7 +107,8 @@ class FramePredictor:
         if self.ego_mask is not None and self.ego_mask.shape != (height, width):
             there = f"{self.ego_mask.shape[1]}x{self.ego_mask.shape[0]}"
             raise UserError(f"the frame is {width}x{height}, but --ego-mask is {there}")
-        result = self.predictor(image, self.words)
+        if result is None:
+            result = self.predictor(image, self.words)
         score = self.predictor.combined_score(result) if self.combine else result["ood_score"]
         if smooth is not None:
             score = smooth(image, score)
@@ -182,6 +187,18 @@ class FramePredictor:
             word: score_picture(rgb, chance, (0.0, 1.0), f'chance of "{word}"')
             for word, chance in chances.items()
         }
+
+
+def class_colours(cfg: CfgNode, number: int) -> np.ndarray:
+    """(K, 3) uint8 RGB of the known classes: those of the training set, where it has any.
+
+    Args:
+        cfg: the model's config.
+        number: K.
+    """
+    train = cfg.DATASETS.TRAIN
+    given = MetadataCatalog.get(train[0]).get("stuff_colors") if train else None
+    return palette(number, given)
 
 
 def _tag(entry: dict[str, Any]) -> str:

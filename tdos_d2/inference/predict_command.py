@@ -12,7 +12,6 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from ..data import read_image
@@ -22,10 +21,9 @@ from ..evaluation.tables import to_json
 from ..files import check_output
 from ..loading.config_files import load_config, use_shipped_weights
 from ..modeling.text.word_embeddings import split_words
-from ..visualization.drawing import palette
 from .events import TABLE as EVENTS
 from .events import write_page
-from .frame_predictor import FramePredictor
+from .frame_predictor import FramePredictor, class_colours
 from .hand_over import HandOver
 from .media import (
     TABLE,
@@ -233,12 +231,10 @@ def run(args: argparse.Namespace) -> None:
         )  # fmt: skip
     if how.alarm and threshold.value is None:
         raise UserError(f"--events: {threshold.note}")
-    train = cfg.DATASETS.TRAIN
-    colours = MetadataCatalog.get(train[0]).get("stuff_colors") if train else None
     task = PredictionRun(
         FramePredictor(
             predictor,
-            palette(len(predictor.class_names), colours),
+            class_colours(cfg, len(predictor.class_names)),
             threshold=threshold.value,
             words=words,
             combine=args.combine_words,

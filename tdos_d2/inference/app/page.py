@@ -1,0 +1,290 @@
+"""The page in the browser, made with gradio: what it looks like and what calls what."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...data.demo_scenes.scenes import render_scene
+from ...errors import UserError
+from ..sources import IMAGES, VIDEOS
+from .models import AppModel, Models
+from .trial import COLUMNS, Limits, Trial, predict
+
+INSTALL = 'pip install "gradio>=6,<7"'
+# Sessions whose frames and scores are kept, and for how many seconds; files for as long.
+_SESSIONS, _KEPT = 16, 3600
+_AT_ONCE = 4  # requests that are answered at the same time; the model takes frames in turn
+_DOWNLOADS = "download-"
+_DRAWN = ("animal", "sofa", "barrel", "boulder", "tyre", None)
+_SIZE = (360, 640)  # H, W
+_TITLE = "tdos_d2: what should not be on the road"
+_WELCOME = (
+    "Drop an image or a short video, or choose a drawn scene. To models of photographs drawings "
+    "look odd all over: they show how the page works, not how good a model is."
+)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Show the page until it is interrupted, as the command line of tools/app.py says.
+
+    Raises:
+        UserError: gradio is not installed, a model cannot be loaded, the port is taken.
+    """
+    # What was uploaded is deleted then, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with tempfile.TemporaryDirectory(prefix="tdos_app_") as folder:
+        gr = import_gradio(folder)
+        models = Models(args.model, args.opts, half=not args.full_precision)
+        for note in models(models.names[0]).predictor.notes:
+            print(note)
+        limits = Limits(args.max_upload, args.max_seconds)
+        page = make_page(gr, models, limits, Path(folder))
+        try:
+            page.launch(**launch_options(gr, limits), server_name=args.host, server_port=args.port)
+        except OSError as error:
+            raise UserError(f"--host {args.host} --port {args.port}: {error}") from error
+
+
+def import_gradio(folder: str) -> ModuleType:
+    """Gradio, which reports nothing to anybody and keeps its files in ``folder``.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_RUN_HISTORY"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = folder
+    try:
+        import gradio
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise UserError(f"the page needs gradio: {INSTALL}") from error
+    return gradio
+
+
+def launch_options(gr: ModuleType, limits: Limits) -> dict[str, Any]:
+    """Options of ``Blocks.launch``: nothing leaves the machine."""
+    return {
+        "share": False, "ssr_mode": False, "mcp_server": False, "footer_links": ["api"],
+        "max_file_size": f"{limits.upload_mb}mb", "state_session_capacity": _SESSIONS,
+        "theme": gr.themes.Default(),
+    }  # fmt: skip
+
+
+def draw_examples(folder: Path) -> list[str]:
+    """Write drawn scenes with different objects, the last one without; gives the files."""
+    folder.mkdir()
+    paths = []
+    for i, kind in enumerate(_DRAWN):
+        paths.append(str(folder / f"{kind or 'street'}.png"))
+        image, _ = render_scene(np.random.default_rng([3, i]), _SIZE, kind)
+        Image.fromarray(image).save(paths[-1])
+    return paths
+
+
+def make_page(gr: ModuleType, models: Models, limits: Limits, folder: Path) -> Any:
+    """The page, not launched yet.
+
+    Args:
+        gr: gradio.
+        models: to choose from; the first one is loaded.
+        limits: of what a session may ask for.
+        folder: for the examples and what is downloaded.
+
+    Returns:
+        ``gradio.Blocks``.
+    """
+    examples = draw_examples(folder / "examples")
+    with gr.Blocks(
+        title=_TITLE, analytics_enabled=False, delete_cache=(_KEPT, _KEPT), fill_width=True
+    ) as page:
+        gr.Markdown(f"# {_TITLE}")
+        parts = _lay_out(gr, models, limits, examples)
+        _connect(gr, parts, _Callbacks(gr, models, limits, folder, examples))
+    return page.queue(max_size=_SESSIONS)
+
+
+def _lay_out(
+    gr: ModuleType, models: Models, limits: Limits, examples: list[str]
+) -> SimpleNamespace:
+    """The parts of the page by name."""
+    first = models(models.names[0])
+    settings, parts = _settings(first), SimpleNamespace()
+    parts.kept = gr.State(None, time_to_live=_KEPT)
+    with gr.Row():
+        with gr.Column(scale=1, min_width=320):
+            parts.file = gr.File(
+                label=f"Image or video: to {limits.upload_mb} MiB, {limits.seconds:g} seconds",
+                file_types=sorted(IMAGES | VIDEOS), height=170,
+            )  # fmt: skip
+            parts.examples = gr.Gallery(
+                examples, label="Or a drawn scene", columns=3, height=260, allow_preview=False,
+                interactive=False, buttons=[],
+            )  # fmt: skip
+            parts.name = gr.Dropdown(models.names, value=models.names[0], label="Model")
+            parts.threshold = gr.Slider(label="Threshold", buttons=["reset"], **settings[0])
+            parts.words = gr.Textbox(label="Words to look for (Enter)", **settings[1])
+            parts.combine = gr.Checkbox(label="Words raise the score", **settings[2])
+        with gr.Column(scale=3, min_width=320):
+            parts.text = gr.Markdown(_WELCOME)
+            parts.frame = gr.Slider(0, 1, 0, step=1, label="Frame of the video", visible=False)
+            with gr.Tab("Score and objects"):
+                parts.overlay = _picture(gr)
+            with gr.Tab("Segmentation", **settings[3]) as parts.of_classes:
+                parts.segmentation = _picture(gr)
+            with gr.Tab("Words", **settings[4]) as parts.of_words:
+                parts.chances = gr.Gallery(
+                    label="Chance of each word", columns=2, format="jpeg", interactive=False
+                )
+            parts.table = gr.Dataframe(headers=list(COLUMNS), label="Objects", interactive=False)
+            parts.make = gr.Button("Make files: mask, raw score, JSON")
+            parts.files = gr.File(label="Files", file_count="multiple", interactive=False,
+                                  height=150)  # fmt: skip
+    return parts
+
+
+def _connect(gr: ModuleType, parts: SimpleNamespace, calls: _Callbacks) -> None:
+    """Which event calls what."""
+    results = [parts.overlay, parts.segmentation, parts.chances, parts.table, parts.text]
+    to_show = {
+        "fn": calls.show, "inputs": [parts.kept, parts.frame, parts.threshold, parts.combine],
+        "outputs": results, "show_progress": "hidden",
+        "concurrency_id": "show", "concurrency_limit": _AT_ONCE,
+    }  # fmt: skip
+    to_find = {"concurrency_id": "find", "concurrency_limit": _AT_ONCE}
+    hidden = {"api_visibility": "private"}
+
+    def find(
+        path: str | None, name: str, words: str, threshold: float, progress=gr.Progress()  # noqa: B008
+    ):
+        return calls.find(path, name, words, threshold, progress)
+
+    def find_at(event: Callable[..., Any], **api: Any) -> None:
+        cleared = event(
+            lambda: [None, *calls.show(None, 0, 0, False), None], None,
+            [parts.kept, *results, parts.files], queue=False, **hidden,
+        )  # fmt: skip
+        cleared.then(
+            find, [parts.file, parts.name, parts.words, parts.threshold],
+            [parts.kept, parts.frame], show_progress_on=parts.overlay, **to_find, **api,
+        ).success(**to_show, **hidden)  # fmt: skip
+
+    # Of the positions that a slider goes through, the last one is always shown. This comes first:
+    # otherwise events that the API does not offer take the name.
+    parts.threshold.change(**to_show, api_name="show", trigger_mode="always_last")
+    find_at(parts.file.change, api_name="find")
+    find_at(parts.words.submit, **hidden)
+    parts.examples.select(calls.example, None, parts.file, queue=False, **hidden)
+    chosen = parts.name.change(
+        calls.choose, parts.name,
+        [parts.threshold, parts.words, parts.combine, parts.of_classes, parts.of_words],
+        api_name="choose", **to_find,
+    )  # fmt: skip
+    find_at(chosen.success, **hidden)
+    parts.frame.change(**to_show, trigger_mode="always_last", **hidden)
+    parts.combine.change(**to_show, **hidden)
+    parts.make.click(
+        calls.write, [parts.kept, parts.threshold, parts.combine], parts.files, api_name="write"
+    )
+
+
+class _Callbacks:
+    """What the events call. A UserError becomes a message on the page."""
+
+    def __init__(
+        self, gr: ModuleType, models: Models, limits: Limits, folder: Path, examples: list[str]
+    ) -> None:
+        self._gr, self._models, self._limits = gr, models, limits
+        self._folder, self._examples = folder, examples
+        self.example = self._with_event(gr)
+
+    def choose(self, name: str) -> list[dict[str, Any]]:
+        """What the parts that depend on the model become."""
+        with self._messages():
+            return [self._gr.update(**part) for part in _settings(self._models(name))]
+
+    def find(
+        self, path: str | None, name: str, words: str, threshold: float,
+        progress: Callable[..., None],
+    ) -> tuple[Trial | None, dict[str, Any]]:  # fmt: skip
+        """Run the model; what is kept, and the slider over the frames of a video."""
+        if path is None:
+            return None, self._gr.update(visible=False)
+        with self._messages():
+            made = predict(self._models, name, Path(path), words, self._limits, progress)
+        seen = made.positions_with_objects(threshold) if made.is_video else []
+        last = len(made.frames) - 1
+        position = seen[0] if seen else 0
+        return made, self._gr.update(maximum=max(1, last), value=position, visible=last > 0)
+
+    def show(
+        self, kept: Trial | None, frame: int, threshold: float, combine: bool
+    ) -> tuple[Any, ...]:
+        """Overlay, segmentation, pictures of words, rows and text; without a forward pass."""
+        if kept is None:
+            return None, None, [], [], _WELCOME
+        view = kept.view(frame, threshold, combine)
+        words = [(picture, word) for word, picture in view.words.items()]
+        return view.overlay, view.segmentation, words, view.rows, view.text
+
+    def write(self, kept: Trial | None, threshold: float, combine: bool) -> list[str]:
+        """Files to download; those that were made long ago are removed."""
+        with self._messages():
+            if kept is None:
+                raise UserError("there is no result: drop a file first")
+            for old in self._folder.glob(f"{_DOWNLOADS}*"):
+                if time.time() - old.stat().st_mtime > _KEPT:
+                    shutil.rmtree(old, ignore_errors=True)
+            target = Path(tempfile.mkdtemp(prefix=_DOWNLOADS, dir=self._folder))
+            return [str(path) for path in kept.write(target, threshold, combine)]
+
+    def _with_event(self, gr: ModuleType) -> Callable[[Any], str]:
+        def example(event: gr.SelectData) -> str:
+            return self._examples[event.index]
+
+        # Gradio finds what to give by the annotation, here a text that only this function knows.
+        example.__annotations__["event"] = gr.SelectData
+        return example
+
+    @contextmanager
+    def _messages(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            raise self._gr.Error(str(error), duration=None, print_exception=False) from error
+
+
+def _settings(model: AppModel) -> list[dict[str, Any]]:
+    """Of a model: threshold, words, whether they raise the score; tabs of classes and of words."""
+    low, high, value = model.slider
+    info = "of " + model.predictor.score
+    if model.saved.value is None:
+        info += "; none is saved beside the checkpoint: the middle of the range is no advice"
+    asks = not model.no_words
+    return [
+        {"minimum": low, "maximum": high, "value": value, "step": (high - low) / 1000,
+         "info": info},
+        {"value": "", "interactive": asks, "info": model.no_words or "such as: deer, lost cargo"},
+        {"value": False, "visible": asks},
+        {"visible": bool(model.predictor.class_names)},
+        {"visible": asks},
+    ]  # fmt: skip
+
+
+def _picture(gr: ModuleType) -> Any:
+    return gr.Image(show_label=False, format="jpeg", interactive=False, buttons=["fullscreen"])
