@@ -21,7 +21,6 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image
-from tqdm.contrib.concurrent import thread_map
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -268,6 +267,8 @@ def in_parallel(
     function: Callable[[_T], _R], items: Sequence[_T], jobs: int, title: str
 ) -> list[_R]:
     """``function`` of each item, in order, with a progress bar."""
+    from tqdm.contrib.concurrent import thread_map  # takes a tenth of a second
+
     # Threads are enough: Pillow, OpenCV and zlib release Python's lock.
     bar = {"desc": title, "unit": "file", "disable": not items}
     return thread_map(function, items, max_workers=jobs, **bar)

@@ -229,7 +229,7 @@ def test_setup() -> None:
     assert [n for n in names if re.sub(r"\W", "", n) not in listed] == []
 
 
-def test_help_of_every_command_loads_neither_torch_nor_detectron2() -> None:
+def test_commands_answer_help_without_torch_and_detectron2() -> None:
     """And no message on a wrong option: both take seconds to load. All commands in one process."""
     command = [sys.executable, "-c", HELP, *map(str, COMMANDS)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import evaluation, export, inference, startup, train, video
 
-from tdos_commands import options
+from tdos_commands import exit_with_one_line, options
 
 COMMANDS = (evaluation, export, inference, startup, train, video)
 
@@ -36,4 +36,4 @@ def _parser() -> options.Parser:
 
 if __name__ == "__main__":
     arguments = _parser().parse_args()
-    arguments.run(arguments)
+    exit_with_one_line(lambda: arguments.run(arguments))
