@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
@@ -49,12 +49,14 @@ def signals_wait(*, hand_on: bool = False) -> Iterator[None]:
     """Within, the first SIGTERM or SIGINT is only noted; one that comes a second later kills.
 
     Args:
-        hand_on: the processes that this one has started get them, too.
+        hand_on: the processes that this one starts meanwhile get them, too.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _Pending.number, handler = 0, _hand_on if hand_on else _on_signal
+    _Pending.number = 0
+    others = [process.pid for process in multiprocessing.active_children()]
+    handler = partial(_hand_on, others) if hand_on else _on_signal
     before = {number: signal.signal(number, handler) for number in _SIGNALS}
     try:
         yield
@@ -63,9 +65,10 @@ def signals_wait(*, hand_on: bool = False) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _hand_on(number: int, frame: FrameType | None) -> None:
+def _hand_on(others: Sequence[int], number: int, frame: FrameType | None) -> None:
     for process in multiprocessing.active_children():
-        os.kill(process.pid, number)
+        if process.pid not in others:
+            os.kill(process.pid, number)
     _on_signal(number, frame)
 
 

@@ -119,12 +119,17 @@ def test_the_launcher_hands_signals_on(small_cfg, tmp_path, forked_processes):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
+    # Such as workers of a data loader of the program that has the training.
+    other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(300,), daemon=True)
+    other.start()
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()
     args = Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
     with pytest.raises(SystemExit) as caught:
         launch_job(train_in_two, args, small_cfg, str(tmp_path))
     assert caught.value.code == 143
+    assert other.is_alive()
+    other.kill()
     last = Path(small_cfg.OUTPUT_DIR, "last_checkpoint").read_text()
     assert load(Path(small_cfg.OUTPUT_DIR, last))["iteration"] < 900
 
