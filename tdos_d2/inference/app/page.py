@@ -133,7 +133,7 @@ def _lay_out(
                 file_types=sorted(IMAGES | VIDEOS), height=170,
             )  # fmt: skip
             parts.examples = gr.Gallery(
-                examples, label="Or a drawn scene", columns=3, height=260, allow_preview=False,
+                examples, label="Or a drawn scene", columns=3, height=235, allow_preview=False,
                 interactive=False, buttons=[],
             )  # fmt: skip
             parts.name = gr.Dropdown(models.names, value=models.names[0], label="Model")
@@ -153,8 +153,9 @@ def _lay_out(
                 )
             parts.table = gr.Dataframe(headers=list(COLUMNS), label="Objects", interactive=False)
             parts.make = gr.Button("Make files: mask, raw score, JSON")
-            parts.files = gr.File(label="Files", file_count="multiple", interactive=False,
-                                  height=150)  # fmt: skip
+            parts.files = gr.File(
+                label="Files", file_count="multiple", interactive=False, visible=False
+            )
     return parts
 
 
@@ -175,10 +176,10 @@ def _connect(gr: ModuleType, parts: SimpleNamespace, calls: _Callbacks) -> None:
         return calls.find(path, name, words, threshold, progress)
 
     def find_at(event: Callable[..., Any], **api: Any) -> None:
+        nothing = (None, *calls.show(None, 0, 0, False), gr.update(value=None, visible=False))
         cleared = event(
-            lambda: [None, *calls.show(None, 0, 0, False), None], None,
-            [parts.kept, *results, parts.files], queue=False, **hidden,
-        )  # fmt: skip
+            lambda: nothing, None, [parts.kept, *results, parts.files], queue=False, **hidden
+        )
         cleared.then(
             find, [parts.file, parts.name, parts.words, parts.threshold],
             [parts.kept, parts.frame], show_progress_on=parts.overlay, **to_find, **api,
@@ -200,7 +201,7 @@ def _connect(gr: ModuleType, parts: SimpleNamespace, calls: _Callbacks) -> None:
     parts.combine.change(**to_show, **hidden)
     parts.make.click(
         calls.write, [parts.kept, parts.threshold, parts.combine], parts.files, api_name="write"
-    )
+    ).success(lambda: gr.update(visible=True), None, parts.files, queue=False, **hidden)
 
 
 class _Callbacks:
