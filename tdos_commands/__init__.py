@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import NoReturn
 
 # By its path: importing any module of tdos_d2 loads torch first.
-runpy.run_path(str(Path(__file__).parents[1] / "tdos_d2" / "cores.py"))["settle_openmp"]()
+_cores = runpy.run_path(str(Path(__file__).parents[1] / "tdos_d2" / "cores.py"))
+usable_cores, threads_are_users = _cores["usable_cores"], _cores["threads_are_users"]
+_cores["settle_openmp"]()
 
 
 def exit_with_one_line(function: Callable[[], object]) -> None:

@@ -6,10 +6,11 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import options
+from . import options, threads_are_users, usable_cores
 
 _GPUS = Path("/proc/driver/nvidia/gpus")
 _CODE = "import sys; sys.path.insert(0, {!r}); from tdos_commands.predict import main; main()"
@@ -46,20 +47,21 @@ def run_shards(argv: Sequence[str], count: int) -> int:
     """
     names = sys.stdin.buffer.read() if "-" in argv else b""
     devices = _devices()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = str(max((cores or 1) // count, 1))
+    environment = dict(os.environ)
+    if not threads_are_users():
+        environment["OMP_NUM_THREADS"] = str(max(usable_cores() // count, 1))
     code = _CODE.format(str(Path(__file__).resolve().parents[1]))
     running = []
     for i in range(count):
-        environment = {**os.environ, "OMP_NUM_THREADS": threads}
         if devices:
             environment["CUDA_VISIBLE_DEVICES"] = devices[i % len(devices)]
         # First: --opts takes all that follows it.
         command = [sys.executable, "-c", code, "--shard", f"{i + 1}/{count}", *argv]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
-        process.stdin.write(names)
-        process.stdin.close()
-        running.append(process)
+        # A file: a pipe holds so little that each process would wait until the one before has read.
+        with tempfile.TemporaryFile() as lines:
+            lines.write(names)
+            lines.seek(0)
+            running.append(subprocess.Popen(command, stdin=lines, env=environment))
     try:
         statuses = [process.wait() for process in running]
     except KeyboardInterrupt:  # the terminal has interrupted them as well

@@ -58,20 +58,14 @@ def test_processes_are_shards(monkeypatch, tmp_path):
         def __init__(self, command, stdin, env):
             self.number = len(calls)
             calls.append((command[3:], env["CUDA_VISIBLE_DEVICES"], env["OMP_NUM_THREADS"]))
-            self.stdin = self
-            self.given = b""
-
-        def write(self, text):
-            assert text == b"a.png\n"
-
-        def close(self):
-            pass
+            assert stdin.read() == b"a.png\n"
 
         def wait(self):
             return (0, -9, 1)[self.number]
 
     monkeypatch.setattr(subprocess, "Popen", Process)
-    monkeypatch.setattr(shards.os, "sched_getaffinity", lambda _: range(7), raising=False)
+    monkeypatch.setattr(shards, "usable_cores", lambda: 7)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     monkeypatch.setattr(sys, "stdin", open(write(tmp_path / "list", "a.png\n")))  # noqa: SIM115
     words = ["--config-file", "x", "--input", "-", "--output", "y", "--processes", "3"]
@@ -82,6 +76,13 @@ def test_processes_are_shards(monkeypatch, tmp_path):
     assert calls == [
         (["--shard", f"{i}/3", *words], device, "2") for i, device in ((1, "4"), (2, "6"), (3, "4"))
     ]
+    # What the user has set stays.
+    calls.clear()
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    with pytest.raises(SystemExit):
+        monkeypatch.setattr(sys, "stdin", open(tmp_path / "list"))  # noqa: SIM115
+        run(words)
+    assert [threads for _, _, threads in calls] == ["5"] * 3
 
 
 def write(path, text):
