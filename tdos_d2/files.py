@@ -287,7 +287,7 @@ def once_per_file(number: int) -> Callable[[Callable[[str], _T]], Callable[..., 
     """Decorator: what a function of a path gave is kept while the file is the same.
 
     The same is what has the same inode, time and size. What is kept is handed out as it is: callers
-    do not change it. Errors are not kept.
+    do not change it. Errors are not kept. ``cache_clear`` forgets all, as that of ``lru_cache``.
 
     Args:
         number: how many files are kept.
@@ -307,6 +307,7 @@ def once_per_file(number: int) -> Callable[[Callable[[str], _T]], Callable[..., 
                 return read(path)
             return kept(path, state.st_ino, state.st_mtime_ns, state.st_size)
 
+        call.cache_clear = kept.cache_clear
         return call
 
     return decorate

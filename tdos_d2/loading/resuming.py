@@ -6,12 +6,12 @@ import logging
 import re
 import zipfile
 import zlib
-from functools import lru_cache
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
 from ..errors import UserError
+from ..files import once_per_file
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +60,7 @@ def damage(path: Path) -> str:
     The file has a CRC-32 of each record, and its table at the end: a file that was cut, or of which
     blocks never reached the disk, does not agree with them. Files of other formats are not checked.
     """
-    if not path.is_file():
-        return "it is not there"
-    state = path.stat()
-    return _damage(path, state.st_mtime_ns, state.st_size)
+    return _damage(path) if path.is_file() else "it is not there"
 
 
 def _named(cfg: CfgNode) -> Path | None:
@@ -81,9 +78,8 @@ def _before(path: Path) -> list[Path]:
     return [found[i] for i in sorted(found, reverse=True) if own is None or i < int(own[1])]
 
 
-@lru_cache(maxsize=8)
-def _damage(path: Path, mtime_ns: int, size: int) -> str:
-    """Reads the file once while it is the same: checkpoints are large."""
+@once_per_file(8)
+def _damage(path: str) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             for record in archive.infolist():
@@ -91,7 +87,7 @@ def _damage(path: Path, mtime_ns: int, size: int) -> str:
                     while file.read(_BLOCK):
                         pass
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             start = file.read(2)
         if start not in (b"PK", b"", b"\0\0"):
             return ""  # of torch before 1.6, or Detectron2's .pkl

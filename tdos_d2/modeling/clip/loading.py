@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ...files import once_per_file
 from ...value_checks import check_choice
 from ..torchscript import is_torchscript, read_torchscript
 from ..weight_files import find_state, needs_weights, read_file, unreadable
@@ -147,7 +148,7 @@ def _find_weights(name: str, weights: str) -> tuple[dict[str, Tensor] | None, bo
     if not needs_weights():
         return None, False
     path = Path(_download(base, weights, of_tag) if of_tag else weights).expanduser()
-    state, quick_gelu = _read_file(str(path), path.stat().st_mtime_ns)
+    state, quick_gelu = _read_file(path)
     # open_clip's table says it of a tag, where the file is a plain state dict that does not.
     return state, quick_gelu or bool(of_tag.get("quick_gelu"))
 
@@ -176,9 +177,9 @@ def _download(base: str, tag: str, config: dict[str, Any]) -> str:
         logging.disable(logging.NOTSET)
 
 
-@lru_cache(maxsize=1)
-def _read_file(path: str, mtime_ns: int) -> tuple[dict[str, Tensor], bool]:
-    """Read a weight file by its content; ``mtime_ns`` only tells versions apart in the cache."""
+@once_per_file(1)
+def _read_file(path: str) -> tuple[dict[str, Tensor], bool]:
+    """Read a weight file by its content."""
     try:
         if is_torchscript(path):
             state = read_torchscript(path)
