@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from .errors import UserError
 from .modeling.backbone import encoder_name
 from .modeling.image_model import ImageModel
-from .modeling.memory import FeatureMemory, FeaturesOf, build_memory
+from .modeling.memory import FeatureMemory, build_memory
 from .modeling.scores import resize
 
 
@@ -25,6 +24,8 @@ class NormalityMemory(ImageModel):
     The encoder stays as it is; what is learned is the memory, which :meth:`fit_memory` fills (see
     tools/fit_memory.py). There are no known classes: ``sem_seg`` has no channels.
     """
+
+    padding = "replicate"  # the mean colour would be far from all features
 
     @configurable
     def __init__(
@@ -108,24 +109,14 @@ class NormalityMemory(ImageModel):
         Raises:
             UserError: there is no frame.
         """
-
-        def encode(image: Tensor) -> dict[str, Tensor]:
-            return self._encode(self._normalise(image)[None])
-
         with torch.no_grad():
-            return self.memory.fit(FeaturesOf(images, encode), seed)
+            return self.memory.fit(self._features_of(images), seed)
 
     def match_checkpoint(self, state: Mapping[str, Tensor]) -> None:
         """Give the memory the size that it has in a checkpoint that is about to be loaded."""
         self.memory.match(state, "memory.")
 
     def _decode(self, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
-        d = self.size_divisibility
-        padded = [side + -side % d for side in size]
         height, width = size
+        padded = self._padded_size(height), self._padded_size(width)
         return resize(self.memory(features)[:, None], padded)[..., :height, :width]
-
-    def _padded(self, images: Tensor) -> Tensor:
-        d = self.size_divisibility
-        height, width = images.shape[-2:]
-        return F.pad(images, (0, -width % d, 0, -height % d), mode="replicate")

@@ -19,7 +19,7 @@ from .modeling.backbone import TAPS
 from .modeling.clip import release_weights
 from .modeling.criterion import IGNORE, TDOSCriterion
 from .modeling.image_model import ImageModel
-from .modeling.memory import FeatureMemory, FeaturesOf, build_memory
+from .modeling.memory import FeatureMemory, build_memory
 from .modeling.merge import check_merge_rules, merge_ood_queries
 from .modeling.registry import (
     build_context_decoder,
@@ -237,12 +237,8 @@ class TDOS(ImageModel):
                 "combined"
             )
         self.eval()
-
-        def encode(image: Tensor) -> dict[str, Tensor]:
-            return self._encode(self._normalise(image)[None])
-
         with torch.no_grad():
-            count = self.memory.fit(FeaturesOf(images, encode), seed)
+            count = self.memory.fit(self._features_of(images), seed)
             if "combined" in self.scores.names:
                 self.scores.fit(self._slide(image) for image in images)
         return count
@@ -318,15 +314,6 @@ class TDOS(ImageModel):
             of_words = word_maps(dense, words.to(self.device), self.num_known)
             maps = torch.cat([maps, resize(of_words, padded)], dim=1)
         return maps[..., :h, :w]  # without the padding, before windows are averaged
-
-    def _padded(self, images: Tensor) -> Tensor:
-        h, w = images.shape[-2:]
-        return F.pad(images, (0, self._padded_size(w) - w, 0, self._padded_size(h) - h))
-
-    def _padded_size(self, side: int) -> int:
-        # A multiple of d by its form: torch.export sees that every level has whole cells.
-        d = self.size_divisibility
-        return (side + d - 1) // d * d
 
     def _dense(self, features: dict[str, Tensor]) -> Tensor:
         """(B, S, D) dense visual embedding in text space."""

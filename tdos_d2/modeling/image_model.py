@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from ..value_checks import check_positive
+from .memory import FeaturesOf
 from .sliding_window import check_window, needs_windows, slide, slide_encoder
 
 
@@ -27,6 +29,7 @@ class ImageModel(nn.Module):
 
     Attributes:
         size_divisibility: sides that the model works on are padded to a multiple of it.
+        padding: mode of ``torch.nn.functional.pad``; "constant" is the mean colour.
 
     Raises:
         UserError: a step that leaves gaps between windows, another way to decode.
@@ -34,6 +37,7 @@ class ImageModel(nn.Module):
 
     backbone: Backbone
     size_divisibility: int
+    padding = "constant"
 
     def __init__(
         self,
@@ -100,4 +104,15 @@ class ImageModel(nn.Module):
 
     def _padded(self, images: Tensor) -> Tensor:
         """(B, 3, h, w) -> sides that are multiples of ``size_divisibility``."""
-        raise NotImplementedError
+        h, w = images.shape[-2:]
+        bottom, right = self._padded_size(h) - h, self._padded_size(w) - w
+        return F.pad(images, (0, right, 0, bottom), mode=self.padding)
+
+    def _padded_size(self, side: int) -> int:
+        # A multiple of d by its form: torch.export sees that every level has whole cells.
+        d = self.size_divisibility
+        return (side + d - 1) // d * d
+
+    def _features_of(self, images: Iterable[Tensor]) -> FeaturesOf:
+        """What a memory is fitted with: the maps of frames (3, H, W) in [0, 255]."""
+        return FeaturesOf(images, lambda image: self._encode(self._normalise(image)[None]))
