@@ -42,7 +42,7 @@ for script in sys.argv[1:]:
 FORBIDDEN = ("detectron2._C", "detectron2.model_zoo")
 # From the bottom up: imports run downwards only, and not between the parts of one line.
 LAYERS = """
-    labels config value_checks files untrusted errors cache coco cores
+    labels config value_checks files untrusted errors cache coco cores templates
     ood_words data visualization
     modeling
     tdos normality_memory

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from ..errors import UserError
 from ..files import atomic_write
+from ..templates import page_environment
 from .tracking import Track
 
 TABLE, PAGE = "events.csv", "events.html"
@@ -20,13 +19,7 @@ COLUMNS = (
     "peak_score", "peak_time", "peak_frame", "mean_score", "area", "x0", "y0", "x1", "y1",
     "words", "picture",
 )  # fmt: skip
-_ENVIRONMENT = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=StrictUndefined,
-)
+_ENVIRONMENT = page_environment(Path(__file__).parent)
 
 
 class EventLog:

@@ -11,24 +11,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from ... import __version__
 from ...errors import UserError
 from ...files import atomic_write
+from ...templates import page_environment
 from ...visualization import drawing
 from ..component_metrics import PROTOCOLS
 from ..tables import cell_text, column_names
 from . import figures
 from .sections import Section
 
-_ENVIRONMENT = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=StrictUndefined,
-)
+_ENVIRONMENT = page_environment(Path(__file__).parent)
 _ENVIRONMENT.filters |= {
     "base64": lambda data: base64.b64encode(data).decode("ascii"),
     "cell": cell_text,
