@@ -62,7 +62,7 @@ def evaluate_scores(
     """
     sizes, rule = component_sizes(protocol, min_pred, min_gt), parse_rule(threshold)
     with _several_passes(frames) as checked:
-        pixels, limit = _pixels_and_threshold(checked, rule, "evaluate_scores")
+        pixels, limit, _ = pixels_and_threshold(checked, rule, "evaluate_scores")
         return all_metrics(pixels, score_components(checked, limit, sizes, strict))
 
 
@@ -85,7 +85,7 @@ def evaluate_breakdown(
     """
     sizes, rule = component_sizes(protocol, min_pred, min_gt), parse_rule(threshold)
     with _several_passes(frames) as checked:
-        pixels, limit = _pixels_and_threshold(checked, rule, "evaluate_breakdown")
+        pixels, limit, _ = pixels_and_threshold(checked, rule, "evaluate_breakdown")
         if math.isnan(pixels.threshold):
             return {}
         parts = []
@@ -108,12 +108,14 @@ def _several_passes(frames: Iterable[tuple[ArrayLike, ArrayLike]]) -> Iterator[I
         yield spool
 
 
-def _pixels_and_threshold(
+def pixels_and_threshold(
     frames: Iterable[Frame], rule: ThresholdRule, name: str
-) -> tuple[PixelMetrics, float]:
+) -> tuple[PixelMetrics, float, KeptCounts]:
+    """Pixel metrics of frames that are passed over several times, the threshold of a rule, and the
+    counts that both come from; ``name`` is the dataset's in warnings."""
     count = KeptCounts(partial(count_pixels, frames))
     pixels = pixel_metrics(count, name)
-    return pixels, threshold_by(rule, pixels.threshold, count, count.bins, count.counts)
+    return pixels, threshold_by(rule, pixels.threshold, count, count.bins, count.counts), count
 
 
 class KeptCounts:

@@ -28,9 +28,9 @@ from .component_metrics import (
     score_components,
 )
 from .curve_points import central_range, curve_points
-from .dataset_metrics import KeptCounts, all_metrics, check_defined
+from .dataset_metrics import KeptCounts, all_metrics, check_defined, pixels_and_threshold
 from .frames import COARSE, Spool, check_frame, check_space, coarse
-from .pixel_metrics import PixelMetrics, count_pixels, pixel_metrics
+from .pixel_metrics import PixelMetrics
 from .report.page import write_report
 from .report.sections import (
     Communicator,
@@ -41,7 +41,7 @@ from .report.sections import (
 )
 from .score_files import find_score_files, read_score
 from .tables import format_rows, to_json
-from .threshold_rules import ThresholdRule, parse_rule, threshold_by
+from .threshold_rules import ThresholdRule, parse_rule
 
 
 def run(args: argparse.Namespace) -> None:
@@ -116,9 +116,7 @@ def _evaluate(
     records: Sequence[Mapping[str, Any]],
     sizes: tuple[int, int],
 ) -> None:
-    count = KeptCounts(partial(count_pixels, spool))
-    pixels = pixel_metrics(count, args.dataset)
-    threshold = threshold_by(rule, pixels.threshold, count, count.bins, count.counts)
+    pixels, threshold, count = pixels_and_threshold(spool, rule, args.dataset)
     frames = tqdm(spool, desc="components", unit="frame", total=len(spool), disable=None)
     components = [score_components([f], threshold, sizes, args.strict) for f in frames]
     evaluated = EvaluatedFrames(args.dataset, spool, records, components)
