@@ -31,7 +31,6 @@ def add_command(commands: Any) -> None:
         "evaluation",
         help="speed of the OOD metrics",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run=run)
     command.add_argument("--frames", type=options.whole(1), default=30)

@@ -46,7 +46,6 @@ def add_command(commands: Any) -> None:
         "export",
         help="size, time and quality of exported models",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run=run)
     add = command.add_argument
@@ -67,7 +66,10 @@ def add_command(commands: Any) -> None:
         "--normal", default="camvid_train", metavar="NAME",
         help="dataset whose frames give the ranges of INT8 (default: camvid_train)",
     )  # fmt: skip
-    add("opts", nargs="*", metavar="KEY VALUE", help="config options, as MODEL.WEIGHTS FILE")
+    add(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
+        help="changes to the config, last on the line",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
@@ -193,7 +195,9 @@ def scorer(
         return lambda image: session.run(["ood_score"], {"image": image})[0]
     import openvino
 
-    wanted = {"INFERENCE_NUM_THREADS": args.threads, "INFERENCE_PRECISION_HINT": "f32"}
+    from tdos_d2.inference.export_openvino import EXACT
+
+    wanted = {**EXACT, "INFERENCE_NUM_THREADS": args.threads}
     compiled = openvino.Core().compile_model(stem + SUFFIXES[way], "CPU", wanted)
     return lambda image: compiled(image)["ood_score"].copy()
 

@@ -35,7 +35,6 @@ def add_command(commands: Any) -> None:
         "inference",
         help="time and memory of a prediction",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run=run)
     command.add_argument("--config-file", default="configs/tdos_vitb.yaml", metavar="FILE")

@@ -45,7 +45,6 @@ def add_command(commands: Any) -> None:
         "startup",
         help="time of imports and of --help",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run=run)
     command.add_argument(

@@ -32,7 +32,6 @@ def add_command(commands: Any) -> None:
         "train",
         help="time and memory of a training step",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run=run)
     command.add_argument(

@@ -43,7 +43,6 @@ def add_command(commands: Any) -> None:
         "video",
         help="flicker of objects in videos, with and without smoothing and alarms",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run=run)
     add = command.add_argument
