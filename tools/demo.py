@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +24,6 @@ from tdos_commands import exit_with_one_line, options, train
 if TYPE_CHECKING:
     import torch
     from detectron2.config import CfgNode
-
-# Detectron2 compiles with torch.jit when it is imported; torch warns of that in every process.
-warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 
 COUNTED, SHOWN = "demo_ood", "demo_ood_hard"
 SHEET = {"animal": 2, "sofa": 2, "barrel": 2, "ladder": 1, "tyre": 1}
