@@ -167,12 +167,21 @@ def read_results(table: Path) -> set[str]:
     name none.
     """
     found = {os.path.realpath(path) for path in table.parent.glob(f"{HAND_OVER}*/data/**/*")}
-    if table.is_file():
-        with open(table, encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                with suppress(ValueError, TypeError, AttributeError, RecursionError):
-                    found |= result_files(json.loads(line), table.parent)
+    for record in read_records(table) if table.is_file() else ():
+        with suppress(ValueError, TypeError, AttributeError):
+            found |= result_files(record, table.parent)
     return found
+
+
+def read_records(table: Path) -> Iterator[dict[str, Any]]:
+    """Records of a ``predictions.jsonl``; lines of other kinds are left out."""
+    with open(table, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            record = None
+            with suppress(ValueError, RecursionError):
+                record = json.loads(line)
+            if isinstance(record, dict):
+                yield record
 
 
 def result_files(record: Mapping[str, Any], folder: Path) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from ..evaluation.tables import to_json
 from ..files import atomic_write
-from .media import TABLE
+from .media import TABLE, read_records
 from .sources import Input
 
 _COMPLETE = "complete"  # file of a shard that is predicted
@@ -56,9 +55,9 @@ class Shard:
             return None
         table = self.root / TABLE
         # Two that end at once write the same: each time the whole, under one name.
-        records = [x for x in _records(table) if "shard" not in x] if table.is_file() else []
+        records = [x for x in read_records(table) if "shard" not in x] if table.is_file() else []
         for shard, folder in folders.items():
-            for record in _records(folder / TABLE):
+            for record in read_records(folder / TABLE):
                 files = record.get("files", {})
                 record["files"] = {k: f"{folder.name}/{file}" for k, file in files.items()}
                 records.append({**record, "shard": shard})
@@ -70,9 +69,3 @@ class Shard:
 
 def _folder(root: Path, number: int, count: int) -> Path:
     return root / f"shard-{number}-of-{count}"
-
-
-def _records(table: Path) -> Iterator[dict]:
-    with open(table, encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)

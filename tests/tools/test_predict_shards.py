@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from test_predict import picture, predict, records
 from tdos_commands import shards
 from tdos_commands.predict import run
 from tdos_d2.errors import UserError
+from tdos_d2.inference.shards import Shard
 
 
 @pytest.fixture
@@ -48,6 +50,20 @@ def test_shards_share_the_inputs_and_the_last_joins_the_tables(model, inputs, tm
     # Once more: its lines are there once, and it waits for no other.
     assert predict(model, out, *words, "--shard", "2/2") == 0
     assert len(records(out)) == 1 + 3 + 2 * 2
+
+
+def test_what_is_left_of_a_line_when_a_disk_was_full_does_not_stop_the_joining(tmp_path):
+    for number in (1, 2):
+        shard = Shard(tmp_path, number, 2)
+        shard.folder.mkdir()
+        line = json.dumps({"input": f"{number}.png", "files": {"score": "a.npy"}})
+        write(shard.folder / "predictions.jsonl", f'{{"input": "cut\n{line}\n')
+        table = shard.finish()
+    assert records(tmp_path) == [
+        {"input": f"{i}.png", "files": {"score": f"shard-{i}-of-2/a.npy"}, "shard": f"{i}/2"}
+        for i in (1, 2)
+    ]
+    assert table == tmp_path / "predictions.jsonl"
 
 
 def test_processes_are_shards(monkeypatch, tmp_path):
