@@ -327,6 +327,9 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"
     # Learning rate factors: [["module prefix", factor], ...]; the longest matching prefix counts.
     cfg.SOLVER.MULTIPLIERS = [["backbone", 0.1]]
+    # Mixed precision in bfloat16 on a CPU, where AMP.ENABLED alone is for GPUs. Faster where the
+    # processor has bfloat16 (AVX-512 BF16 or AMX), slower elsewhere.
+    cfg.SOLVER.AMP.CPU = False
     # Checkpoint of a training that --resume goes on from where OUTPUT_DIR has none, with optimizer
     # and iteration, and the learning rates and MAX_ITER of this config; "" = none.
     cfg.SOLVER.RESUME_FROM = ""

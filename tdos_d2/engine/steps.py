@@ -35,6 +35,7 @@ class _Steps:
     """
 
     folder: Path
+    precision: torch.dtype | None = None  # of autocast; None = float32 throughout
     max_skipped = 0
     skipped = 0  # so far
     _in_a_row = 0
@@ -48,9 +49,8 @@ class _Steps:
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
         statistics = self._statistics() if self.max_skipped else []
-        precision = getattr(self, "precision", torch.float16)
         device = self.optimizer.param_groups[0]["params"][0].device
-        with torch.autocast(device.type, precision, enabled=scaler is not None):
+        with torch.autocast(device.type, self.precision, enabled=self.precision is not None):
             losses = self.model(batch)
             total = sum(losses.values())
         self.optimizer.zero_grad()
@@ -153,14 +153,28 @@ class FullPrecisionSteps(_Steps, SimpleTrainer):
 
 
 class MixedPrecisionSteps(_Steps, AMPTrainer):
-    """Steps in mixed precision, on a GPU."""
+    """Steps in float16 where that is safe, with a loss scale, on a GPU."""
+
+    precision = torch.float16
+
+
+class BFloat16Steps(_Steps, SimpleTrainer):
+    """Steps in bfloat16 where that is safe, on a CPU. Its range needs no loss scale."""
+
+    precision = torch.bfloat16
 
 
 def build_steps(
-    cfg: CfgNode, model: torch.nn.Module, batches: Any, optimizer: torch.optim.Optimizer, amp: bool
+    cfg: CfgNode, model: torch.nn.Module, batches: Any, optimizer: torch.optim.Optimizer
 ) -> SimpleTrainer:
     """What ``SOLVER.AMP`` and ``SOLVER.MAX_SKIPPED_STEPS`` describe."""
-    made = (MixedPrecisionSteps if amp else FullPrecisionSteps)(model, batches, optimizer)
+    amp, kind = cfg.SOLVER.AMP, FullPrecisionSteps
+    if amp.ENABLED:
+        on_gpu = next(model.parameters()).is_cuda
+        kind = MixedPrecisionSteps if on_gpu else BFloat16Steps if amp.CPU else kind
+        if kind is FullPrecisionSteps:
+            logger.info("SOLVER.AMP.ENABLED is for GPUs; SOLVER.AMP.CPU switches bfloat16 on here")
+    made = kind(model, batches, optimizer)
     made.folder = Path(cfg.OUTPUT_DIR)
     made.max_skipped = cfg.SOLVER.MAX_SKIPPED_STEPS
     return made

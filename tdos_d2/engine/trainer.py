@@ -89,10 +89,7 @@ class Trainer(DefaultTrainer):
         on_gpu = next(model.parameters()).is_cuda
         model = _distribute(model, on_gpu)
         self._batches = SeededBatches(partial(self.build_train_loader, cfg), cfg.SEED)
-        amp = cfg.SOLVER.AMP.ENABLED and on_gpu
-        if cfg.SOLVER.AMP.ENABLED and not on_gpu:
-            logger.info("SOLVER.AMP.ENABLED is ignored: mixed precision needs a GPU")
-        self._trainer = build_steps(cfg, model, self._batches, optimizer, amp)
+        self._trainer = build_steps(cfg, model, self._batches, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         run_info, warning = {"seed": cfg.SEED}, fallback_warning(cfg)
         if warning:

@@ -18,7 +18,8 @@ class FreezableEncoder(Backbone):
         channels: of the four taps, finest first.
         strides: of the four taps; the dense embedding has the last one.
         dense_channels: of the dense embedding.
-        memory_format: of the images that the network is given.
+        memory_format: of the images that the network is given. A frozen convolutional encoder
+            works on channels-last maps: faster, most of all in half precision.
     """
 
     memory_format = torch.contiguous_format
@@ -31,6 +32,8 @@ class FreezableEncoder(Backbone):
             norms: keep the BatchNorm layers of a trained encoder as they are.
         """
         self.frozen, self.frozen_norm = whole, norms
+        if whole and any(isinstance(part, _BatchNorm) for part in self.modules()):
+            self.memory_format = torch.channels_last
         for part in self._frozen_parts():
             part.requires_grad_(False)
         self.train(self.training)  # new modules are in training mode, frozen parts included
