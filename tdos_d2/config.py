@@ -199,10 +199,16 @@ def _add_augmentation(cfg: CN) -> None:
     # ResNet: how far the region's feature statistics after stage 1 are moved towards those of the
     # rest of the image (1 = fully).
     noise.ALPHA = 0.2
+    # ResNet: deviation of a random change of these statistics, in units of each channel's deviation
+    # over the rest; 0 = none, as published.
+    noise.STYLE_NOISE = 0.0
     # Ranges of the number of random ellipses and of their larger diameter, relative to the crop's
     # shorter side.
     noise.NUM = (1, 3)
     noise.SIZE = (0.1, 0.5)
+    # Random regions are whole ellipses ("ellipse"), or what an ellipse has of the class at its
+    # centre ("segment").
+    noise.SHAPE = "ellipse"
 
     prompts = cfg.MODEL.PROMPTS = CN()
     # OOD words in M groups, from near to far: a list that ships with the project ("cityscapes"), a

@@ -19,6 +19,7 @@ from ..errors import UserError
 from ..value_checks import check_choice, check_interval, check_positive, check_share
 
 REGIONS = ("labelled", "random", "both")
+SHAPES = ("ellipse", "segment")
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -34,9 +35,11 @@ class SemanticAugmentation(nn.Module):
         prob: probability that a sample is perturbed.
         num_ellipses: range of their number in a perturbed sample.
         size: range of an ellipse's larger diameter, as a share of the image's shorter side.
+        shape: of random regions: whole ellipses ("ellipse"), or what an ellipse has of the class at
+            its centre ("segment"), so that the region ends where the class does.
 
     Raises:
-        UserError: unknown region.
+        UserError: unknown region or shape.
     """
 
     def __init__(
@@ -47,11 +50,13 @@ class SemanticAugmentation(nn.Module):
         prob: float = 0.5,
         num_ellipses: tuple[int, int] = (1, 3),
         size: tuple[float, float] = (0.1, 0.5),
+        shape: str = "ellipse",
     ) -> None:
         super().__init__()
         check_choice("MODEL.SEM_AUG.REGION", region, REGIONS)
+        check_choice("MODEL.SEM_AUG.SHAPE", shape, SHAPES)
         self.num_known, self.region, self.prob = num_known, region, prob
-        self.num_ellipses, self.size = num_ellipses, size
+        self.num_ellipses, self.size, self.shape = num_ellipses, size, shape
 
     @torch.no_grad()
     def forward(self, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,6 +94,10 @@ class SemanticAugmentation(nn.Module):
         x = torch.arange(width, device=device) + 0.5 - u[5] * width
         along, across = cosine * x + sine * y, cosine * y - sine * x
         inside = (along / a).square() + (across / b).square() <= 1
+        if self.shape == "segment":
+            centre = (u[4] * height).long() * width + (u[5] * width).long()  # (B, most, 1, 1)
+            classes = labels.flatten(1).gather(1, centre.flatten(1))
+            inside &= labels[:, None] == classes[..., None, None]
         return (inside & (torch.arange(most, device=device).view(1, -1, 1, 1) < count)).any(1)
 
 
@@ -146,15 +155,18 @@ class StyleMixing(nn.Module):
 
     x + cover * alpha * (AdaIN(x) - x), where AdaIN normalises by the statistics of the region
     itself (the released code takes those of the whole map and ignores alpha, defect 19) and takes
-    on those of the rest. A sample whose region is empty or everything stays as it is.
+    on those of the rest, changed at random where ``noise`` is not 0. A sample whose region is empty
+    or everything stays as it is.
 
     Args:
         alpha: 0 = no change, 1 = the style of the rest.
+        noise: deviation of the random change of each channel's mean, in units of the channel's
+            deviation over the rest, and of the logarithm of its deviation.
     """
 
-    def __init__(self, alpha: float = 0.2) -> None:
+    def __init__(self, alpha: float = 0.2, noise: float = 0.0) -> None:
         super().__init__()
-        self.alpha = alpha
+        self.alpha, self.noise = alpha, noise
 
     def forward(self, features: Tensor, region: Tensor) -> Tensor:
         """
@@ -169,6 +181,9 @@ class StyleMixing(nn.Module):
         x = features.float()  # squares, summed over a map, leave the range of half precision
         mean, std = _statistics(x, cover)
         other_mean, other_std = _statistics(x, 1 - cover)
+        if self.noise:  # no draw without: the random numbers after it stay the same
+            shift, factor = self.noise * torch.randn(2, *other_mean.shape, device=x.device)
+            other_mean, other_std = other_mean + shift * other_std, other_std * factor.exp()
         styled = (x - mean) / std * other_std + other_mean
         # With nothing or everything covered, one of the two styles does not exist.
         both = (cover > 0).flatten(1).any(1) & (cover < 1).flatten(1).any(1)
@@ -199,5 +214,6 @@ def build_augmentation(cfg, num_known: int) -> SemanticAugmentation | None:
     if not node.ENABLED:
         return None
     return SemanticAugmentation(
-        num_known, region=node.REGION, prob=node.PROB, num_ellipses=node.NUM, size=node.SIZE
-    )
+        num_known, region=node.REGION, prob=node.PROB, num_ellipses=node.NUM, size=node.SIZE,
+        shape=node.SHAPE,
+    )  # fmt: skip

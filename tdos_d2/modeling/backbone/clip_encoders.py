@@ -103,7 +103,7 @@ class CLIPModifiedResNet(CLIPImageEncoder):
     @staticmethod
     def _build_augmentation(node) -> StyleMixing | None:
         # There is no attention whose queries noise could enter, so regions change style.
-        return StyleMixing(node.ALPHA) if node.ENABLED else None
+        return StyleMixing(node.ALPHA, node.STYLE_NOISE) if node.ENABLED else None
 
     _build_tower = ResNetTower
 

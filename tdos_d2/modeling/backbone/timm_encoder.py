@@ -80,7 +80,9 @@ class TimmBackbone(FreezableEncoder):
             is_vit = len({layer["reduction"] for layer in network.feature_info}) == 1
             # As for CLIP's two kinds: only a ViT has queries of patches that noise can enter.
             augmentation = (
-                QueryNoise(noise.BLOCKS, noise.NOISE) if is_vit else StyleMixing(noise.ALPHA)
+                QueryNoise(noise.BLOCKS, noise.NOISE)
+                if is_vit
+                else StyleMixing(noise.ALPHA, noise.STYLE_NOISE)
             )
         loaded = bool(node.WEIGHTS)
         return {
