@@ -374,6 +374,9 @@ def _add_test(cfg: CN) -> None:
     cfg.TEST.THRESHOLD = "best-f1"
     # Also measure instances, images, and OOD objects by size and by distance to the lower edge.
     cfg.TEST.BREAKDOWN = False
+    # Keep counts of each frame in OUTPUT_DIR/frame_counts, by which tools/compare_runs.py compares
+    # runs frame by frame.
+    cfg.TEST.FRAME_COUNTS = False
     export = cfg.TEST.EXPORT = CN()
     # Write score maps of all OOD datasets to OUTPUT_DIR/inference: "smiyc" (HDF5), "fishyscapes"
     # (pairs of .npy files) or "none"; and the name of the method in SMIYC's folder layout.

@@ -1,11 +1,19 @@
 #!/usr/bin/env python
-"""Train and evaluate several configs with several seeds each; a table of means and spreads.
+"""Train and evaluate several configs with several seeds each; tables of means and differences.
 
-    python tools/ablation.py configs/camvid/ablation/*.yaml --seeds 1 2 3 --output output/ablation
+Every config and seed is a run of train_net.py in OUTPUT/<config>/seed<n>, evaluated on the config's
+own test sets: development sets, as long as anything is chosen by them. With --evaluate, the trained
+models are then evaluated on further sets, in OUTPUT/<config>/seed<n>/test: once, at the end. A run
+that has finished is not run again, one that was cut off resumes: the same command carries on, and
+commands side by side may share OUTPUT if they share no run.
 
-Every config and seed is a run of train_net.py in OUTPUT/<config>/seed<n>. A run that has finished
-is not run again, one that was cut off resumes: the same command carries on. OUTPUT/results.md has
-one row per config: mean and standard deviation (n - 1) over the seeds of each metric.
+OUTPUT/results.md has one row per config: mean and standard deviation (n - 1) of each metric over
+the seeds; and of each config the differences to the one named before it, in pairs of the same seed:
+mean and deviation and, of OOD metrics, the 95 % interval of the mean over drawn sets of frames.
+
+Example:
+    python tools/ablation.py configs/camvid/ablation/{no_negatives,negatives,words}.yaml \\
+        --evaluate camvid_ood road_anomaly --metrics camvid_val/sem_seg/mIoU camvid_ood/ood/AP
 """
 
 from __future__ import annotations
@@ -18,6 +26,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from time import time
 from typing import Any
@@ -27,7 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tdos_commands import exit_with_one_line, options
 
 ROOT = Path(__file__).resolve().parent.parent
-METRICS = ("camvid_val/sem_seg/mIoU", "camvid_ood/ood/AP", "camvid_ood/ood/FPR95")
+TEST = "test"  # below a run's folder
+METRICS = ("camvid_val/sem_seg/mIoU", "camvid_val_pasted/ood/AP", "camvid_val_pasted/ood/FPR95")
 
 
 def run() -> None:
@@ -47,27 +57,38 @@ def run() -> None:
         folder = args.output / config.stem / f"seed{seed}"
         if not (folder / "minutes.json").is_file():
             print(f"[{number}/{len(runs)}] {config.stem}, seed {seed} -> {folder}", flush=True)
-            _train(config, seed, folder, args.opts)
-    table = markdown_table(args.configs, args.seeds, args.output, args.metrics)
-    (args.output / "results.md").write_text(table)
-    print(table)
+            start = time()
+            _run(config, seed, folder, ["--resume"], args.opts)
+            minutes = {"minutes": (time() - start) / 60, "processors": os.cpu_count()}
+            (folder / "minutes.json").write_text(json.dumps(minutes, allow_nan=False))
+    for config, seed in runs if args.evaluate else ():
+        folder = args.output / config.stem / f"seed{seed}"
+        if not (folder / TEST / "results.json").is_file():
+            print(f"{config.stem}, seed {seed} on {', '.join(args.evaluate)}", flush=True)
+            weights = ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
+            sets = ["DATASETS.TEST", repr(tuple(args.evaluate)), "TEST.FRAME_COUNTS", "True"]
+            _run(config, seed, folder / TEST, ["--eval-only"], [*args.opts, *weights, *sets])
+    tables = [markdown_table(args.configs, args.seeds, args.output, args.metrics)]
+    if len(args.configs) > 1:
+        tables.append(differences_table(args.configs, args.seeds, args.output, args.metrics))
+    (args.output / "results.md").write_text("\n".join(tables))
+    print("\n".join(tables))
 
 
-def _train(config: Path, seed: int, folder: Path, opts: Sequence[str]) -> None:
+def _run(
+    config: Path, seed: int, folder: Path, flags: Sequence[str], opts: Sequence[str]
+) -> None:
     """One run of train_net.py, its output in ``folder``/console.txt."""
     from tdos_d2.errors import UserError
 
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(config), "--resume"]
-    command += ["SEED", str(seed), "OUTPUT_DIR", str(folder), *opts]
-    start = time()
+    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(config), *flags]
+    command += [*opts, "SEED", str(seed), "OUTPUT_DIR", str(folder)]
     with (folder / "console.txt").open("w") as console:
         status = subprocess.run(command, stdout=console, stderr=subprocess.STDOUT).returncode
     if status:
         lines = (folder / "console.txt").read_text().strip().splitlines() or ["no output"]
         raise UserError(f"{config.stem}, seed {seed}: {lines[-1]} (see {folder}/console.txt)")
-    minutes = {"minutes": (time() - start) / 60, "processors": os.cpu_count()}
-    (folder / "minutes.json").write_text(json.dumps(minutes, allow_nan=False))
 
 
 def markdown_table(
@@ -88,13 +109,58 @@ def markdown_table(
     lines.append("|---" * (len(metrics) + 2) + "|")
     for config in configs:
         folders = [output / config.stem / f"seed{seed}" for seed in seeds]
-        results = [json.loads((folder / "results.json").read_text()) for folder in folders]
         times = [json.loads((folder / "minutes.json").read_text()) for folder in folders]
         minutes = [each["minutes"] for each in times]
-        columns = [[_look_up(result, metric) for result in results] for metric in metrics]
+        columns = [_values(folders, metric) for metric in metrics]
         cells = [_mean_and_spread(column) for column in [*columns, minutes]]
         lines.append(f"| {config.stem} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def differences_table(
+    configs: Sequence[Path], seeds: Sequence[int], output: Path, metrics: Sequence[str]
+) -> str:
+    """Each config minus the one before it; arguments as in :func:`markdown_table`.
+
+    Returns:
+        Markdown; "mean ± standard deviation [low, high]" over pairs of the same seed.
+    """
+    lines = ["| difference | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
+    for before, config in pairwise(configs):
+        sides = [[output / c.stem / f"seed{seed}" for seed in seeds] for c in (before, config)]
+        cells = []
+        for metric in metrics:
+            first, second = (_values(folders, metric) for folders in sides)
+            own = [b - a for a, b in zip(first, second, strict=True)]
+            cells.append(f"{_mean_and_spread(own, '+')}{_interval(*sides, metric)}")
+        lines.append(f"| {config.stem} - {before.stem} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _interval(first: Sequence[Path], second: Sequence[Path], metric: str) -> str:
+    """The interval over frames, where the counts of the frames were kept; else ""."""
+    from tdos_d2.evaluation.comparison import FOLDER, load_frame_table, paired_differences
+
+    dataset, task, name = metric.split("/")
+    file = Path(TEST, FOLDER, f"{dataset}.{task}.npz")
+    if not all((run / file).is_file() for run in (*first, *second)):
+        return ""
+    pairs = [
+        (load_frame_table(a / file), load_frame_table(b / file))
+        for a, b in zip(first, second, strict=True)
+    ]
+    found = paired_differences(pairs).get(name)
+    return f" [{found.low:+.1f}, {found.high:+.1f}]" if found else ""
+
+
+def _values(runs: Sequence[Path], metric: str) -> list[float]:
+    """A metric of each run, which may have been evaluated twice, on different sets."""
+    values = []
+    for run in runs:
+        files = [run / "results.json", run / TEST / "results.json"]
+        results = [json.loads(file.read_text()) for file in files if file.is_file()]
+        values.append(_look_up({k: v for each in results for k, v in each.items()}, metric))
+    return values
 
 
 def _look_up(results: Mapping[str, Any], metric: str) -> float:
@@ -108,11 +174,11 @@ def _look_up(results: Mapping[str, Any], metric: str) -> float:
     return math.nan if value is None else float(value)  # null: not defined on this set
 
 
-def _mean_and_spread(values: Sequence[float]) -> str:
-    mean = statistics.fmean(values)
+def _mean_and_spread(values: Sequence[float], sign: str = "") -> str:
+    mean = f"{statistics.fmean(values):{sign}.1f}"
     if len(values) < 2 or any(math.isnan(value) for value in values):
-        return f"{mean:.1f}"
-    return f"{mean:.1f} ± {statistics.stdev(values):.1f}"
+        return mean
+    return f"{mean} ± {statistics.stdev(values):.1f}"
 
 
 def _parser() -> options.Parser:
@@ -122,6 +188,10 @@ def _parser() -> options.Parser:
         "--seeds", nargs="+", type=options.seed, default=[1, 2, 3], help="default: 1 2 3"
     )
     parser.add_argument("--output", type=options.path, default=Path("output/ablation"))
+    parser.add_argument(
+        "--evaluate", nargs="+", default=[], metavar="DATASET",
+        help="test sets for the end, when nothing is chosen any more",
+    )
     parser.add_argument(
         "--metrics", nargs="+", default=list(METRICS), metavar="DATASET/TASK/METRIC",
         help=f"columns (default: {' '.join(METRICS)})",

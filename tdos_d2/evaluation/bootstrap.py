@@ -24,7 +24,7 @@ MAX_BINS = 4096
 # Each quantile makes up to two bins per class: between two of them, and around one.
 _QUANTILES = MAX_BINS // 4 - 1
 _BATCH = 32  # drawn sets evaluated together: some 20 MB
-_METRICS = ("AP", "AUROC", "FPR95", "F1", "sIoU", "PPV", "mF1")
+METRICS = ("AP", "AUROC", "FPR95", "F1", "sIoU", "PPV", "mF1")
 
 
 class Intervals(NamedTuple):
@@ -42,13 +42,29 @@ class Intervals(NamedTuple):
     undefined: int
 
 
+class FrameTable(NamedTuple):
+    """What drawn sets of frames are evaluated with.
+
+    Attributes:
+        frames: N names.
+        counts: (N, 2, m) of known and of OOD pixels from the largest score down.
+        hidden: (m,) bool, the order of the scores inside the bin is not known.
+        components: see :func:`component_table`.
+    """
+
+    frames: list[str]
+    counts: np.ndarray
+    hidden: np.ndarray
+    components: np.ndarray
+
+
 def bootstrap(
     frames: Iterable[Frame],
     components: Sequence[ComponentScores],
     bins: KeyBins,
     counts: np.ndarray,
     *,
-    replicates: int = 1000,
+    number: int = 1000,
     seed: int = 0,
 ) -> Intervals:
     """Percentile intervals over drawn sets of frames.
@@ -57,19 +73,32 @@ def bootstrap(
         frames: the frames of the dataset.
         components: of each frame, at one threshold.
         bins, counts: the last that ``pixel_metrics`` asked for, and (2, len(bins)) counts in them.
-        replicates: number of drawn sets.
+        number: of drawn sets.
         seed: of the random draws.
     """
     starts, hidden = quantile_bins(counts, bins.single)
-    per_frame = [
-        np.add.reduceat(count_pixels([frame], bins), starts, axis=1)[:, ::-1] for frame in frames
-    ]
-    number = len(per_frame)
+    per_frame = count_frames(frames, bins, starts)
+    table = FrameTable([], per_frame, hidden[::-1], component_table(components))
+    return _intervals(*replicates(table, draw_frames(len(per_frame), number, seed)))
+
+
+def count_frames(frames: Iterable[Frame], bins: KeyBins, starts: np.ndarray) -> np.ndarray:
+    """``FrameTable.counts``, with the joined bins of :func:`quantile_bins`."""
+    rows = [np.add.reduceat(count_pixels([f], bins), starts, axis=1)[:, ::-1] for f in frames]
+    return np.stack(rows) if rows else np.zeros((0, 2, len(starts)), np.int64)
+
+
+def draw_frames(frames: int, number: int, seed: int) -> np.ndarray:
+    """(number, frames), how often each frame is in each of the drawn sets."""
     rng = np.random.default_rng(seed)
-    draws = rng.multinomial(number, np.full(number, 1 / number), replicates).astype(np.float64)
-    values, bounds = pixel_replicates(draws, np.stack(per_frame), hidden[::-1])
-    values = np.concatenate([values, component_replicates(draws, component_table(components))])
-    return _intervals(100 * values, 100 * bounds)
+    return rng.multinomial(frames, np.full(frames, 1 / frames), number).astype(np.float64)
+
+
+def replicates(table: FrameTable, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(7, R) values of ``METRICS`` in percent, and (4, R) error bounds of the first four."""
+    values, bounds = pixel_replicates(draws, table.counts, table.hidden)
+    values = np.concatenate([values, component_replicates(draws, table.components)])
+    return 100 * values, 100 * bounds
 
 
 def quantile_bins(counts: np.ndarray, single: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +162,7 @@ def component_table(components: Sequence[ComponentScores]) -> np.ndarray:
         ]
         for siou, ppv in components
     ]
-    return np.array(rows, dtype=np.float64)
+    return np.array(rows, dtype=np.float64).reshape(-1, 4 + 2 * len(SIOU_THRESHOLDS))
 
 
 @np.errstate(invalid="ignore", divide="ignore")
@@ -151,8 +180,8 @@ def _intervals(values: np.ndarray, bounds: np.ndarray) -> Intervals:
         np.percentile(row, (2.5, 97.5)).tolist() if len(row) else (np.nan, np.nan)
         for row in (row[~np.isnan(row)] for row in values)
     ]
-    intervals = {name: (low, high) for name, (low, high) in zip(_METRICS, ends, strict=True)}
+    intervals = {name: (low, high) for name, (low, high) in zip(METRICS, ends, strict=True)}
     defined = ~np.isnan(bounds[0])
     largest = bounds[:, defined].max(axis=1, initial=0)
-    errors = dict.fromkeys(_METRICS, 0.0) | dict(zip(_METRICS, largest.tolist(), strict=False))
+    errors = dict.fromkeys(METRICS, 0.0) | dict(zip(METRICS, largest.tolist(), strict=False))
     return Intervals(intervals, errors, int((~defined).sum()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from functools import partial
+from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -13,6 +14,7 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from ..errors import UserError
 from ..loading.config_files import local_weights
 from .calibration import load_calibration
+from .comparison import FOLDER
 from .ood_evaluator import OODEvaluator
 from .operating_point import OperatingPoint
 from .report.sections import Section
@@ -54,8 +56,8 @@ def build_evaluator(
 
     Args:
         cfg: config; reads ``MODEL.META_ARCHITECTURE``, ``MODEL.TDOS.{SCORE, EXTRA_SCORES}``,
-            ``OUTPUT_DIR``, ``TEST.{EXPORT, SHOW_DIR, REPORT, THRESHOLD, BREAKDOWN}``, and
-            ``MODEL.WEIGHTS`` for a calibrated threshold.
+            ``OUTPUT_DIR``, ``TEST.{EXPORT, SHOW_DIR, REPORT, THRESHOLD, BREAKDOWN, FRAME_COUNTS}``,
+            and ``MODEL.WEIGHTS`` for a calibrated threshold.
         dataset_name: a registered dataset.
         output_dir: folder for score maps and temporary files; ``OUTPUT_DIR/inference`` by default.
 
@@ -139,9 +141,11 @@ def _build_ood(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvalu
     label, evaluators = score_label(cfg), []
     if _has_labels(dataset_name):
         rule = threshold_rule(cfg)
+        frame_counts = Path(cfg.OUTPUT_DIR, FOLDER) if cfg.TEST.FRAME_COUNTS else None
         build = partial(
-            OODEvaluator, dataset_name, output_dir=output_dir, breakdown=cfg.TEST.BREAKDOWN
-        )
+            OODEvaluator, dataset_name, output_dir=output_dir, breakdown=cfg.TEST.BREAKDOWN,
+            frame_counts=frame_counts,
+        )  # fmt: skip
         evaluators.append(build(report=cfg.TEST.REPORT, show_dir=show_dir, label=label, rule=rule))
         # A fixed threshold is in the units of the main score.
         rule = BEST_RULE if rule.kind == FIXED else rule

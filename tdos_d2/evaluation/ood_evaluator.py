@@ -8,6 +8,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -18,7 +19,9 @@ from detectron2.utils import comm
 
 from ..data import get_dicts, read_label
 from ..errors import UserError
+from .bootstrap import FrameTable, component_table, count_frames, quantile_bins
 from .breakdown import Group, breakdown_rows, count_group, frame_parts
+from .comparison import save_frame_table
 from .component_metrics import ComponentScores, component_sizes, concatenate, score_components
 from .curve_points import CurvePoints, central_range, curve_points
 from .dataset_metrics import KeptCounts, all_metrics
@@ -127,6 +130,8 @@ class OODEvaluator(FrameEvaluator):
         rule: how the threshold of components, report and pictures is chosen.
         breakdown: also measure instances, images, and groups of anomalies by size and place, as
             tasks of their own.
+        frame_counts: folder for counts of each frame, which ``comparison`` compares runs by; None
+            for none.
 
     Attributes, on the main process after ``evaluate``:
         operating_point: threshold and value of the best pixel F1.
@@ -149,6 +154,7 @@ class OODEvaluator(FrameEvaluator):
         label: str = "",
         rule: ThresholdRule = BEST_RULE,
         breakdown: bool = False,
+        frame_counts: str | os.PathLike | None = None,
     ) -> None:
         super().__init__(dataset_name)
         self._score = score
@@ -157,6 +163,8 @@ class OODEvaluator(FrameEvaluator):
         self._show_dir = show_dir
         self.label = label or score
         self._rule, self._breakdown = rule, breakdown
+        self._frame_counts = frame_counts
+        self._task = "ood" if score == "ood_score" else f"ood_{score}"
         processes = (comm.is_main_process(), comm.all_gather, comm.gather) if distributed else ()
         self._comm = Communicator(*processes)
         sizes = (self._metadata.get(key) for key in ("min_pred", "min_gt"))
@@ -221,13 +229,15 @@ class OODEvaluator(FrameEvaluator):
             own = [score_components([f], threshold, self._sizes) for f in self._spool]
             components = self._comm.gather(concatenate(own))
             self._draw(pixels, threshold, own)
+            if self._frame_counts is not None and not math.isnan(pixels.threshold):
+                self._keep_counts(own)
             rows = self._break_down(threshold, own) if self._breakdown else {}
         finally:
             self._close()
         if not self._comm.is_main:
             return {}
         self.operating_point = OperatingPoint(self._score, pixels.threshold, self._name, pixels.f1)
-        task = "ood" if self._score == "ood_score" else f"ood_{self._score}"
+        task = self._task
         logger.info(
             f"{self._name}/{task}: operating threshold (best pixel F1) {pixels.threshold:.6g}, "
             f"components of at least {self._sizes[0]} predicted and {self._sizes[1]} true pixels, "
@@ -287,6 +297,22 @@ class OODEvaluator(FrameEvaluator):
         return self._on_main(
             lambda: breakdown_rows(parts, lambda g, bins: self._count(bins, g), self._name)
         )
+
+    def _keep_counts(self, components: Sequence[ComponentScores]) -> None:
+        """Write the counts of all frames."""
+        bins = None
+        if self._comm.is_main:
+            bins = self._bins, *quantile_bins(self._counts, self._bins.single)
+        bins, starts, hidden = self._comm.share(bins)[0]
+        names = [frame_id(record) for record in self._seen]
+        own = names, count_frames(self._spool, bins, starts), component_table(components)
+        parts = self._comm.gather(own)
+        if self._comm.is_main:
+            names, *arrays = zip(*parts, strict=True)
+            counts, rows = map(np.concatenate, arrays)
+            names = list(itertools.chain.from_iterable(names))
+            path = Path(self._frame_counts) / f"{self._name}.{self._task}.npz"
+            save_frame_table(path, FrameTable(names, counts, hidden[::-1], rows))
 
     def _draw(
         self, pixels: PixelMetrics, threshold: float, components: Sequence[ComponentScores]

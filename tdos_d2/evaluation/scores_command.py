@@ -226,7 +226,7 @@ def _bootstrap(
 ) -> dict[str, Any]:
     frames = tqdm(spool, desc="bootstrap", unit="frame", total=len(spool), disable=None)
     found = bootstrap(
-        frames, components, count.bins, count.counts, replicates=args.bootstrap, seed=args.seed
+        frames, components, count.bins, count.counts, number=args.bootstrap, seed=args.seed
     )
     worst = ", ".join(f"{name} {error:.3f}" for name, error in found.errors.items() if error)
     _note(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import shutil
 from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,59 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.engine import SimpleTrainer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
+from trainings import assert_same, interrupted_copy, train
 
-import tdos_d2.engine.steps as steps_module
-import tdos_d2.engine.trainer as trainer_module
 from tdos_d2.engine import TDOSCheckpointer, Trainer, check_expected_results, read_checkpoint_info
-from tdos_d2.engine.steps import FullPrecisionSteps, MixedPrecisionSteps
 from tdos_d2.errors import UserError
-
-
-def train(cfg, folder, *, resume: bool = False, **solver) -> Trainer:
-    cfg = cfg.clone()
-    for key, value in solver.items():
-        cfg.SOLVER[key] = value
-    cfg.OUTPUT_DIR = str(folder)
-    Path(folder).mkdir(exist_ok=True)
-    # what a process happens to have drawn before must not matter
-    random.seed(len(str(folder)))
-    np.random.seed(len(str(folder)))
-    torch.manual_seed(0 if not resume else 12345)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
-    return trainer
-
-
-def interrupted_copy(source: Path, target: Path, name: str) -> None:
-    """A folder as it is when the run stops right after the checkpoint ``name``."""
-    target.mkdir()
-    shutil.copy(source / name, target)
-    (target / "last_checkpoint").write_text(name)
 
 
 def metrics(folder: Path) -> list[dict]:
     lines = (folder / "metrics.json").read_text().splitlines()
     return [json.loads(line, parse_constant=pytest.fail) for line in lines]
-
-
-def assert_same(a, b, path: str = "checkpoint") -> None:
-    assert type(a) is type(b), path
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    elif isinstance(a, dict):
-        assert list(a) == list(b), path
-        for key in a:
-            assert_same(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{path}[{i}]")
-    else:
-        assert a == b, path
 
 
 def random_state() -> list:
@@ -214,47 +171,6 @@ def test_resume_errors(small_cfg, tmp_path):
         train(small_cfg, tmp_path / "a", resume=True, MAX_ITER=2)
     with pytest.raises(UserError, match="cannot resume"):
         train(small_cfg, tmp_path / "a", resume=True, MAX_ITER=4, MULTIPLIERS=[["neck", 0.0]])
-
-
-class HalfOnCPU(MixedPrecisionSteps):
-    """Detectron2's scaler needs a GPU; bfloat16 on a CPU stands in for half precision there."""
-
-    def __init__(self, model, batches, optimizer) -> None:
-        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
-        SimpleTrainer.__init__(self, model, batches, optimizer)
-        self.grad_scaler, self.precision = scaler, torch.bfloat16
-
-
-@pytest.mark.parametrize(("before", "now"), [(False, True), (True, False), (True, True)])
-def test_resume_with_mixed_precision_switched(small_cfg, tmp_path, monkeypatch, before, now):
-    warnings = []
-    monkeypatch.setattr(trainer_module.logger, "warning", warnings.append)
-
-    def run(folder, half: bool, **kwargs) -> Trainer:
-        kind = HalfOnCPU if half else FullPrecisionSteps
-        monkeypatch.setattr(steps_module, "FullPrecisionSteps", kind)
-        small_cfg.SOLVER.AMP.ENABLED = half
-        return train(small_cfg, tmp_path / folder, MAX_ITER=5, CHECKPOINT_PERIOD=3, **kwargs)
-
-    run("whole", before)
-    interrupted_copy(tmp_path / "whole", tmp_path / "parts", "model_0000002.pth")
-    trainer = run("parts", now, resume=True)
-    assert len(warnings) == (before != now)
-    assert {group["fused"] for group in trainer.optimizer.param_groups} == {not now}
-    ends = [
-        torch.load(tmp_path / f / "model_final.pth", weights_only=True) for f in ("whole", "parts")
-    ]
-    if before == now:
-        assert_same(*ends)
-    scales = [end["trainer"]["_trainer"].get("grad_scaler", {}).get("scale") for end in ends]
-    assert scales == [16.0 if before else None, (16.0 if before else 8.0) if now else None]
-
-
-def test_amp_is_ignored_without_gpu(small_cfg, tmp_path, caplog):
-    small_cfg.SOLVER.AMP.ENABLED = True
-    with caplog.at_level("INFO", logger="tdos_d2"):
-        train(small_cfg, tmp_path / "a", MAX_ITER=1)
-    assert caplog.text.count("AMP") == 1
 
 
 def test_evaluation_needs_neither_clip_file_nor_words(small_cfg, tmp_path):

@@ -102,7 +102,7 @@ def test_intervals_are_those_of_all_possible_draws():
     frames = make_frames("spread", 3)
     rng = np.random.default_rng(2)
     components = [ComponentScores(rng.random(3), rng.random(2 + i)) for i in range(3)]
-    found = bootstrap(frames, components, *fine_counts(frames), replicates=2000)
+    found = bootstrap(frames, components, *fine_counts(frames), number=2000)
     every = list(itertools.product(range(3), repeat=3))
     exact = [sklearn_values([frames[i] for i in draw]) for draw in every]
     parts = [component_metrics(concatenate(components[i] for i in draw)) for draw in every]
@@ -121,7 +121,7 @@ def test_intervals_are_those_of_all_possible_draws():
 def test_seed_decides():
     frames = make_frames("spread")
     components = [ComponentScores(np.ones(1), np.ones(1))] * 6
-    run = partial(bootstrap, frames, components, *fine_counts(frames), replicates=50)
+    run = partial(bootstrap, frames, components, *fine_counts(frames), number=50)
     assert run(seed=3) == run(seed=3) != run(seed=4)
 
 
@@ -132,7 +132,7 @@ def test_draws_without_ood_pixels_are_counted_and_left_out():
         ComponentScores(np.empty(0), np.empty(0)),
         ComponentScores(np.ones(2), np.ones(1)),
     ]
-    found = bootstrap(frames, components, *fine_counts(frames), replicates=400)
+    found = bootstrap(frames, components, *fine_counts(frames), number=400)
     assert 60 < found.undefined < 140  # a quarter
     assert all(math.isfinite(end) for ends in found.intervals.values() for end in ends)
 

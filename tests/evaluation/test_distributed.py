@@ -16,6 +16,7 @@ from detectron2.utils import comm
 
 from tdos_d2.errors import UserError
 from tdos_d2.evaluation import OODEvaluator, SemSegEvaluator
+from tdos_d2.evaluation.comparison import load_frame_table
 from tdos_d2.evaluation.threshold_rules import parse_rule
 
 NUM_FRAMES = 5
@@ -29,8 +30,9 @@ def frame(i: int) -> tuple[np.ndarray, np.ndarray]:
     return label, rng.normal(label == 1, 1).astype(np.float32)
 
 
-def ood_evaluator() -> OODEvaluator:
-    return OODEvaluator("dist_ood", rule=parse_rule("fpr:0.3"), breakdown=True)
+def ood_evaluator(folder: Path) -> OODEvaluator:
+    rule = parse_rule("fpr:0.3")
+    return OODEvaluator("dist_ood", rule=rule, breakdown=True, frame_counts=folder / "counts")
 
 
 def evaluate(folder: Path, shares: list[list[int]]) -> dict | None:
@@ -38,7 +40,7 @@ def evaluate(folder: Path, shares: list[list[int]]) -> dict | None:
     labels = [frame(i)[0] for i in range(NUM_FRAMES)]
     ood = register("dist_ood", folder, labels, **OOD_METADATA)
     seg = register("dist_seg", folder, labels, ignore_label=255, stuff_classes=CLASSES)
-    evaluators = [(ood_evaluator(), ood), (SemSegEvaluator("dist_seg"), seg)]
+    evaluators = [(ood_evaluator(folder), ood), (SemSegEvaluator("dist_seg"), seg)]
     results = {}
     try:
         for evaluator, dicts in evaluators:
@@ -80,6 +82,12 @@ def test_two_processes_equal_one(tmp_path, forked_processes):
     assert "frame 2 was evaluated 2 times" in main.pop("error")
     assert main == expected
     assert list(other) == ["error"]  # told on every process, results on the main one only
+    assert not (tmp_path / "1" / "counts").exists()
+    one, two = (load_frame_table(f / "counts/dist_ood.ood.npz") for f in (tmp_path, tmp_path / "0"))
+    order = np.argsort([Path(name).name for name in two.frames])
+    assert np.array_equal(two.counts[order], one.counts)
+    assert np.array_equal(two.components[order], one.components)
+    assert np.array_equal(two.hidden, one.hidden)
 
 
 @pytest.mark.parametrize("shares", [[[0, 1, 2, 3, 4]], [[4, 2, 0, 3, 1]]])

@@ -81,6 +81,29 @@ def test_ellipses_have_the_size_asked_for(seed, shape):
     assert 0.8 < widths.float().mean() / heights.float().mean() < 1.25, "in any direction"
 
 
+def test_segments_end_where_the_class_of_their_centre_does(seed):
+    given = torch.arange(60).div(20, rounding_mode="floor").expand(64, 40, 60)  # three strips
+    given = given.clone()
+    whole, parts = (
+        SemanticAugmentation(
+            K, region="random", prob=1.0, num_ellipses=(1, 1), size=(0.6, 0.6), shape=shape
+        )
+        for shape in ("ellipse", "segment")
+    )
+    torch.manual_seed(1)
+    _, ellipse = whole(given)
+    torch.manual_seed(1)
+    _, segment = parts(given)
+    assert (segment <= ellipse).all() and (segment < ellipse).any()
+    several = 0
+    for label, region, full in zip(given, segment.bool(), ellipse.bool(), strict=True):
+        classes = label[region].unique()
+        assert len(classes) == 1
+        assert torch.equal(region, full & (label == classes)), "all that it has of this class"
+        several += len(label[full].unique()) > 1
+    assert several > 16
+
+
 def test_never_and_nothing(seed):
     given = labels()
     for region in ("labelled", "random", "both"):
@@ -94,6 +117,8 @@ def test_never_and_nothing(seed):
 def test_unknown_region():
     with pytest.raises(UserError, match="somewhere"):
         SemanticAugmentation(K, region="somewhere")
+    with pytest.raises(UserError, match="SEM_AUG.SHAPE: 'square'"):
+        SemanticAugmentation(K, shape="square")
 
 
 def tower(noise: QueryNoise | None = None) -> ViTTower:
@@ -188,6 +213,27 @@ def test_style_mixing_by_hand(seed):
             expected = 0.75 * own + 0.25 * styled
             torch.testing.assert_close(mixed[mask], expected, atol=1e-4, rtol=1e-4)
             assert torch.equal(mixed[~mask], rest)
+
+
+def test_random_styles_spread_by_the_noise_asked_for(seed):
+    """Means are drawn around that of the rest, deviations as a factor with a log-normal spread."""
+    features = torch.randn(400, 3, 6, 9)
+    region = torch.zeros(400, 6, 9)
+    region[:, :3] = 1
+    out = StyleMixing(alpha=1.0, noise=0.5)(features, region)
+    assert torch.equal(out[:, :, 3:], features[:, :, 3:])
+    styled, rest = out[:, :, :3].flatten(2), features[:, :, 3:].flatten(2)
+    shift = (styled.mean(-1) - rest.mean(-1)) / rest.std(-1, correction=0)
+    factor = (styled.std(-1, correction=0) / rest.std(-1, correction=0)).log()
+    for values in (shift, factor):  # 1,200 draws each
+        assert abs(values.mean()) < 0.06
+        assert values.std() == pytest.approx(0.5, abs=0.05)
+    assert torch.corrcoef(torch.stack([shift.flatten(), factor.flatten()]))[0, 1].abs() < 0.1
+    plain = StyleMixing(alpha=1.0)
+    torch.manual_seed(2)
+    before = plain(features, region), torch.rand(1)
+    torch.manual_seed(2)
+    assert torch.equal(torch.rand(1), before[1]), "without noise nothing is drawn"
 
 
 def test_style_mixing_leaves_what_has_no_rest(seed):

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from tdos_d2.errors import UserError
+from tdos_d2.evaluation.bootstrap import FrameTable
+from tdos_d2.evaluation.comparison import FOLDER, save_frame_table
 
 ROOT = Path(__file__).resolve().parents[2]
 METRICS = ("street_ood/ood/AP", "street_val/sem_seg/mIoU")
@@ -56,7 +61,7 @@ def test_finished_runs_are_not_run_again(ablation, tmp_path, monkeypatch, capsys
     config.write_text("")
     finished(tmp_path / "out", "full", 1, 40.0, 50.0)
     called = []
-    monkeypatch.setitem(ablation["run"].__globals__, "_train", lambda *args: called.append(args))
+    monkeypatch.setitem(ablation["run"].__globals__, "_run", lambda *args: called.append(args))
     words = [str(config), "--seeds", "1", "--output", str(tmp_path / "out"), "--metrics", *METRICS]
     monkeypatch.setattr(sys, "argv", ["ablation.py", *words])
     ablation["run"]()
@@ -72,3 +77,48 @@ def test_configs_of_one_name_are_an_error(ablation, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ablation.py", *words])
     with pytest.raises(UserError, match="one file name"):
         ablation["run"]()
+
+
+def test_differences_are_paired_by_seed(ablation, tmp_path):
+    for seed, (a, b) in enumerate(((40.0, 42.0), (43.0, 44.0), (46.0, 49.0)), start=1):
+        finished(tmp_path, "a", seed, a, 50.0)
+        finished(tmp_path, "b", seed, b, 49.0)
+    paths = [Path("a.yaml"), Path("b.yaml")]
+    table = ablation["differences_table"](paths, [1, 2, 3], tmp_path, METRICS)
+    # 2, 1 and 3: mean 2, deviation 1, although the configs' own means are 43 and 45 with 3 and 3.6
+    assert table.splitlines()[-1] == "| b - a | +2.0 ± 1.0 | -1.0 ± 0.0 |"
+    # Where the counts of the frames were kept, with the interval over frames: all frames are equal.
+    for config, counts in (("a", [[0, 4, 0], [0, 4, 0]]), ("b", [[0, 2, 2], [4, 0, 0]])):
+        kept = FrameTable(["x", "y"], np.array([counts] * 2), np.zeros(3, bool), np.zeros((2, 26)))
+        for seed in (1, 2, 3):
+            folder = tmp_path / config / f"seed{seed}" / "test" / FOLDER
+            save_frame_table(folder / "street_ood.ood.npz", kept)
+    table = ablation["differences_table"](paths, [1, 2, 3], tmp_path, METRICS)
+    assert table.splitlines()[-1] == "| b - a | +2.0 ± 1.0 [+50.0, +50.0] | -1.0 ± 0.0 |"
+
+
+def test_test_sets_are_evaluated_once_with_the_trained_model(ablation, tmp_path, monkeypatch):
+    config, output = tmp_path / "full.yaml", tmp_path / "out"
+    config.write_text("")
+    finished(output, "full", 1, 40.0, 50.0)
+    commands = []
+
+    def fake_run(command, **_):
+        commands.append(command)
+        folder = Path(command[command.index("OUTPUT_DIR") + 1])
+        (folder / "results.json").write_text(json.dumps({"road": {"ood": {"AP": 30.0}}}))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(ablation["run"].__globals__["subprocess"], "run", fake_run)
+    words = [str(config), "--seeds", "1", "--output", str(output), "--evaluate", "road"]
+    words += ["--metrics", *METRICS, "road/ood/AP"]
+    monkeypatch.setattr(sys, "argv", ["ablation.py", *words])
+    for _ in range(2):
+        ablation["run"]()
+        assert "| full | 40.0 | 50.0 | 30.0 | 2.0 |" in (output / "results.md").read_text()
+    (command,) = commands
+    assert "--eval-only" in command and "--resume" not in command
+    pairs = dict(pairwise(command))
+    assert pairs["MODEL.WEIGHTS"] == str(output / "full/seed1/model_final.pth")
+    assert pairs["DATASETS.TEST"] == "('road',)" and pairs["TEST.FRAME_COUNTS"] == "True"
+    assert pairs["OUTPUT_DIR"] == str(output / "full/seed1/test")

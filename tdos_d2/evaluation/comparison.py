@@ -1,0 +1,99 @@
+"""Comparisons of runs on the same frames: paired differences, with intervals over frames."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import UserError
+from ..files import atomic_write
+from ..untrusted import load_arrays
+from .bootstrap import METRICS, FrameTable, draw_frames, replicates
+
+FOLDER = "frame_counts"  # below OUTPUT_DIR: <dataset>.<task>.npz of each score
+
+
+class Difference(NamedTuple):
+    """How a metric differs between paired runs, in percentage points.
+
+    Attributes:
+        mean: over the pairs.
+        deviation: over the pairs (n - 1); NaN of a single one.
+        low, high: ends of the 95 % interval of the mean over drawn sets of frames, the same for all
+            runs. The runs stay as they are: what another seed would give is not in it.
+    """
+
+    mean: float
+    deviation: float
+    low: float
+    high: float
+
+
+def save_frame_table(path: str | os.PathLike, table: FrameTable) -> None:
+    """Write a table as .npz."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        np.savez_compressed(file, **{**table._asdict(), "frames": np.array(table.frames)})
+
+
+def load_frame_table(path: str | os.PathLike) -> FrameTable:
+    """Read what :func:`save_frame_table` wrote.
+
+    Raises:
+        UserError: it cannot be read, or is something else.
+    """
+    try:
+        with load_arrays(path) as arrays:
+            table = FrameTable(*(arrays[name] for name in FrameTable._fields))
+        number, bins = len(table.frames), len(table.hidden)
+        if table.counts.shape != (number, 2, bins) or len(table.components) != number:
+            raise ValueError("its arrays do not belong together")
+    except Exception as error:  # NumPy and zipfile raise nearly every kind there is
+        raise UserError(f"{path} is no file of frame counts: {error}") from error
+    return table._replace(frames=[str(frame) for frame in table.frames])
+
+
+def paired_differences(
+    pairs: Sequence[tuple[FrameTable, FrameTable]], *, number: int = 1000, seed: int = 0
+) -> dict[str, Difference]:
+    """Second minus first of each pair, such as two configs with the same seed.
+
+    Args:
+        pairs: at least one; all of the same frames, in any order.
+        number: of drawn sets.
+        seed: of the random draws.
+
+    Returns:
+        By metric of ``bootstrap.METRICS``.
+
+    Raises:
+        UserError: the frames differ.
+    """
+    frames = sorted(pairs[0][0].frames)
+    draws = np.concatenate([np.ones((1, len(frames))), draw_frames(len(frames), number, seed)])
+    first, second = (
+        np.stack([replicates(_in_order(table, frames), draws)[0] for table in side])
+        for side in zip(*pairs, strict=True)
+    )
+    found = second - first  # (pairs, metrics, 1 + number), of which the first is the dataset
+    differences = {}
+    for metric, values in zip(METRICS, found.swapaxes(0, 1), strict=True):
+        own, drawn = values[:, 0], values[:, 1:].mean(axis=0)
+        drawn = drawn[~np.isnan(drawn)]
+        ends = np.percentile(drawn, (2.5, 97.5)).tolist() if len(drawn) else (np.nan, np.nan)
+        deviation = float(own.std(ddof=1)) if len(own) > 1 else np.nan
+        differences[metric] = Difference(float(own.mean()), deviation, *ends)
+    return differences
+
+
+def _in_order(table: FrameTable, frames: Sequence[str]) -> FrameTable:
+    order = np.argsort(table.frames)
+    if [table.frames[i] for i in order] != list(frames):
+        raise UserError("the runs were not evaluated on the same frames: nothing can be paired")
+    return table._replace(
+        frames=list(frames), counts=table.counts[order], components=table.components[order]
+    )

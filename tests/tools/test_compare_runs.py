@@ -1,0 +1,67 @@
+"""The comparison of runs from the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from script_loading import load_script
+
+from tdos_d2.errors import UserError
+from tdos_d2.evaluation.bootstrap import FrameTable
+from tdos_d2.evaluation.comparison import FOLDER, save_frame_table
+
+TOOL = load_script("tools/compare_runs.py")
+
+
+def keep(run, task: str, known: list[int], ood: list[int]) -> None:
+    """Three equal frames; pixels of three scores, the largest first."""
+    counts = np.tile([known, ood], (3, 1, 1))
+    table = FrameTable(["a", "b", "c"], counts, np.zeros(3, bool), np.zeros((3, 26)))
+    save_frame_table(run / FOLDER / f"own.{task}.npz", table)
+
+
+@pytest.fixture
+def compare(tmp_path, monkeypatch, capsys):
+    def compare(*words: str) -> list[dict]:
+        monkeypatch.setattr(sys, "argv", ["compare_runs.py", *words, "--format", "json"])
+        monkeypatch.chdir(tmp_path)
+        TOOL.run()
+        return json.loads(capsys.readouterr().out)
+
+    keep(tmp_path / "perfect", "ood", [0, 2, 2], [4, 0, 0])
+    keep(tmp_path / "flat", "ood", [0, 4, 0], [0, 4, 0])  # all equal: AP is the share, a half
+    keep(tmp_path / "flat", "ood_memory", [0, 2, 2], [4, 0, 0])
+    return compare
+
+
+def test_differences(compare):
+    rows = compare("--first", "flat", "--second", "perfect")
+    assert [row["metric"] for row in rows] == ["AP", "FPR95"]
+    # All frames are equal, so every drawn set gives the same.
+    assert [row["mean"] for row in rows] == [50, -100]
+    assert [[row["low"], row["high"]] for row in rows] == [[50, 50], [-100, -100]]
+    assert rows[0]["deviation"] is None
+
+
+def test_two_scores_of_one_run(compare):
+    rows = compare("--first", "flat", "--second", "flat", "--task", "ood", "ood_memory")
+    assert rows[0]["mean"] == 50
+
+
+def test_pairs(compare):
+    words = ("--first", "flat", "perfect", "--second", "perfect", "perfect", "--metrics", "AP")
+    (row,) = compare(*words)
+    assert row["mean"] == 25
+    assert row["deviation"] == pytest.approx(25 * 2**0.5)  # of 50 and 0
+
+
+def test_mistakes(compare):
+    with pytest.raises(UserError, match="make no pairs"):
+        compare("--first", "flat", "--second", "perfect", "flat")
+    with pytest.raises(UserError, match="TEST.FRAME_COUNTS"):
+        compare("--first", "elsewhere", "--second", "perfect")
+    with pytest.raises(UserError, match=r"perfect.frame_counts.own.ood_memory.npz is no file"):
+        compare("--first", "flat", "--second", "perfect", "--task", "ood_memory")
