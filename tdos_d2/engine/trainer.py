@@ -264,10 +264,19 @@ class Trainer(DefaultTrainer):
             single dataset, as in Detectron2.
         """
         with inference_context(model):  # in one mode over all sets text is encoded once
-            results = super().test(cfg, model, evaluators)
+            results = cls._inference(cfg, model, evaluators)
         if comm.is_main_process() and results:
             write_results(cfg, by_dataset(cfg, results), checkpoint or _weights(cfg))
         return results
+
+    @classmethod
+    def _inference(
+        cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Sequence[DatasetEvaluator] | None
+    ) -> Mapping[str, Any]:
+        """Detectron2's own ``test``, in bfloat16 where ``TEST.BFLOAT16`` asks for it."""
+        half = cfg.TEST.BFLOAT16 and cfg.MODEL.DEVICE == "cpu"
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def test_checkpoint(
@@ -291,7 +300,8 @@ class Trainer(DefaultTrainer):
             with_tta = [
                 cls.build_evaluator(again, name, "inference_TTA") for name in cfg.DATASETS.TEST
             ]
-            augmented = super().test(cfg, SemanticSegmentorWithTTA(cfg, model).eval(), with_tta)
+            with_tta_model = SemanticSegmentorWithTTA(cfg, model).eval()
+            augmented = cls._inference(cfg, with_tta_model, with_tta)
             if comm.is_main_process():
                 whole = by_dataset(cfg, results)
                 for name, tasks in by_dataset(cfg, augmented).items():

@@ -69,7 +69,7 @@ class OODPredictor:
         """
         Args:
             cfg: the complete config; it is not changed.
-            half: half precision on a GPU; elsewhere it changes nothing.
+            half: half precision on a GPU, and on a CPU with ``TEST.BFLOAT16``; False = float32.
 
         Raises:
             UserError: a file or key of the config is wrong, or the checkpoint does not fit it.
@@ -80,7 +80,9 @@ class OODPredictor:
         self.weights = local_weights(cfg)
         with weights_follow(holds_encoders(cfg, self.weights)):
             self.model = build_model(cfg).eval()
-        self._half = half and self.model.device.type == "cuda"
+        on_gpu = self.model.device.type == "cuda"
+        half = half and (on_gpu or cfg.TEST.BFLOAT16)
+        self._precision = (torch.float16 if on_gpu else torch.bfloat16) if half else None
         if cfg.MODEL.WEIGHTS:
             self._load(cfg.MODEL.WEIGHTS)
         else:
@@ -88,7 +90,8 @@ class OODPredictor:
         fuse_for_prediction(self.model)
         self.class_names, self.score = self.model.class_names, self.model.score_name
         self.settings = {key: get_key(cfg, key) for key in _SETTINGS}
-        self.settings["half precision"] = self._half
+        # True, not its name: float16 was the only one once, and files of thresholds say so.
+        self.settings["half precision"] = bool(half) if on_gpu or not half else "bfloat16"
         mapper = TDOSDatasetMapper(cfg, is_train=False)
         self._augmentations, self.channels = mapper.augmentations, mapper.image_format
         text = getattr(self.model, "text", None)
@@ -206,7 +209,7 @@ class OODPredictor:
                 for i in range(start, min(start + step, len(boxes)))
             ]
             images, masks = (torch.stack(parts) for parts in zip(*crops, strict=True))
-            with torch.no_grad(), self._precision():
+            with torch.no_grad(), self._autocast():
                 of_regions = self.model.embed(images, masks).float().cpu()
             cosines = F.normalize(of_regions, dim=1) @ embeddings.T
             self._check_finite(cosines.numpy(), "nearest words")
@@ -227,10 +230,11 @@ class OODPredictor:
 
     def _check_finite(self, values: np.ndarray, what: str) -> None:
         half = " (half precision may be the cause: --full-precision, or half=False)"
-        check_finite(values, what, half if self._half else "")
+        check_finite(values, what, half if self._precision else "")
 
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.model.device.type, torch.float16, enabled=self._half)
+    def _autocast(self) -> torch.autocast:
+        enabled = self._precision is not None
+        return torch.autocast(self.model.device.type, self._precision, enabled=enabled)
 
     def _predict(self, image: np.ndarray, words: list[str] | None) -> dict[str, Any]:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
@@ -242,7 +246,7 @@ class OODPredictor:
         inputs["image"] = _tensor(aug_input.image)
         if words is not None:
             inputs["words"] = self.embed_words([*self.class_names, *words])
-        with torch.no_grad(), self._precision():
+        with torch.no_grad(), self._autocast():
             (output,) = self.model([inputs])
         arrays = {key: output[key].float().cpu().numpy() for key in _OUTPUTS if key in output}
         for key, values in arrays.items():

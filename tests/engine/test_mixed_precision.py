@@ -76,3 +76,16 @@ def test_without_a_gpu_it_needs_a_key_of_its_own(small_cfg, tmp_path, monkeypatc
     trainer = train(small_cfg, tmp_path / "a", MAX_ITER=1)
     assert type(trainer._trainer) is FullPrecisionSteps
     assert len(notes) == 1 and "SOLVER.AMP.CPU" in notes[0]
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_evaluation_in_bfloat16(small_cfg, tmp_path, monkeypatch, on):
+    trainer = train(small_cfg, tmp_path / "a", MAX_ITER=1)
+    seen = []
+    monkeypatch.setattr(
+        trainer_module.DefaultTrainer, "test",
+        lambda *_: seen.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))),
+    )  # fmt: skip
+    small_cfg.TEST.BFLOAT16 = on
+    Trainer.test(small_cfg, trainer.model)
+    assert seen == [(on, torch.bfloat16)]

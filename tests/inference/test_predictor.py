@@ -209,6 +209,28 @@ def test_half_precision_is_for_gpus(trained_cfg):
     assert np.array_equal(results[0]["ood_score"], results[1]["ood_score"])
 
 
+def test_bfloat16_on_a_cpu_is_asked_for(trained_cfg):
+    image = images()[0]
+    asking = in_bfloat16(trained_cfg)
+    predictors = [
+        OODPredictor(cfg, half=half)
+        for cfg, half in ((trained_cfg, True), (asking, True), (asking, False))
+    ]
+    scores = [predictor(image)["ood_score"] for predictor in predictors]
+    assert np.array_equal(scores[0], scores[2])
+    difference = np.abs(scores[1] - scores[0]).max()
+    assert 0 < difference < 0.1 * np.ptp(scores[0])
+    # What a calibrated threshold is compared by.
+    settings = [predictor.settings["half precision"] for predictor in predictors]
+    assert settings == [False, "bfloat16", False]
+
+
+def in_bfloat16(cfg):
+    cfg = cfg.clone()
+    cfg.TEST.BFLOAT16 = True
+    return cfg
+
+
 def test_scores_of_a_model_in_half_precision_are_in_single(trained_cfg):
     """bfloat16 on a CPU stands in for half precision on a GPU."""
     predictor = OODPredictor(trained_cfg)
@@ -328,7 +350,7 @@ def test_results_that_are_not_finite_are_an_error(trained_cfg, monkeypatch, half
         return output
 
     monkeypatch.setattr(predictor.model, "_infer", broken)
-    monkeypatch.setattr(predictor, "_half", half)
+    monkeypatch.setattr(predictor, "_precision", torch.bfloat16 if half else None)
     with pytest.raises(UserError, match=rf"the model's {key}: \d+ of \d+ scores are NaN") as caught:
         predictor(images()[0], words=["deer"])
     assert ("--full-precision" in str(caught.value)) == half
