@@ -57,13 +57,14 @@ def plain(model: nn.Module) -> Iterator[nn.Module]:
     """``model``, not fused, as the released code runs it while the context lasts.
 
     One window at a time, the text encoded for each, open_clip's attention as it comes, deformable
-    attention by grid_sample.
+    attention by grid_sample, no channels-last maps.
     """
     with ExitStack() as stack:
         enter = stack.enter_context
         enter(mock.patch.object(deformable_attention, "_attend", sampled_per_level))
         enter(mock.patch.object(towers, "_fused_attention", nullcontext))
         enter(mock.patch.dict(model.window, batch=1))
+        enter(mock.patch.object(model.backbone, "memory_format", torch.contiguous_format))
         if hasattr(model, "text"):
             enter(mock.patch.dict(model._modules, text=EncodedEachTime(model.text)))
         yield model
