@@ -10,6 +10,7 @@ from __future__ import annotations
 import runpy
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,9 @@ from typing import NoReturn
 _cores = runpy.run_path(str(Path(__file__).parents[1] / "tdos_d2" / "cores.py"))
 usable_cores, threads_are_users = _cores["usable_cores"], _cores["threads_are_users"]
 _cores["settle_openmp"]()
+# torch warns of how Detectron2 compiles when it is imported. Tools, and processes of a training,
+# import Detectron2 before tdos_d2, which ignores that warning too.
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 
 
 def exit_with_one_line(function: Callable[[], object]) -> None:

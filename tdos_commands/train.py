@@ -5,14 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 
 from . import exit_with_one_line, options
-
-# torch warns of how Detectron2 compiles when it is imported. Processes of a training import the
-# command that started them first, Detectron2 next, and tdos_d2, which ignores it too, last.
-warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 
 _DESCRIPTION = "Train or evaluate TDOS with Detectron2's usual flags and KEY VALUE pairs."
 _EPILOG = """\

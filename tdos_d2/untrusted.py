@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .errors import UserError
 from .files import check_regular, stays_inside
 
 MAX_TEXT = 2**24  # bytes of a text or JSON file
@@ -34,6 +35,19 @@ def read_text(path: str | os.PathLike, most: int = MAX_TEXT) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError("it is not UTF-8") from error
+
+
+def read_lines(path: str | os.PathLike, what: str) -> list[str]:
+    """Lines of a UTF-8 file, such as a list of paths.
+
+    Raises:
+        UserError: "<what>: <cause>", it cannot be read.
+    """
+    try:
+        return read_text(path).splitlines()
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{what}: {cause}") from error
 
 
 def read_json(path: str | os.PathLike, most: int = MAX_TEXT) -> Any:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +24,6 @@ from tdos_commands import exit_with_one_line, options
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
-
-# Detectron2 compiles with torch.jit when it is imported; torch warns of that in every process.
-warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 
 PER_SHEET = 12
 

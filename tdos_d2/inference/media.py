@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 
 from ..errors import UserError, printable
 from ..files import atomic_write, find_files
-from ..untrusted import read_text
+from ..untrusted import read_lines
 from .sources import IMAGES, VIDEOS, Input, live_source, natural_order, stream_name
 
 TABLE = "predictions.jsonl"
@@ -94,11 +94,7 @@ def _words(word: str, lines: IO[str]) -> Iterable[str]:
 
 
 def _read_list(path: Path) -> list[str]:
-    try:
-        words = read_text(path).splitlines()
-    except (OSError, ValueError) as error:
-        cause = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"--input: cannot read the list {path}: {cause}") from error
+    words = read_lines(path, f"--input: cannot read the list {path}")
     if not any(map(str.strip, words)):
         raise UserError(f"--input: the list {path} names nothing")
     return words

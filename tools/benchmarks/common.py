@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tdos_commands import usable_cores
+
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     """CPU seconds of all threads that a call takes, and its result.
@@ -57,6 +59,6 @@ def hardware(*modules: str) -> str:
     if os.path.exists("/proc/cpuinfo"):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((x.partition(":")[2].strip() for x in lines if "model name" in x), model)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = (f"{name} {importlib.import_module(name).__version__}" for name in modules)
-    return f"{model}, {cores} cores\n{', '.join([f'Python {platform.python_version()}', *found])}"
+    versions = ", ".join([f"Python {platform.python_version()}", *found])
+    return f"{model}, {usable_cores()} cores\n{versions}"

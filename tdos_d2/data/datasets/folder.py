@@ -15,7 +15,7 @@ from detectron2.utils.file_io import PathManager
 
 from ...errors import UserError
 from ...files import find_files
-from ...untrusted import read_text
+from ...untrusted import read_lines
 from ..reading import image_size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -109,11 +109,7 @@ class ImageFolder:
     def _listed(self, name: str, stems: dict[str, str]) -> set[str]:
         """The ids in ``image_list``; ``stems`` has all ids and the paths of their images."""
         where = f"dataset '{name}', list {self.image_list}"
-        try:
-            lines = read_text(self.image_list).splitlines()
-        except (OSError, ValueError) as error:
-            cause = getattr(error, "strerror", None) or str(error)
-            raise UserError(f"{where}: {cause}") from error
+        lines = read_lines(self.image_list, where)
         by_path = {path: stem for stem, path in stems.items()}
         found = {line: by_path.get(line, line) for line in filter(None, map(str.strip, lines))}
         lost = [line for line, stem in found.items() if stem not in stems]
