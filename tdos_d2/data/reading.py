@@ -112,6 +112,25 @@ def _read_colours(path: str | os.PathLike, metadata: Metadata) -> np.ndarray:
     return label
 
 
+def read_classes(
+    path: str | os.PathLike, metadata: Metadata, region_mask: str | os.PathLike | None = None
+) -> np.ndarray:
+    """Read the label of an OOD dataset whose metadata have ``class_values``.
+
+    Arguments and errors are those of :func:`read_label`, which gives what is not a class.
+
+    Returns:
+        (H, W) uint8: 0..K-1 known classes, K OOD, 255 void, or known without a class.
+    """
+    label = read_label(path, metadata, region_mask)
+    table = np.full(256, IGNORE, np.uint8)
+    for value, number in metadata.class_values.items():
+        table[value] = number
+    classes = table[read_values(path).astype(np.uint8)]
+    num_known = 1 + max(metadata.class_values.values())
+    return np.select([label == 1, label == 0], [np.uint8(num_known), classes], np.uint8(IGNORE))
+
+
 def read_region(
     path: str | os.PathLike, label_path: str | os.PathLike, label: np.ndarray
 ) -> np.ndarray:

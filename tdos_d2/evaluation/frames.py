@@ -7,10 +7,10 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,7 +27,9 @@ COARSE = (
 
 logger = logging.getLogger(__name__)
 
-_BYTES_PER_PIXEL = 5  # float32 and uint8
+_T = TypeVar("_T", bound=tuple)
+
+_BYTES_PER_PIXEL = 5  # float32 and uint8, of a Frame
 _WORTH_SAYING = 0.1  # GB
 
 
@@ -115,13 +117,18 @@ class CheckedFrames:
             yield check_frame(score, label, f"frame {i} (counted from 0)")
 
 
-def check_space(folder: str | os.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
+def check_space(
+    folder: str | os.PathLike,
+    records: Iterable[Mapping[str, Any]],
+    per_pixel: int = _BYTES_PER_PIXEL,
+) -> None:
     """Say what a :class:`Spool` of all ``records`` will need.
 
     Args:
         folder: where the spool will be; it or a parent of it exists.
         records: dataset dicts; those without "height" and "width" count as large as the image of
             the first of them.
+        per_pixel: bytes.
 
     Raises:
         UserError: there is less free space.
@@ -137,46 +144,54 @@ def check_space(folder: str | os.PathLike, records: Iterable[Mapping[str, Any]])
     if unknown:
         pixels += unknown * math.prod(open_with(image_size, "image", first))
     place = next(p for p in (Path(folder), *Path(folder).absolute().parents) if p.exists())
-    needed, free = _BYTES_PER_PIXEL * pixels / 1e9, shutil.disk_usage(place).free / 1e9
+    needed, free = per_pixel * pixels / 1e9, shutil.disk_usage(place).free / 1e9
     if needed > free:
         raise UserError(
             f"scores of all frames take {needed:.3g} GB in {folder} until the evaluation ends "
-            f"({_BYTES_PER_PIXEL} bytes per pixel), and {free:.3g} GB are free there"
+            f"({per_pixel} bytes per pixel), and {free:.3g} GB are free there"
         )
     if needed > _WORTH_SAYING:
         logger.info(f"scores of all frames take {needed:.3g} GB in {folder} until it is done")
 
 
-class Spool(Sequence[Frame]):
-    """Frames in a temporary file, 5 bytes per pixel.
+class Spool(Sequence[_T]):
+    """Frames in a temporary file; those of type ``Frame`` take 5 bytes per pixel.
 
     On POSIX systems the file has no name, so it is gone when the process ends, however it ends.
 
     Args:
         folder: where the file is (default: ``TMPDIR``).
+        kind: a named tuple of arrays of one (H, W).
+        types: of the arrays.
 
     Raises:
         UserError: the file cannot be made; from ``append``: the disk is full.
     """
 
-    def __init__(self, folder: str | os.PathLike | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike | None = None,
+        kind: Callable[..., _T] = Frame,
+        types: Sequence[type] = (np.float32, np.uint8),
+    ) -> None:
+        self._kind, self._types = kind, types
         self._folder = os.fspath(folder or tempfile.gettempdir())
         self._places: list[tuple[int, tuple[int, int]]] = []  # in the file, and (H, W)
         with self._named_errors():
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
 
-    def append(self, frame: Frame) -> None:
+    def append(self, frame: _T) -> None:
         """Add a frame."""
         with self._named_errors():
             start = self._file.seek(0, os.SEEK_END)
             for array in frame:
                 self._file.write(array)
             self._file.flush()  # a full disk is an error here, not later
-        self._places.append((start, frame.score.shape))
+        self._places.append((start, frame[0].shape))
 
-    def __getitem__(self, index: int) -> Frame:
+    def __getitem__(self, index: int) -> _T:
         start, shape = self._places[index]
-        frame = Frame(np.empty(shape, np.float32), np.empty(shape, np.uint8))
+        frame = self._kind(*(np.empty(shape, kind) for kind in self._types))
         self._file.seek(start)
         for array in frame:
             self._file.readinto(array)
@@ -195,7 +210,8 @@ class Spool(Sequence[Frame]):
         try:
             yield
         except OSError as error:
+            needed = sum(np.dtype(kind).itemsize for kind in self._types)
             raise UserError(
-                f"cannot keep scores in {self._folder} ({_BYTES_PER_PIXEL} bytes per pixel): "
+                f"cannot keep scores in {self._folder} ({needed} bytes per pixel): "
                 f"{error.strerror}"
             ) from error

@@ -18,6 +18,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from ..data import get_dicts, read_label
+from ..data.reading import read_classes
 from ..errors import UserError
 from .bootstrap import FrameTable, component_table, count_frames, quantile_bins
 from .breakdown import Group, breakdown_rows, count_group, frame_parts
@@ -25,7 +26,8 @@ from .comparison import save_frame_table
 from .component_metrics import ComponentScores, component_sizes, concatenate, score_components
 from .curve_points import CurvePoints, central_range, curve_points
 from .dataset_metrics import KeptCounts, all_metrics
-from .frames import Spool, check_frame, check_space, frame_id
+from .frames import Frame, Spool, check_frame, check_space, frame_id
+from .open_iou import RULE, FrameClasses, check_classes, confusion_matrices, open_iou
 from .operating_point import OperatingPoint
 from .pixel_metrics import KeyBins, PixelMetrics, count_pixels, pixel_metrics
 from .report.sections import (
@@ -128,8 +130,8 @@ class OODEvaluator(FrameEvaluator):
         show_dir: folder for pictures of all frames, see ``report.sections``; None for none.
         label: name of the score in report and pictures; ``score`` by default.
         rule: how the threshold of components, report and pictures is chosen.
-        breakdown: also measure instances, images, and groups of anomalies by size and place, as
-            tasks of their own.
+        breakdown: also measure instances, images, groups of anomalies by size and place, and
+            open-IoU where the metadata have ``class_values``, as tasks of their own.
         frame_counts: folder for counts of each frame, which ``comparison`` compares runs by; None
             for none.
 
@@ -164,6 +166,8 @@ class OODEvaluator(FrameEvaluator):
         self.label = label or score
         self._rule, self._breakdown = rule, breakdown
         self._frame_counts = frame_counts
+        classes = self._metadata.get("class_values") if breakdown else None
+        self._num_known = 1 + max(classes.values()) if classes else 0
         self._task = "ood" if score == "ood_score" else f"ood_{score}"
         processes = (comm.is_main_process(), comm.all_gather, comm.gather) if distributed else ()
         self._comm = Communicator(*processes)
@@ -178,7 +182,8 @@ class OODEvaluator(FrameEvaluator):
         self.section: Section | None = None
         self._bins, self._counts = KeyBins.coarse(), np.zeros((2, 0))
         self._seen: list[Mapping[str, Any]] = []  # records in the order of the frames
-        self._spool: Spool | None = None
+        self._spool: Spool[Frame] | None = None
+        self._classes: Spool[FrameClasses] | None = None  # of the same frames
 
     def reset(self) -> None:
         """Forget all frames."""
@@ -186,8 +191,11 @@ class OODEvaluator(FrameEvaluator):
         if self._folder is not None:
             os.makedirs(self._folder, exist_ok=True)
             if self._has_labels and self._comm.is_main:
-                check_space(self._folder, self._records.values())
+                per_pixel = 7 if self._num_known else 5  # score and label, two classes
+                check_space(self._folder, self._records.values(), per_pixel)
         self._spool = Spool(self._folder)
+        if self._num_known:
+            self._classes = Spool(self._folder, FrameClasses, (np.uint8, np.uint8))
         self._seen = []
 
     def process_frame(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> None:
@@ -205,6 +213,7 @@ class OODEvaluator(FrameEvaluator):
         if self._has_labels:
             score, label = score_of(output, self._score), self.read_label(record)
             self._spool.append(check_frame(score, label, record["file_name"]))
+            self._keep_classes(record, output)
             self._seen.append(self._records[record["file_name"]])
 
     def evaluate(self) -> dict[str, dict[str, float]]:
@@ -232,6 +241,8 @@ class OODEvaluator(FrameEvaluator):
             if self._frame_counts is not None and not math.isnan(pixels.threshold):
                 self._keep_counts(own)
             rows = self._break_down(threshold, own) if self._breakdown else {}
+            if self._num_known and not math.isnan(pixels.threshold):
+                rows |= self._open_iou(pixels)
         finally:
             self._close()
         if not self._comm.is_main:
@@ -284,6 +295,33 @@ class OODEvaluator(FrameEvaluator):
             self._rule, pixels.threshold, self._count, count.bins, count.counts
         )
 
+    def _keep_classes(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> None:
+        if self._classes is None:
+            return
+        sem_seg = output.get("sem_seg", ())
+        if len(sem_seg) != self._num_known:
+            logger.warning(
+                f"{self._name}: no open-IoU, the model has {len(sem_seg)} known classes and the "
+                f"labels {self._num_known}"
+            )
+            self._classes.close()
+            self._classes = None
+            return
+        mask = record.get("region_mask_file_name")
+        true = read_classes(record["sem_seg_file_name"], self._metadata, mask)
+        sem_seg = sem_seg.detach().to("cpu", torch.float32).numpy()
+        self._classes.append(check_classes(true, sem_seg, record["file_name"]))
+
+    def _open_iou(self, pixels: PixelMetrics) -> dict[str, dict[str, float]]:
+        if not all(self._comm.share(self._classes is not None)):
+            return {}
+        threshold = self._on_main(
+            lambda: threshold_by(RULE, pixels.threshold, self._count, self._bins, self._counts)
+        )
+        frames = zip(self._spool, self._classes, strict=True)
+        matrices = self._comm.gather(confusion_matrices(frames, threshold, self._num_known))
+        return {"open": open_iou(sum(matrices))} if self._comm.is_main else {}
+
     def _break_down(
         self, threshold: float, components: Sequence[ComponentScores]
     ) -> dict[str, dict[str, float]]:
@@ -332,6 +370,7 @@ class OODEvaluator(FrameEvaluator):
             self.section = make_section(evaluated, display, self._sizes, self.curve, self._comm)
 
     def _close(self) -> None:
-        if self._spool is not None:
-            self._spool.close()
-            self._spool = None
+        for spool in (self._spool, self._classes):
+            if spool is not None:
+                spool.close()
+        self._spool = self._classes = None

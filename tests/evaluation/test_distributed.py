@@ -38,7 +38,7 @@ def ood_evaluator(folder: Path) -> OODEvaluator:
 def evaluate(folder: Path, shares: list[list[int]]) -> dict | None:
     """Results of the main process; process r evaluates the frames ``shares[r]``."""
     labels = [frame(i)[0] for i in range(NUM_FRAMES)]
-    ood = register("dist_ood", folder, labels, **OOD_METADATA)
+    ood = register("dist_ood", folder, labels, **OOD_METADATA, class_values={0: 1})
     seg = register("dist_seg", folder, labels, ignore_label=255, stuff_classes=CLASSES)
     evaluators = [(ood_evaluator(folder), ood), (SemSegEvaluator("dist_seg"), seg)]
     results = {}
@@ -75,7 +75,7 @@ def test_two_processes_equal_one(tmp_path, forked_processes):
     expected = evaluate(tmp_path, [list(range(NUM_FRAMES))])
     assert not any(math.isnan(value) for value in expected["ood"].values())
 
-    assert {"ood_instances", "ood_small", "ood_near", "ood_far"} <= set(expected)
+    assert {"ood_instances", "ood_small", "ood_near", "ood_far", "ood_open"} <= set(expected)
 
     mp.start_processes(worker, (tmp_path,), nprocs=2)
     main, other = (json.loads((tmp_path / r / "results.json").read_text()) for r in "01")

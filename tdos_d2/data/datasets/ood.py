@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ def register_ood_dataset(
     ood_colours: Any = (),
     ignore_colours: Any = (),
     image_list: str | os.PathLike | None = None,
+    class_values: Mapping[int, int] | None = None,
 ) -> None:
     """Register a folder of images with OOD labels as a test dataset.
 
@@ -60,6 +61,8 @@ def register_ood_dataset(
             lists of (r, g, b) or "#rrggbb".
         image_list: text file with an image of the set per line: its path below ``image_root``, with
             or without extension; None = all.
+        class_values: known class (0..K-1) of label values that are in ``id_values``, where labels
+            have classes; for open-IoU.
         undeclared: other values or colours are an "error", or void ("ignore").
         protocol: component metrics of large "anomaly" or small "obstacle" objects.
         min_pred: smallest predicted component in pixels; None = the protocol's.
@@ -72,9 +75,9 @@ def register_ood_dataset(
     metadata = ood_metadata(
         name, id_values=id_values, ood_values=ood_values, ignore_values=ignore_values,
         undeclared=undeclared, protocol=protocol, min_pred=min_pred, min_gt=min_gt,
-        test_size=test_size,
+        test_size=test_size, class_values=class_values,
     )
-    metadata |= _colours(name, id_colours, ood_colours, ignore_colours)
+    metadata |= _colours(name, id_colours, ood_colours, ignore_colours, class_values)
     folder = ImageFolder(
         Path(image_root).expanduser(), Path(label_root).expanduser(), image_glob=image_glob,
         image_suffix=image_suffix, label_suffix=label_suffix,
@@ -84,12 +87,16 @@ def register_ood_dataset(
     register_folder(name, folder, **metadata)
 
 
-def _colours(name: str, known: Any, ood: Any, ignored: Any) -> dict[str, Any]:
+def _colours(
+    name: str, known: Any, ood: Any, ignored: Any, class_values: Any
+) -> dict[str, Any]:
     """``label_colours`` of masks in colour; nothing where no colour is declared."""
     where = f"dataset '{name}'"
     given = {KNOWN: known, OOD: ood, VOID: ignored}
     if not any(given.values()):
         return {}
+    if class_values:
+        raise UserError(f"{where}: class_values needs labels with values, not colours")
     if not (known and ood):
         raise UserError(f"{where}: masks in colour need id_colours and ood_colours")
     parsed = {label: parse_colours(colours, where) for label, colours in given.items()}
@@ -107,6 +114,7 @@ def ood_metadata(
     min_pred: int | None = None,
     min_gt: int | None = None,
     test_size: tuple[int, int] | None = None,
+    class_values: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
     """Check arguments of :func:`register_ood_dataset` and return them as metadata."""
     if undeclared not in ("error", "ignore"):
@@ -122,6 +130,11 @@ def ood_metadata(
         raise UserError(f"dataset '{name}': label values must be in 0..255")
     if test_size is not None and (len(test_size) != 2 or min(test_size) < 1):
         raise UserError(f"dataset '{name}': test_size must be (W, H), got {test_size!r}")
+    class_values = dict(class_values or {})
+    if not class_values.keys() <= set(id_values):
+        raise UserError(f"dataset '{name}': class_values has a value that is not in id_values")
+    if not all(type(number) is int and 0 <= number < VOID for number in class_values.values()):
+        raise UserError(f"dataset '{name}': class_values must give classes in 0..254")
     return {
         "evaluator_type": "ood",
         "ignore_label": IGNORE,
@@ -133,4 +146,5 @@ def ood_metadata(
         "min_pred": min_pred,
         "min_gt": min_gt,
         "test_size": None if test_size is None else tuple(test_size),
+        "class_values": class_values,
     }

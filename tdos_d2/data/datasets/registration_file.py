@@ -26,7 +26,7 @@ _TYPES = dict.fromkeys(_LISTS, "a list of integers")
 _TYPES |= dict.fromkeys(("min_pred", "min_gt"), "an integer")
 _COLOURS = ("id_colours", "ood_colours", "ignore_colours")
 _TYPES |= dict.fromkeys(_COLOURS, "a list of colours")
-_TYPES |= {"classes": "a list or a mapping", "colours": "a mapping"}
+_TYPES |= {"classes": "a list or a mapping", "colours": "a mapping", "class_values": "a mapping"}
 # What was registered from files: in one process a file may be read twice.
 _registered: dict[str, dict[str, Any]] = {}
 
