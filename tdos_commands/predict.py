@@ -115,6 +115,9 @@ def parser() -> options.Parser:
         help="picture with one channel, as large as the frames: no objects where it is not 0")
     add("--raw", choices=["png", "npy", "none"],
         help="raw scores: 16-bit PNG, NumPy's format or none (default: png, of videos none)")
+    add("--no-pictures", action="store_true",
+        help="no pictures and videos: predictions.jsonl, and what --raw, --format and --events\n"
+        "ask for")
     add("--format", choices=["coco", "label-studio"], nargs="+",
         help="write the objects as pre-annotations, too, with the pictures that they are of, to\n"
         "DIR/hand_over: COCO (for CVAT, FiftyOne and others) or tasks of Label Studio")
@@ -125,7 +128,8 @@ def parser() -> options.Parser:
         help="scores of the darkest and the brightest colour (default: by the kind of score)")
     add_video_options(add)
     add_shard_options(add)
-    add("--full-precision", action="store_true", help="no half precision on a GPU")
+    add("--full-precision", action="store_true",
+        help="no half precision on a GPU, no TEST.BFLOAT16 on a CPU")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
         help="changes to the config, last on the line; MODEL.WEIGHTS names the checkpoint\n"
         "(default: the weights that ship for the config, if any do)")

@@ -24,8 +24,8 @@ class FrameResult:
     Attributes:
         record: for the JSON line.
         score: (H, W) raw score.
-        score_picture: RGB.
-        segmentation_picture: RGB; None where there are no known classes.
+        score_picture: RGB; None where nothing is drawn.
+        segmentation_picture: RGB; None also where there are no known classes.
         word_pictures: RGB by word.
         regions: (H, W) int32, i on the object with ``id`` i, else 0; None: no objects are looked
             for.
@@ -33,7 +33,7 @@ class FrameResult:
 
     record: dict[str, Any]
     score: np.ndarray
-    score_picture: np.ndarray
+    score_picture: np.ndarray | None
     segmentation_picture: np.ndarray | None
     word_pictures: dict[str, np.ndarray]
     regions: np.ndarray | None = None
@@ -57,6 +57,7 @@ class FramePredictor:
         min_area: of an object in pixels; None: by the size of the frame.
         limits: scores of the darkest and the brightest colour; None: by the score.
         ego_mask: (H, W) bool, True on the ego vehicle; None: nowhere.
+        draw: draw pictures.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class FramePredictor:
         min_area: int | None = None,
         limits: tuple[float, float] | None = None,
         ego_mask: np.ndarray | None = None,
+        draw: bool = True,
     ) -> None:
         self.predictor, self.colours = predictor, colours
         self.threshold, self.words, self.combine = threshold, words, combine
@@ -78,7 +80,7 @@ class FramePredictor:
         self.min_area = min_area
         names = predictor.class_names
         self.limits = limits or score_range(predictor.score, len(names))
-        self.ego_mask = ego_mask
+        self.ego_mask, self.draw = ego_mask, draw
         self._valid = None if ego_mask is None else ~ego_mask
 
     def __call__(
@@ -125,6 +127,8 @@ class FramePredictor:
             record["objects"] = self._describe(image, result, objects, regions)
             if follow is not None:
                 follow(record["objects"])
+        if not self.draw:
+            return FrameResult(record, score, None, None, {}, regions)
         rgb = np.ascontiguousarray(image[..., ::-1])
         heat, segmentation = self._draw(rgb, result, score, objects, regions, record)
         of_words = self._draw_words(rgb, result) if pictures_of_words else {}

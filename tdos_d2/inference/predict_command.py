@@ -242,6 +242,7 @@ def run(args: argparse.Namespace) -> None:
             min_area=threshold.min_area,
             limits=args.score_range and tuple(args.score_range),
             ego_mask=ego_mask,
+            draw=not args.no_pictures,
         ),
         output,
         args.raw,

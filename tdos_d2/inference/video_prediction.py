@@ -89,6 +89,7 @@ class VideoPrediction:
             ``interrupted``: the user ended it. What came before is there in both cases.
         """
         kinds = ["score", "segmentation"] if self.predict_frame.predictor.class_names else ["score"]
+        kinds = kinds if self.predict_frame.draw else []
         paths = {kind: target.with_name(f"{target.name}_{kind}.mp4") for kind in kinds}
         record: dict[str, Any] = {"fps": source.rate / self.how.span.every, "frames": 0}
         if isinstance(source, LiveStream):

@@ -161,6 +161,23 @@ def test_saved_threshold(model, tmp_path, capsys):
     assert predict(model, tmp_path / "out", *words, "--threshold", threshold) == 0
 
 
+def test_no_pictures(model, tmp_path):
+    """For many frames: the table and, if asked for, raw scores, of which nothing else changes."""
+    write_video(tmp_path / "ride.mp4", 3)
+    cv2.imwrite(str(tmp_path / "a.png"), picture(0))
+    words = ["--input", tmp_path / "ride.mp4", tmp_path / "a.png", "--threshold", -1]
+    assert predict(model, tmp_path / "drawn", *words) == 0
+    assert predict(model, tmp_path / "bare", *words, "--raw", "none", "--no-pictures") == 0
+    assert [p.name for p in (tmp_path / "bare").iterdir()] == ["predictions.jsonl"]
+    drawn, bare = records(tmp_path / "drawn"), records(tmp_path / "bare")
+    for record in (*drawn, *bare):
+        record.pop("files", None)
+        record.pop("raw_scale", None)
+    assert bare == drawn
+    assert predict(model, tmp_path / "raw", *words[:1], *words[2:], "--no-pictures") == 0
+    assert {p.name for p in (tmp_path / "raw").iterdir()} == {"a_raw.png", "predictions.jsonl"}
+
+
 def test_video(model, tmp_path):
     write_video(tmp_path / "ride.mp4", 5)
     words = ["--input", tmp_path / "ride.mp4", "--threshold", -1, "--raw", "png"]
