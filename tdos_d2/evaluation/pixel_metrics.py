@@ -207,7 +207,8 @@ def curve_of_counts(neg: np.ndarray, pos: np.ndarray, hidden: np.ndarray) -> Cur
 
     ap_low, ap_high = _precision_range(pos, neg, tp, fp, hidden)
     ap = (ap_low + ap_high).sum(-1) / 2 / num_pos[..., 0]
-    ap_doubt = (ap_high - ap_low) / 2 / num_pos
+    # With many known pixels above, rounding may leave a difference below 0.
+    ap_doubt = (ap_high - ap_low).clip(min=0) / 2 / num_pos
 
     # Inside a bin, between none and all of the pos * neg pairs are in the right order.
     num_pairs = num_pos * num_neg

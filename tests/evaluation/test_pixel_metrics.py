@@ -171,6 +171,16 @@ def test_state_is_small_and_passes_are_few():
         assert max(sizes) <= 100e6, shape
 
 
+def test_rounding_leaves_no_doubt_below_zero():
+    """Its square root would be NaN, and every pass would then split a single bin."""
+    known, ood = np.array([3e7, 0, 1000]), np.array([1e6, 1, 50])
+    curve = module.curve_of_counts(known, ood, np.array([False, True, True]))
+    assert (curve.doubt >= 0).all() and curve.doubt[2] > 0
+    doubt = np.zeros(len(KeyBins.coarse()))
+    doubt[:3] = curve.doubt
+    assert len(KeyBins.coarse().refined(doubt)) > 2 * len(doubt)
+
+
 def test_metrics_are_those_of_the_whole_set_not_means_over_frames():
     easy = frame([0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1])
     shifted = frame([5.1, 5.2, 5.3, 5.4], [0, 0, 1, 1])
