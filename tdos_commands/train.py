@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from . import exit_with_one_line, options
 
-# torch warns of how Detectron2 compiles when it is imported. Processes of a training import the
-# command that started them first, Detectron2 next, and tdos_d2, which ignores it too, last.
+# Importing Detectron2 causes this warning. A training's processes import this module first, then
+# Detectron2, and only then tdos_d2, which also ignores it.
 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 
 _DESCRIPTION = "Train or evaluate TDOS with Detectron2's usual flags and KEY VALUE pairs."
@@ -38,11 +38,11 @@ def evaluate() -> None:
 
 
 def run(argv: Sequence[str] | None = None, *, eval_only: bool = False) -> None:
-    """Train or evaluate as the command line says; errors are those of ``train_command.run``.
+    """Train or evaluate with the options of the command line; errors as of ``train_command.run``.
 
     Args:
-        argv: the words of the command line; None: those of this process.
-        eval_only: evaluate, whether or not the command line says ``--eval-only``.
+        argv: the arguments of the command line; None: those of this process.
+        eval_only: evaluate even without ``--eval-only`` on the command line.
     """
     args = parser().parse_args(argv)
     args.eval_only = args.eval_only or eval_only
@@ -54,7 +54,7 @@ def run(argv: Sequence[str] | None = None, *, eval_only: bool = False) -> None:
 def parser() -> options.Parser:
     """Options, names and defaults of ``detectron2.engine.default_argument_parser``.
 
-    That one takes seconds: it can be imported with torch only.
+    Detectron2's function imports torch, which takes seconds.
     """
     made = options.Parser(description=_DESCRIPTION, epilog=_EPILOG)
     add = made.add_argument
@@ -77,6 +77,6 @@ def parser() -> options.Parser:
 
 
 def _port() -> int:
-    """A port of this user's: the same one each time, so that processes left over are noticed."""
+    """A port that is always the same for a user, so that leftover processes are noticed."""
     user = os.getuid() if sys.platform != "win32" else 1
     return 2**15 + 2**14 + user % 2**14
