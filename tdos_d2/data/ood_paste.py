@@ -35,7 +35,7 @@ CHOICES = (*SOURCES, "auto", "mix", "none")  # values of INPUT.OOD_PASTE.SOURCE,
 _MIN_SIDE = 4
 # Largest share of an object's width or height that may be outside the image.
 _MAX_CUT = 0.25
-# Where the lower edge of an object may be, as a share of the image's height.
+# Range of the lower edge of an object, as a share of the image's height.
 _DEPTH = (0.3, 1.1)
 _BLUR = cv2.getGaussianKernel(3, 0.8)
 # Attempts to place an object, and the share of it that must cover known pixels.

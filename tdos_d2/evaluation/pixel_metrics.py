@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 # Largest error of a metric, as a fraction: half of a hundredth of a percentage point.
 TOLERANCE = 5e-5
-# Bins that one refinement may add: 16 MB of counts, whatever the number of frames.
+# Bins that one refinement may add: 16 MB of counts for any number of frames.
 _NEW_BINS = 2**20
 _COARSE_BITS = 16  # a bin of the first pass holds the floats that share their upper 16 bits
 
@@ -221,7 +221,7 @@ def curve_of_counts(neg: np.ndarray, pos: np.ndarray, hidden: np.ndarray) -> Cur
 
     f1 = 2 * tp / (num_pos + tp + fp)  # of score >= the smallest value of the bin
     best_f1 = f1.max(-1, keepdims=True)
-    # How much larger F1 may be inside the bin.
+    # Largest possible excess of F1 inside a bin over the best F1.
     f1_doubt = hidden * (2 * tp / (num_pos + tp + fp - neg) - best_f1).clip(min=0)
     return Curve(
         metrics=np.stack([ap, auroc, fpr95, best_f1[..., 0]]),

@@ -19,7 +19,7 @@ _FORMS = "best-f1, fpr:SHARE, tpr:SHARE (such as tpr:0.95), a number or a .json 
 
 @dataclass(frozen=True)
 class ThresholdRule:
-    """How a threshold is chosen.
+    """A rule that chooses a threshold.
 
     Attributes:
         kind: "best-f1"; "fpr", the lowest threshold with at most that share of the known pixels;

@@ -60,7 +60,7 @@ def quantise(model: openvino.Model, inputs: Sequence[np.ndarray]) -> openvino.Mo
 
 
 def save_openvino(model: openvino.Model, output: Path) -> int:
-    """Write ``output`` (.xml) and the uncompressed weights (.bin) beside it; returns their bytes.
+    """Write ``output`` (.xml) and uncompressed weights (.bin) beside it; returns the size in bytes.
 
     Each file is written completely or not at all.
     """

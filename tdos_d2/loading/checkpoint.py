@@ -124,9 +124,9 @@ class TDOSCheckpointer(DetectionCheckpointer):
     def load(self, path: str, *args: Any, whole: str = "", **kwargs: Any) -> dict[str, Any]:
         """Load the model, and the requested checkpointables, from ``path``.
 
-        All tensors that match are loaded, whatever number of classes or negatives the file was
-        trained with. The log lists the loaded parts of the model; ``not_loaded`` has the names of
-        other tensors.
+        All tensors that match are loaded, even if the file was trained with another number of
+        classes or negatives. The log lists the loaded parts of the model; ``not_loaded`` has the
+        names of other tensors.
 
         Args:
             path: file or URL; "" loads nothing.

@@ -134,7 +134,7 @@ def _left_out(
     belonging = _subtrees(_closure(parts, lambda s: s.part_meronyms()))  # and parts of parts
     belonging |= _subtrees(_present(reader, (*near, *_RULES["unseen"])))
     keep = _subtrees(_present(reader, _RULES["keep"]))
-    belonging |= set(_present(reader, _RULES["seen"]))  # "animal" and "food" say too little
+    belonging |= set(_present(reader, _RULES["seen"]))  # "animal" and "food" are too general
     return own | above | (belonging - keep) | _subtrees(drop)
 
 

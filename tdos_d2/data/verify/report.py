@@ -70,7 +70,7 @@ class DatasetReport:
         return 100 * pixels / max(1, self.masked + sum(self.values.values()))
 
     def to_json(self) -> dict[str, Any]:
-        """For ``json.dump``: percentages in place of pixels, and ``ok`` = no problems."""
+        """For ``json.dump``: percentages instead of pixels, and ``ok`` = no problems."""
         values = {
             str(value): {"role": self.roles[value], "percent": self.percent(count)}
             for value, count in self.values.items()
