@@ -1,5 +1,5 @@
-"""Shared code of the prepare_*.py scripts. It imports neither torch nor Detectron2: datasets can be
-prepared where these are not installed, and ``--help`` is fast."""
+"""Shared code of the prepare_*.py scripts. It imports neither torch nor Detectron2, so datasets can
+be prepared without them, and ``--help`` is fast."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tdos_commands import options
 
-# Under another name, because tdos_d2 itself imports torch and Detectron2; these modules do not.
+# Under another name: tdos_d2 itself imports torch and Detectron2, but these modules do not.
 _package = ModuleType("_tdos_d2_alone")
 _package.__path__ = [str(Path(__file__).resolve().parent.parent / "tdos_d2")]
 sys.modules[_package.__name__] = _package
@@ -42,13 +42,13 @@ _R = TypeVar("_R")
 _EVALUATED = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
 CITYSCAPES_TRAIN_IDS = np.full(256, 255, np.uint8)
 CITYSCAPES_TRAIN_IDS[_EVALUATED] = np.arange(19)
-_MAX_ARCHIVE = 2**32  # bytes of its files, unpacked
+_MAX_ARCHIVE = 2**32  # bytes of an archive's files, unpacked
 CITYSCAPES_IDS = (*range(35), 255)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A file to make: ``write`` is given the path to write to, which is not yet ``output``."""
+    """A file to create: ``write`` is called with a temporary path, later renamed to ``output``."""
 
     output: Path
     write: Callable[[Path], object]
@@ -67,7 +67,7 @@ def run_main(main: Callable[[], object]) -> None:
 def argument_parser(
     doc: str, *, copy: bool = False, cityscapes: bool = False
 ) -> argparse.ArgumentParser:
-    """A parser with the options of all scripts and, if asked for, --copy and --cityscapes."""
+    """A parser with the options of all scripts and, on request, --copy and --cityscapes."""
     parser = options.Parser(description=doc)
     parser.add_argument(
         "--root",
@@ -94,7 +94,7 @@ def argument_parser(
 def find_source(
     root: Path, names: Sequence[str], given: Path | None, what: str, option: str = "--source"
 ) -> Path:
-    """The file or folder ``given``, or else the first of ``names`` that is in ``root``."""
+    """The file or folder ``given``, or else the first of ``names`` that exists in ``root``."""
     candidates = [given] if given else [root / name for name in names]
     for candidate in candidates:
         if candidate.exists():
@@ -110,7 +110,7 @@ def find_cityscapes(args: argparse.Namespace) -> Path:
 
 
 def check_output(output: Path, *sources: Path, folder: bool = True) -> None:
-    """Raise PrepareError if a folder (or file) lies in a download or cannot be written."""
+    """Raise PrepareError if a folder (or file) is inside a download or cannot be written."""
     for source in sources:
         if output.resolve().is_relative_to(source.resolve()):
             raise PrepareError(f"--output {output} lies in {source}, where nothing is written")
@@ -130,13 +130,13 @@ def open_source(source: Path) -> dict[str, Callable[[], bytes]]:
     except ValueError as error:
         raise PrepareError(f"{source}: {error}") from error
     names = {PurePosixPath(name).name: name for name in archive.namelist()}
-    # "._x" are what macOS adds to archives.
+    # macOS adds files "._x" to archives.
     wanted = {short: name for short, name in names.items() if short and short[0] != "."}
     return {short: partial(archive.read, name) for short, name in wanted.items()}
 
 
 def check_archive(source: Path, digests: Mapping[str, str], expected: str) -> None:
-    """Compare an archive with the published SHA-256; print that a folder is not compared.
+    """Compare an archive with its published SHA-256; for a folder, print that it is not compared.
 
     Args:
         source: archive or folder.
@@ -149,7 +149,7 @@ def check_archive(source: Path, digests: Mapping[str, str], expected: str) -> No
     if source.is_dir():
         print(f"{source}: a folder, so the published checksum of the archive is not compared")
         return
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()  # the largest has 8 MB
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()  # the largest archive has 8 MB
     if digest == digests[expected]:
         print(f"{source}: SHA-256 is the published one of {expected}")
         return
@@ -287,17 +287,17 @@ def link_or_copy(source: Path, copy: bool) -> Callable[[Path], object]:
 
 
 def write_bytes(read: Callable[[], bytes], path: Path) -> None:
-    """With ``read`` bound: a ``Job.write`` for a file of :func:`open_source`."""
+    """Write the bytes from ``read``, such as a value of :func:`open_source`."""
     path.write_bytes(read())
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 of an image file, turned as its EXIF data say."""
+    """(H, W, 3) uint8 of an image file, rotated according to its EXIF data."""
     return files.open_with(files.decode_image, "image", path)
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """Values of a label file (of a palette the indices): (H, W), or (H, W, C) if in colour."""
+    """Values of a label file (or its palette's indices): (H, W), or (H, W, C) if in colour."""
     return files.open_with(files.decode_values, "label", path)
 
 
@@ -307,12 +307,12 @@ def read_array(source: Path | Callable[[], bytes], key: str, name: Path | str) -
         file = source if isinstance(source, Path) else io.BytesIO(source())
         with untrusted.load_arrays(file) as archive:
             return archive[key]
-    except Exception as error:  # zipfile, zlib and NumPy raise nearly every kind there is
+    except Exception as error:  # zipfile, zlib and NumPy may raise almost any type
         raise PrepareError(f"cannot read the array '{key}' of {name}: {error}") from error
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """(W, H) of an image file as :func:`read_rgb` turns it, from its header."""
+    """(W, H) of an image file as rotated by :func:`read_rgb`, from its header."""
     return files.open_with(files.image_size, "image", path)
 
 
@@ -329,7 +329,7 @@ def translate(
 
 
 def save_png(array: np.ndarray, path: Path) -> None:
-    """Write (H, W) or (H, W, 3) uint8 as PNG, whatever the name of the file."""
+    """Write (H, W) or (H, W, 3) uint8 as PNG, regardless of the file's suffix."""
     Image.fromarray(array).save(path, format="PNG", compress_level=3)
 
 

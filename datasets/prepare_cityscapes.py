@@ -5,11 +5,11 @@ Reads the unpacked leftImg8bit_trainvaltest and gtFine_trainvaltest below the ro
 
   cityscapes   {leftImg8bit,gtFine}/{train,val}/<city>/...
 
-and writes gtFine/<split>/<city>/*_gtFine_labelTrainIds.png, from the labelIds files or, where there
+and writes gtFine/<split>/<city>/*_gtFine_labelTrainIds.png, from the labelIds files or, if there
 are none, from the polygons, and class_statistics_<split>.json: the number of frames and pixels of
 each class. Detectron2 reads the new labels from the same folders as the official ones: --in-place
-adds them there and changes no other file; --output makes a second tree with links to the first (or
-copies).
+adds them there and changes no other file; --output creates a second tree with links to the first
+one (or copies).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def draw_polygons(annotation: dict) -> np.ndarray:
     """(H, W) uint8 train ids of the content of a polygons file, drawn as cityscapesScripts does.
 
     Raises:
-        PrepareError: a label is none of Cityscapes'.
+        PrepareError: a label is not one of Cityscapes'.
     """
     common.files.check_size(annotation["imgWidth"], annotation["imgHeight"])
     image = Image.new("L", (annotation["imgWidth"], annotation["imgHeight"]), 255)
@@ -94,7 +94,7 @@ def draw_polygons(annotation: dict) -> np.ndarray:
         name = item["label"]
         if name not in _NAMES:
             name = name.removesuffix("group")
-        if item.get("deleted") or name == "license plate":  # which has no id
+        if item.get("deleted") or name == "license plate":  # the latter has no id
             continue
         if name not in _NAMES:
             raise common.PrepareError(f"unknown label {item['label']!r}")
@@ -147,7 +147,7 @@ def _count(frames: dict[str, list[Path]], output: Path, args: argparse.Namespace
 
 
 def _write_statistics(split: str, labels: Sequence[Path], path: Path) -> None:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout serves, too
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also works in a checkout
     try:
         from detectron2.data import MetadataCatalog
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""List COCO objects that belong to no Cityscapes class, to be pasted into training images.
+"""List COCO objects that belong to no Cityscapes class, for pasting into training images.
 
 Reads, below the root,
 
   coco   train2017/<id>.jpg and annotations/instances_train2017.json (https://cocodataset.org)
 
 and writes coco_outliers.json: image, category, box, area and segmentation of each object that is
-large enough, is no crowd, and has a category that Cityscapes does not label. Images are not copied.
+large enough, not a crowd, and of a category that Cityscapes does not label. Images are not copied.
 
-Every annotation is checked. Objects without a pixel (no segmentation, polygons of two points, boxes
-without area or outside of their image) are skipped and counted; an annotation that is not in COCO's
+Every annotation is checked. Objects without pixels (no segmentation, polygons of two points, boxes
+without area or outside their image) are skipped and counted; an annotation that is not in COCO's
 format is an error.
 """
 
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 coco = importlib.import_module("_tdos_d2_alone.coco")  # see _common.py
 
-_MAX_ANNOTATIONS = 2**31  # bytes; those of train2017 are 450 MB
+_MAX_ANNOTATIONS = 2**31  # bytes; the file of train2017 has 450 MB
 # COCO's names for objects of Cityscapes' 19 classes.
 CITYSCAPES_CATEGORIES = (
     "person", "bicycle", "car", "motorcycle", "bus", "train", "truck", "traffic light", "stop sign",
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def outliers(
     annotations: Mapping[str, Any], excluded: Collection[str], min_area: float
 ) -> tuple[list[dict[str, Any]], int]:
-    """Objects that can be pasted.
+    """Select the objects that can be pasted.
 
     Args:
         annotations: content of a COCO instances file.
@@ -95,7 +95,7 @@ def outliers(
     Returns:
         dicts with file (name of the image), category (name), bbox (x, y, width, height), area and
         segmentation (polygons or run lengths), as in COCO; and the number of objects left out
-        because they have no pixel.
+        because they have no pixels.
 
     Raises:
         ValueError: a category in ``excluded`` does not exist, or something is not in COCO's format.
@@ -156,7 +156,7 @@ def _owner(owners: Mapping[Any, dict[str, Any]], item: Mapping[str, Any], key: s
 
 
 def _has_pixels(item: Mapping[str, Any], image: Mapping[str, Any]) -> bool:
-    """Whether anything of an object lies in its image, whose size may be missing."""
+    """Whether any part of an object is inside its image, whose size may be missing."""
     x, y, w, h = item["bbox"]
     size = item["segmentation"]["size"] if isinstance(item["segmentation"], dict) else None
     far = size or [math.ceil(y + h), math.ceil(x + w)]
@@ -202,7 +202,7 @@ def _check_parameters(output: Path, parameters: dict[str, Any]) -> None:
 
 
 def _relative(folder: Path, start: Path) -> str:
-    """Path from ``start``, so that both can be moved together; else the absolute one."""
+    """Path relative to ``start``, so that both can be moved together; else the absolute path."""
     try:
         return Path(os.path.relpath(folder.resolve(), start.resolve())).as_posix()
     except ValueError:  # another drive

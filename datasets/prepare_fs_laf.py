@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Prepare Fishyscapes Lost & Found validation (fs_laf_val): 100 frames of 2048x1024.
 
-The labels are Fishyscapes', the images those of the Lost and Found release. Reads, below the root,
+The labels are from Fishyscapes, the images from the Lost and Found release. Reads, below the root,
 
   fishyscapes_lostandfound.zip   or the folder fishyscapes_lostandfound: <n>_<id>_labels.png
   dataset_LostAndFound           leftImg8bit/{train,test}/<scene>/<id>_leftImg8bit.png

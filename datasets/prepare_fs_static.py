@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def add_overlay(image: np.ndarray, overlay: np.ndarray) -> np.ndarray:
-    """The sum, computed with a sign and clipped to 0..255, as in the benchmark's own loader.
+    """The sum, computed with signed integers and clipped to 0..255, as in the benchmark's loader.
 
     Args:
         image: (H, W, 3) uint8.

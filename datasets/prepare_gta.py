@@ -51,7 +51,7 @@ def read_train_ids(path: Path) -> np.ndarray:
     """(H, W) uint8 train ids of a label file with label ids, with a palette or without, or colours.
 
     Raises:
-        PrepareError: the file cannot be read, or an id or colour is none of Cityscapes'.
+        PrepareError: the file cannot be read, or an id or colour is not one of Cityscapes'.
     """
     label = common.read_ids(path)
     if label.ndim == 2:

@@ -7,10 +7,10 @@ differences to Cityscapes' images. Reads, below the root,
   POC_CS_COCO_FT   {leftImg8bit/.../<id>_leftImg8bit_<prompt>.npz, gtFine/.../<same name>.png}
   cityscapes       leftImg8bit/{train,val}/<city>/<id>_leftImg8bit.png
 
-and writes POC_CS_COCO_RECONSTRUCTED/{leftImg8bit,gtFine}/<split>/<city>/*.png. --source takes the
-other POC datasets made from Cityscapes (POC_CS_ALT_FT, POC_CS_VAL, POC_ANIMAL, ...), too; their
-output folder is named after them. Labels become Cityscapes' train ids 0..18, 19 = OOD for objects
-of no known class, and 255. The release's id 85 is an inserted "train", a known class (16).
+and writes POC_CS_COCO_RECONSTRUCTED/{leftImg8bit,gtFine}/<split>/<city>/*.png. --source also takes
+the other POC datasets made from Cityscapes (POC_CS_ALT_FT, POC_CS_VAL, POC_ANIMAL, ...), with an
+output folder named after them. Labels become Cityscapes' train ids 0..18, 19 = OOD for objects of
+no known class, and 255. The release's id 85 is an inserted "train", a known class (16).
 """
 
 from __future__ import annotations

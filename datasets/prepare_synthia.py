@@ -43,7 +43,7 @@ def read_train_ids(path: Path) -> np.ndarray:
     Raises:
         PrepareError: the file cannot be read or has other classes than the release's 0..22.
     """
-    # Pillow would cut channels of 16 bits down to 8.
+    # Pillow would reduce channels of 16 bits to 8.
     label = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if label is None:
         raise common.PrepareError(f"cannot read image {path}")

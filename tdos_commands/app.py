@@ -1,4 +1,4 @@
-"""tools/app.py and tdos-app: options of the page to try models on."""
+"""tools/app.py and tdos-app: options of the web page for trying models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    """Open the page as the command line says; errors are those of ``app.page.run``."""
+    """Serve the page with the options of the command line; errors as of ``app.page.run``."""
     args = parser().parse_args(argv)
     from tdos_d2.inference.app import page
 

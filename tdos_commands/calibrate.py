@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    """Calibrate as the command line says; errors are those of ``calibrate_command.run``."""
+    """Calibrate with the options of the command line; errors as of ``calibrate_command.run``."""
     args = parser().parse_args(argv)
     from tdos_d2.inference import calibrate_command
 

@@ -1,4 +1,4 @@
-"""What the options of all tools have in common: paths with ``~``, numbers in a range, one line."""
+"""Common parts of all tools' options: paths with ``~``, numbers in a range, errors in one line."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes -1e-3 for a number and says in one line what is wrong (status 2)."""
+    """A parser that reads -1e-3 as a number and reports errors in one line (exit status 2)."""
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**options)
-        # argparse's own takes -1e-3 for an option up to Python 3.13.
+        # Up to Python 3.13, argparse reads -1e-3 as an option.
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
     def error(self, message: str) -> NoReturn:
@@ -31,12 +31,12 @@ def path(text: str) -> Path:
 
 
 def path_text(text: str) -> str:
-    """As :func:`path`, for what may be something else than a path."""
+    """As :func:`path`, for values that may be a path or something else."""
     return os.path.expanduser(text)
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Type of options that are whole numbers of at least ``least``."""
+    """Type of options that are integers of at least ``least``."""
     return _number(int, "a whole number", least, most)
 
 

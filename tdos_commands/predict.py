@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    """Predict as the command line says; errors are those of ``predict_command.run``."""
+    """Predict with the options of the command line; errors as of ``predict_command.run``."""
     args = parser().parse_args(argv)
     if args.processes > 1 and args.shard is None:
         sys.exit(run_shards(sys.argv[1:] if argv is None else argv, args.processes))

@@ -1,4 +1,4 @@
-"""Prediction in parts: options for job arrays, and for several processes of one machine."""
+"""Prediction in shards: options for job arrays, and for several processes on one machine."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ def shard_option(text: str) -> tuple[int, int]:
 
 
 def run_shards(argv: Sequence[str], count: int) -> int:
-    """Run a prediction in ``count`` processes, a shard each.
+    """Run a prediction in ``count`` processes, one shard each.
 
     Args:
-        argv: its command line, without the program; "--shard" goes before ``--processes``.
-        count: processes.
+        argv: its command line, without the program; the added ``--shard`` overrides
+            ``--processes`` in it.
+        count: number of processes.
 
     Returns:
         The largest exit status.
@@ -55,22 +56,22 @@ def run_shards(argv: Sequence[str], count: int) -> int:
     for i in range(count):
         if devices:
             environment["CUDA_VISIBLE_DEVICES"] = devices[i % len(devices)]
-        # First: --opts takes all that follows it.
+        # --shard comes first, as --opts takes all words that follow it.
         command = [sys.executable, "-c", code, "--shard", f"{i + 1}/{count}", *argv]
-        # A file: a pipe holds so little that each process would wait until the one before has read.
+        # A file, as a pipe's buffer is small: each process would wait until the previous one read.
         with tempfile.TemporaryFile() as lines:
             lines.write(names)
             lines.seek(0)
             running.append(subprocess.Popen(command, stdin=lines, env=environment))
     try:
         statuses = [process.wait() for process in running]
-    except KeyboardInterrupt:  # the terminal has interrupted them as well
+    except KeyboardInterrupt:  # the terminal has interrupted the processes as well
         statuses = [process.wait() for process in running]
     return max(status if status >= 0 else 128 - status for status in statuses)
 
 
 def _devices() -> list[str]:
-    """Names of the GPUs that may be used."""
+    """Identifiers of the visible GPUs."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name]

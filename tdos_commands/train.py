@@ -33,11 +33,11 @@ def evaluate() -> None:
 
 
 def run(argv: Sequence[str] | None = None, *, eval_only: bool = False) -> None:
-    """Train or evaluate as the command line says; errors are those of ``train_command.run``.
+    """Train or evaluate with the options of the command line; errors as of ``train_command.run``.
 
     Args:
-        argv: the words of the command line; None: those of this process.
-        eval_only: evaluate, whether or not the command line says ``--eval-only``.
+        argv: the arguments of the command line; None: those of this process.
+        eval_only: evaluate even without ``--eval-only`` on the command line.
     """
     args = parser().parse_args(argv)
     args.eval_only = args.eval_only or eval_only
@@ -49,7 +49,7 @@ def run(argv: Sequence[str] | None = None, *, eval_only: bool = False) -> None:
 def parser() -> options.Parser:
     """Options, names and defaults of ``detectron2.engine.default_argument_parser``.
 
-    That one takes seconds: it can be imported with torch only.
+    Detectron2's function imports torch, which takes seconds.
     """
     made = options.Parser(description=_DESCRIPTION, epilog=_EPILOG)
     add = made.add_argument
@@ -72,6 +72,6 @@ def parser() -> options.Parser:
 
 
 def _port() -> int:
-    """A port of this user's: the same one each time, so that processes left over are noticed."""
+    """A port that is always the same for a user, so that leftover processes are noticed."""
     user = os.getuid() if sys.platform != "win32" else 1
     return 2**15 + 2**14 + user % 2**14

@@ -1,4 +1,4 @@
-"""Options of tools/predict.py that are about frames in order."""
+"""Options of tools/predict.py for videos and image sequences."""
 
 from __future__ import annotations
 

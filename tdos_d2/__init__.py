@@ -1,8 +1,8 @@
 """tdos_d2: text-driven out-of-distribution segmentation for driving scenes, on Detectron2.
 
-Importing it registers datasets, backbones and the meta-architectures ``TDOS`` and
-``NormalityMemory``. Where Detectron2 is not installed, ``tdos_d2.evaluation`` still works, and
-everything else says what is missing.
+Importing this package registers datasets, backbones and the meta-architectures ``TDOS`` and
+``NormalityMemory``. Without Detectron2, ``tdos_d2.evaluation`` still works, and everything else
+raises an error that names the missing package.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ except ModuleNotFoundError as error:
 
 else:
     with warnings.catch_warnings():
-        # Detectron2 compiles with torch.jit when it is imported; nothing anybody can change here.
+        # Detectron2 uses torch.jit when it is imported, which this project cannot change.
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
         from . import data, modeling, normality_memory, tdos  # noqa: F401
         from .config import add_tdos_config, get_checkpoint_file, get_config_file

@@ -1,4 +1,4 @@
-"""Where things that can be made again are kept between runs."""
+"""The cache folder, for results that can be computed again."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def cache_root() -> Path:
 
 
 def read_array(path: Path, rows: int) -> np.ndarray | None:
-    """What :func:`keep_array` kept; None where there is none that can be used."""
+    """The array that :func:`keep_array` wrote; None if there is no usable file."""
     if not path.is_file():
         return None
     try:
         with load_arrays(path) as archive:
             array = archive["array"]
-    except Exception as error:  # NumPy raises many kinds for files that are cut or not its own
+    except Exception as error:  # NumPy raises many types for truncated or foreign files
         logger.warning("%s cannot be read (%s): made again", path, type(error).__name__)
         return None
     return array if len(array) == rows else None
 
 
 def keep_array(path: Path, array: np.ndarray, what: str) -> None:
-    """Write ``path`` (.npz), whole or not at all; where that cannot be, the log says so."""
+    """Write ``path`` (.npz), completely or not at all; a failure is only logged."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:

@@ -1,6 +1,6 @@
-"""Objects of COCO's instances files: what is wrong with one, and its mask.
+"""Objects of COCO's instances files: validation and masks.
 
-Needs no Detectron2, as the script that lists such objects does not.
+It does not need Detectron2, as it is used by a script that does not.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-# Beyond any image. The polygon filler of pycocotools needs memory in proportion to coordinates.
+# Outside any image. The memory of pycocotools' polygon filler is proportional to the coordinates.
 _FARTHEST = 100_000
 
 
 def check_object(item: Mapping[str, Any]) -> dict[str, Any] | None:
     """The "bbox" and "segmentation" of an object, without polygons of fewer than three points.
 
-    (pycocotools takes four numbers for a box.)
+    (pycocotools would interpret four numbers as a box.)
 
     Returns:
-        None if the object is degenerate: a box without area, or no outline.
+        The two entries; None if the object is degenerate: a box without area, or no outline.
 
     Raises:
-        ValueError: one of them is not in COCO's format; the message says which and what it is.
+        ValueError: an entry is not in COCO's format; the message has its name and value.
     """
     box, outline = item.get("bbox"), item.get("segmentation")
     if not _are_coordinates(box) or len(box) != 4:
@@ -45,14 +45,14 @@ def check_object(item: Mapping[str, Any]) -> dict[str, Any] | None:
 def object_mask(
     item: Mapping[str, Any], height: int, width: int
 ) -> tuple[np.ndarray, slice, slice]:
-    """Mask of an object that :func:`check_object` has seen.
+    """Mask of an object that :func:`check_object` has validated.
 
     Returns:
-        (h, w) uint8 in 0 / 1, and the rows and columns of the image that it covers: the object's
-        box, as far as it lies in the image.
+        (h, w) uint8 in 0 / 1, and the rows and columns of the image that it covers: the part of the
+        object's box that is inside the image.
 
     Raises:
-        ValueError: run lengths of an image of another size.
+        ValueError: the run lengths are for an image of another size.
     """
     x, y, w, h = item["bbox"]
     rows = slice(*np.clip([int(y), int(np.ceil(y + h))], 0, height))
@@ -64,26 +64,26 @@ def object_mask(
         raise ValueError(f"run lengths of size {outline['size']} in an image of {[height, width]}")
     else:
         runs = _runs(outline)
-        values = np.arange(len(runs), dtype=np.uint8) % 2  # zeros and ones by turns, by columns
+        values = np.arange(len(runs), dtype=np.uint8) % 2  # alternating zeros and ones, by columns
         whole = np.repeat(values, runs).reshape(width, height).T
     return whole[rows, columns], rows, columns
 
 
 def _runs(outline: Mapping[str, Any]) -> list[int]:
-    """Lengths of the runs, packed or not, which add up to the image."""
+    """Run lengths from either encoding, checked to sum to the number of pixels."""
     counts, size = outline.get("counts"), outline.get("size")
     if not _are_coordinates(size) or len(size) != 2:
         raise ValueError(f"size of its run lengths is {_short(size)}, not [height, width]")
     runs = _unpack(counts) if isinstance(counts, str) else counts
     whole = isinstance(runs, list) and all(type(run) is int and run >= 0 for run in runs)
-    # Of too few pycocotools would leave the rest of the mask as memory was.
+    # With too few runs, pycocotools would leave the rest of the mask uninitialised.
     if not whole or sum(runs) != size[0] * size[1]:
         raise ValueError(f"run lengths {_short(counts)} are not those of an image of size {size}")
     return runs
 
 
 def _unpack(counts: str) -> list[int]:
-    """COCO's packed run lengths: five bits a character, from the third on as differences."""
+    """Unpack COCO's run lengths: five bits per character, from the third on as differences."""
     runs: list[int] = []
     value = shift = 0
     for character in counts:
@@ -100,7 +100,7 @@ def _unpack(counts: str) -> list[int]:
 
 
 def _are_coordinates(values: Any) -> bool:
-    """Whether this is a list of numbers; NaN and infinity are none."""
+    """Whether this is a list of finite numbers."""
     return isinstance(values, list) and all(
         type(value) in (int, float) and abs(value) <= _FARTHEST for value in values
     )

@@ -1,4 +1,4 @@
-"""Every config key of tdos_d2: ``add_tdos_config(cfg)`` adds them to a Detectron2 config."""
+"""All config keys of tdos_d2: ``add_tdos_config(cfg)`` adds them to a Detectron2 config."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from detectron2.config import CfgNode as CN
 
-# A wheel brings the configs as tdos_d2.configs; in a checkout they are beside the package.
+# A wheel contains the configs as tdos_d2.configs; in a checkout they are beside the package.
 _PACKAGE = Path(__file__).resolve().parent
 CONFIG_DIR = _PACKAGE / "configs"
 if not CONFIG_DIR.is_dir():
@@ -34,7 +34,7 @@ def get_config_file(name: str) -> str:
         name: path below ``configs/``, such as ``"tdos_vitb.yaml"`` or ``"camvid/tdos_tiny.yaml"``.
 
     Raises:
-        FileNotFoundError: no such config; the message lists those there are.
+        FileNotFoundError: no such config; the message lists the existing ones.
     """
     path = CONFIG_DIR / name
     if path.is_file():
@@ -51,7 +51,7 @@ def get_checkpoint_file(name: str) -> str:
             ``"camvid/tdos_lite2_memory"`` are in the same file.
 
     Raises:
-        FileNotFoundError: no such weights; the message lists those there are.
+        FileNotFoundError: no such weights; the message lists the existing ones.
     """
     name = name.removesuffix(".yaml").removesuffix("_memory")
     path = _WEIGHTS_DIR / f"{name}.safetensors"
@@ -63,7 +63,7 @@ def get_checkpoint_file(name: str) -> str:
 
 
 def set_key(cfg: CN, key: str, value: Any) -> None:
-    """Set ``cfg.<key>`` in place, also where the config is frozen (and then stays so)."""
+    """Set ``cfg.<key>`` in place, even if the config is frozen (it stays frozen)."""
     frozen = cfg.is_frozen()
     cfg.defrost()
     *sections, name = key.split(".")
@@ -74,8 +74,8 @@ def set_key(cfg: CN, key: str, value: Any) -> None:
 
 def _add_model(cfg: CN) -> None:
     # Python modules to import before anything is built, such as ["my_project.parts"]: they register
-    # custom parts, backbones and datasets. Importing runs their code: a config file that is not of
-    # this project may name some only with TDOS_TRUST_IMPORTS=1 in the environment.
+    # custom parts, backbones and datasets. Importing runs their code, so a config file that is not
+    # part of this project may name modules only with TDOS_TRUST_IMPORTS=1 in the environment.
     cfg.MODEL.IMPORTS = []
     # Use TF32 for float32 matrix products and convolutions on GPUs that have it (A100 and later).
     # Faster without mixed precision; scores differ from about the third digit on.
@@ -99,8 +99,8 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.BACKBONE.FREEZE_NORM = True
 
     timm = cfg.MODEL.TIMM = CN()
-    # Image encoder of MODEL.BACKBONE.NAME TimmBackbone: any timm model that gives feature maps. The
-    # text side is still chosen by MODEL.CLIP and MODEL.TEXT.
+    # Image encoder for MODEL.BACKBONE.NAME TimmBackbone: any timm model that returns feature maps.
+    # The text encoder is still chosen by MODEL.CLIP and MODEL.TEXT.
     timm.NAME = "tf_efficientnet_lite2"
     # A file, "timm" (timm's own download), "package" (weights in a package of the extra "lite") or
     # "" for random weights. PIXEL_MEAN and PIXEL_STD are taken from the weights.
@@ -113,18 +113,19 @@ def _add_model(cfg: CN) -> None:
 
     memory = cfg.MODEL.MEMORY = CN()
     # For MODEL.META_ARCHITECTURE NormalityMemory, and TDOS's scores "memory" and "combined":
-    # feature maps of the encoder that go into the memory; the score's resolution is the first's.
+    # feature maps of the encoder that are used in the memory; the score has the first one's grid.
     memory.LEVELS = ["tap3", "tap4"]
     # Largest number of feature vectors in the memory; number of nearest neighbours in the score.
     memory.SIZE = 20000
     memory.NEIGHBOURS = 3
 
     cfg.MODEL.TEXT = CN()
-    # The text side: "PromptedText" (CLIP's text encoder with learnable prompts), "FixedText" (the
-    # vectors of EMBEDDINGS) or "" = FixedText if EMBEDDINGS is set, else PromptedText.
+    # Source of the text queries: "PromptedText" (CLIP's text encoder with learnable prompts),
+    # "FixedText" (the vectors of EMBEDDINGS) or "" = FixedText if EMBEDDINGS is set, else
+    # PromptedText.
     cfg.MODEL.TEXT.NAME = ""
-    # A .npz file with "names" and "embeddings" (n, D) in place of the text encoder; "" = encode the
-    # class names with CLIP. Vectors are scaled to norm 10, as CLIP's text embeddings have.
+    # A .npz file with "names" and "embeddings" (n, D) instead of the text encoder; "" = encode the
+    # class names with CLIP. Vectors are scaled to norm 10, about that of CLIP's text embeddings.
     cfg.MODEL.TEXT.EMBEDDINGS = ""
 
 
@@ -206,8 +207,8 @@ def _add_augmentation(cfg: CN) -> None:
     # shorter side.
     noise.NUM = (1, 3)
     noise.SIZE = (0.1, 0.5)
-    # Random regions are whole ellipses ("ellipse"), or what an ellipse has of the class at its
-    # centre ("segment").
+    # Random regions are whole ellipses ("ellipse"), or the part of an ellipse that has the class of
+    # its centre ("segment").
     noise.SHAPE = "ellipse"
 
     prompts = cfg.MODEL.PROMPTS = CN()
@@ -220,7 +221,7 @@ def _add_augmentation(cfg: CN) -> None:
 
     reg = cfg.MODEL.REG = CN()
     # Language regularizer, which keeps the text queries close to their words: its weight (0 = off),
-    # the template that words are inserted into, and the temperature of the cosine similarities.
+    # the template for words, and the temperature of the cosine similarities.
     reg.LANGUAGE_WEIGHT = 1.0
     reg.TEMPLATE = "a clean origami of a {}"
     reg.TEMPERATURE = 0.07
@@ -273,7 +274,7 @@ def _add_decoders(cfg: CN) -> None:
 
 
 def _add_input(cfg: CN) -> None:
-    # A YAML file with custom sets: a list of mappings with the arguments of
+    # A YAML file with custom datasets: a list of mappings with the arguments of
     # register_segmentation_dataset (with classes or colours) or register_ood_dataset; "" = none.
     cfg.DATASETS.REGISTER = ""
     # Sampling weight of each dataset in DATASETS.TRAIN; empty = all frames are equally likely.
@@ -296,7 +297,7 @@ def _add_input(cfg: CN) -> None:
     paste.SOURCE = "shapes"
     # With SOURCE "mix": [["source", weight], ...], such as [["coco", 0.5], ["shapes", 0.5]].
     paste.MIX = []
-    # List of COCO objects, written by datasets/prepare_coco_outliers.py; "" =
+    # List of COCO objects from datasets/prepare_coco_outliers.py; "" =
     # coco_outliers.json in $DETECTRON2_DATASETS.
     paste.COCO_LIST = ""
     # COCO categories to use from the list; empty = all.
@@ -304,8 +305,8 @@ def _add_input(cfg: CN) -> None:
     # Probability that objects are pasted into a training crop, and the range of their number.
     paste.PROB = 0.5
     paste.NUM = (1, 3)
-    # Range of an object's larger side relative to the crop's shorter side. COCO objects get smaller
-    # the farther up in the frame they stand.
+    # Range of an object's larger side relative to the crop's shorter side. COCO objects are scaled
+    # down with the height of their position in the frame.
     paste.SIZE = (0.05, 0.5)
     # Classes that objects may stand on, such as ["road", "sidewalk"]; empty = any.
     paste.STAND_ON = []
@@ -331,25 +332,25 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Polynomial decay with warm-up, or one of Detectron2's schedules.
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"
-    # Learning rate factors: [["module prefix", factor], ...]; the longest matching prefix counts.
+    # Learning rate factors: [["module prefix", factor], ...]; the longest matching prefix applies.
     cfg.SOLVER.MULTIPLIERS = [["backbone", 0.1]]
-    # Mixed precision in bfloat16 on a CPU, where AMP.ENABLED alone is for GPUs. Faster where the
-    # processor has bfloat16 (AVX-512 BF16 or AMX), slower elsewhere.
+    # Mixed precision in bfloat16 on a CPU (AMP.ENABLED alone is for GPUs). Faster if the processor
+    # supports bfloat16 (AVX-512 BF16 or AMX), else slower.
     cfg.SOLVER.AMP.CPU = False
-    # Checkpoint of a training that --resume goes on from where OUTPUT_DIR has none, with optimizer
-    # and iteration, and the learning rates and MAX_ITER of this config; "" = none.
+    # Checkpoint from which --resume continues if OUTPUT_DIR has none, with its optimizer state and
+    # iteration, and the learning rates and MAX_ITER of this config; "" = none.
     cfg.SOLVER.RESUME_FROM = ""
-    # Seconds after which a run of several processes ends when one of them does not answer the
+    # Seconds after which a run of several processes ends if one of them does not respond to the
     # others. Processes wait for the main one while it computes metrics and writes reports.
     cfg.SOLVER.PROCESS_TIMEOUT = 1800
-    # Deterministic algorithms on GPUs: the same seed gives the same weights. Slower; where torch
-    # has none, the log has its warning with the name of the operation.
+    # Deterministic algorithms on GPUs: the same seed gives the same weights. Slower; for operations
+    # without such an algorithm, the log has torch's warning with their name.
     cfg.SOLVER.DETERMINISTIC = False
     # Power of WarmupPolyLR, and its smallest value as a share of BASE_LR, as in DeepLab.
     cfg.SOLVER.POLY_LR_POWER = 0.9
     cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.01
-    # Steps in a row whose loss or gradient is NaN or infinite and that are left out, and counted,
-    # before training stops; 0 = stop at the first. The batch is kept in OUTPUT_DIR.
+    # Largest number of successive steps with a NaN or infinite loss or gradient that are skipped
+    # and counted; one more stops training (0 = the first). The batch is saved in OUTPUT_DIR.
     cfg.SOLVER.MAX_SKIPPED_STEPS = 0
 
 
@@ -363,8 +364,8 @@ def _add_test(cfg: CN) -> None:
     # "window" decodes every window and averages the outputs, as published; "image" averages the
     # encoder's maps and decodes once, which is faster.
     window.DECODE = "window"
-    # Predict and evaluate in bfloat16 on a CPU: faster where the processor has it (AVX-512 BF16 or
-    # AMX), with scores that differ a little.
+    # Predict and evaluate in bfloat16 on a CPU: faster if the processor supports it (AVX-512 BF16
+    # or AMX); scores differ slightly.
     cfg.TEST.BFLOAT16 = False
     # What to do if a test dataset is not on disk: "error", or "skip" with a warning.
     cfg.TEST.MISSING = "error"
@@ -377,8 +378,8 @@ def _add_test(cfg: CN) -> None:
     cfg.TEST.THRESHOLD = "best-f1"
     # Also measure instances, images, and OOD objects by size and by distance to the lower edge.
     cfg.TEST.BREAKDOWN = False
-    # Keep counts of each frame in OUTPUT_DIR/frame_counts, by which tools/compare_runs.py compares
-    # runs frame by frame.
+    # Write counts of each frame to OUTPUT_DIR/frame_counts, with which tools/compare_runs.py
+    # compares runs frame by frame.
     cfg.TEST.FRAME_COUNTS = False
     export = cfg.TEST.EXPORT = CN()
     # Write score maps of all OOD datasets to OUTPUT_DIR/inference: "smiyc" (HDF5), "fishyscapes"

@@ -1,6 +1,6 @@
-"""Processor cores that this process may use, and OpenMP threads that leave them to others.
+"""Processor cores that this process may use, and settings of OpenMP's threads.
 
-Imports nothing but the standard library: ``tdos_commands`` loads it before torch is there.
+It imports only the standard library, as ``tdos_commands`` loads it before torch.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import os
 from collections.abc import MutableMapping
 from pathlib import Path, PurePosixPath
 
-# Set where OMP_NUM_THREADS is not the user's but of ``settle_openmp``.
+# Set if OMP_NUM_THREADS was set by ``settle_openmp``, not by the user.
 _CHOSEN = "TDOS_CHOSE_OMP_NUM_THREADS"
 
 
 def usable_cores() -> int:
     """Cores of the affinity mask (taskset, SLURM), or of the cgroup's CPU quota if that is less.
 
-    A quota of 1.5 cores counts as 2: threads that wait do not spin.
+    A quota of 1.5 cores counts as 2, since waiting threads do not spin.
     """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -35,7 +35,7 @@ def cgroup_quota(
     Args:
         mount: folder of cgroup v2, and of the controllers' folders of v1.
         membership: lines ``hierarchy:controllers:path``. In a container the path may be that of
-            the host, which does not exist there: its parents up to the mount are read then.
+            the host and not exist; then its parents up to the mount are read.
     """
     try:
         lines = Path(membership).read_text().splitlines()
@@ -60,22 +60,23 @@ def _quota_v1(folder: Path) -> float:
         )
     except (OSError, ValueError):
         return math.inf
-    return quota / period if quota > 0 and period > 0 else math.inf  # -1 is no quota
+    return quota / period if quota > 0 and period > 0 else math.inf  # -1 means no quota
 
 
 def _quota_v2(folder: Path) -> float:
     try:
         quota, period = map(int, (folder / "cpu.max").read_text().split())
-    except (OSError, ValueError):  # "max 100000" is no quota
+    except (OSError, ValueError):  # "max 100000" means no quota
         return math.inf
     return quota / period if period > 0 else math.inf
 
 
 def settle_openmp(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Before torch is imported: OpenMP's threads sleep while they wait, and are no more than cores.
+    """Let OpenMP's threads sleep while they wait, and limit their number to the usable cores.
 
-    Beside other busy processes, threads that spin take the time of those that they wait for. OpenMP
-    follows the affinity mask by itself, but not a quota. What the user has set stays.
+    It must be called before torch is imported. If other processes are busy, spinning threads take
+    time from the threads that they wait for. OpenMP respects the affinity mask by itself, but not a
+    quota. Settings by the user are kept.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & environ.keys():
         environ["OMP_WAIT_POLICY"] = "passive"

@@ -1,4 +1,4 @@
-"""The one exception that is meant for users, and how commands end with it."""
+"""The exception for users' errors, and how commands report it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MARK = "UserError: "
 _LONGEST = 2000  # characters of a message
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
 OTHER_IS_GONE = "another process of this run is gone: the last line on its machine says why"
-# Ends of tracebacks that users can do something about.
+# Errors in tracebacks that users can fix.
 _KNOWN = {
     "cuda is not available. Please check your installation": (
         "this Detectron2 starts several processes on GPUs only: use --num-gpus 1"
@@ -34,48 +34,48 @@ _KNOWN = {
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong: the message is one line naming the file or config key.
+    """An error in the user's input, with a message of one line that names the file or config key.
 
-    ``train_net.py`` and the tools print it as ``error: ...`` and exit with status 2. Whatever is in
-    the names of files, :func:`printable` keeps it one line.
+    ``train_net.py`` and the tools print it as ``error: ...`` and exit with status 2.
+    :func:`printable` keeps it one line even if file names contain line breaks.
     """
 
     def __init__(self, message: object = "") -> None:
         text = str(message)
-        if _MARK in text and "\n" in text:  # a data loader worker's, with its traceback
+        if _MARK in text and "\n" in text:  # from a dataloader worker, with its traceback
             text = text.strip().rpartition(_MARK)[2]
         cut = f"{text[:_LONGEST]} ..." if len(text) > _LONGEST else text
         super().__init__(printable(cut))
 
 
 def printable(text: object) -> str:
-    """Text for a terminal: what steers it (escapes, line ends, changes of direction) in ``\\x1b``
-    notation. So are bytes of a name that are not UTF-8, which could not be printed at all."""
+    """Text for a terminal: control characters (escapes, line breaks, changes of direction), and
+    bytes of names that are not UTF-8 and cannot be printed, in ``\\x1b`` notation."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
     )
 
 
 class OutputUserError(UserError, OSError):
-    """A file cannot be written to its end: the disk is full, or the file would be too large."""
+    """A file cannot be written completely: the disk is full, or the file would be too large."""
 
     def __str__(self) -> str:
-        return str(self.args[0])  # not OSError's, which is of number and name
+        return str(self.args[0])  # OSError's own text has number and name
 
 
 def output_error(error: BaseException, path: str | os.PathLike) -> OutputUserError | None:
-    """The one line for ``error`` if it is of a full disk, or came of one; else None.
+    """The error for users if a full disk caused ``error``; else None.
 
     Args:
-        error: what was raised while ``path`` was written to. torch.save raises a RuntimeError of
-            its own when the file that it was given cannot be written to.
+        error: the exception raised while ``path`` was written to. (torch.save raises a RuntimeError
+            if its file cannot be written to.)
         path: a file, or the folder that has it.
     """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OutputUserError):
             return cause
-        # NumPy's has no number: "10000 requested and 1218 written".
+        # NumPy's error has no number: "10000 requested and 1218 written".
         short = isinstance(cause, OSError) and " requested and " in str(cause)
         if short or (isinstance(cause, OSError) and cause.errno in _FULL):
             reason = "the disk is full" if short else cause.strerror
@@ -97,9 +97,9 @@ def exit_with_one_line(function: Callable[[], object]) -> None:
 
 
 def user_message(text: str) -> str | None:
-    """The message of the last UserError in a traceback, or None if its cause is another one.
+    """The message of the last UserError in a traceback, or None if another exception caused it.
 
-    Data loader workers and child processes hand on exceptions as text.
+    Dataloader workers and child processes pass exceptions on as text.
     """
     last = text.strip().splitlines()[-1]
     for symptom, message in _KNOWN.items():

@@ -1,6 +1,7 @@
-"""Files: outputs that are there complete or not at all, inputs in folders, images.
+"""Files: outputs written completely or not at all, inputs in folders, images.
 
-Inputs may be anybody's. What would never end, fill the memory or run code is refused.
+Inputs may come from untrusted sources: files are refused if reading them would never end, exhaust
+the memory or run code.
 """
 
 from __future__ import annotations
@@ -25,22 +26,23 @@ from .errors import UserError, output_error
 
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS = 258
-# Pillow knows many more, and runs Ghostscript for one of them.
+# Pillow reads many other formats, and runs Ghostscript for one of them.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF")
-# Of an image, a label or a score map: a file of some kilobytes can claim any size.
+# Limit for an image, a label or a score map: a file of a few kilobytes can declare any size.
 MAX_PIXELS = 2**27
-# Visited in one search. Links between folders make any number of paths.
+# Limit of folders in one search: links between folders can give any number of paths.
 _MAX_FOLDERS = 100_000
 _T = TypeVar("_T")
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """Open a binary file that appears under ``path`` complete or not at all.
+    """Open a binary file that appears under ``path`` completely or not at all.
 
-    The bytes go to a file of this process in the same folder, reach the disk, and only then take
-    the name: several processes may write the same file. After an error the old file is still there
-    and the temporary one is gone. What is no file, such as /dev/stdout, is written to as it is.
+    The bytes are written to a temporary file of this process in the same folder, flushed to the
+    disk, and only then renamed: several processes may write the same file. After an error the old
+    file is unchanged and the temporary one is deleted. Special files such as /dev/stdout are
+    written to directly.
 
     Raises:
         OutputUserError: the disk is full.
@@ -66,7 +68,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Let a new name reach the disk, where the file system can (not on Windows)."""
+    """Flush a new name to the disk if the system supports this (not on Windows)."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -76,16 +78,15 @@ def _sync_folder(folder: Path) -> None:
 
 
 def check_output(path: str | os.PathLike, option: str, *, folder: bool = False) -> None:
-    """Find out, before the work, whether its result can be written. Nothing is left behind.
+    """Check, before the computation, that its result can be written; leaves no files behind.
 
     Args:
-        path: a file whose folder must be there, or (``folder``) a folder, which may be made with
-            its parents.
+        path: a file whose folder must exist, or (``folder``) a folder, which need not exist.
         option: option or config key that names it, for messages.
-        folder: which of the two it is.
+        folder: whether ``path`` is a folder.
 
     Raises:
-        UserError: it cannot be written, or there is a file for a folder or a folder for a file.
+        UserError: it cannot be written, or is a file instead of a folder or vice versa.
     """
     path = Path(path)
     if folder:
@@ -109,21 +110,21 @@ def check_output(path: str | os.PathLike, option: str, *, folder: bool = False) 
 def find_files(
     folder: str | os.PathLike, pattern: str = "**/*", without: Sequence[Path] = ()
 ) -> list[str]:
-    """Files in a folder and those below it, also where links lead, each folder once on a path.
+    """Files in a folder and its subfolders; links are followed, except in circles.
 
-    Hidden files and folders (".ipynb_checkpoints", "._x.jpg" of macOS) are left out. Links that
-    lead nowhere are in the list, so that reading them is an error.
+    Hidden files and folders (".ipynb_checkpoints", "._x.jpg" of macOS) are left out. Broken links
+    are included, so that reading them is an error.
 
     Args:
-        folder: where to look.
-        pattern: of paths below it, as in glob: "**" is any number of folders.
-        without: folders to leave out, whatever name or link leads there.
+        folder: the folder to search.
+        pattern: pattern of the paths below it, as in glob: "**" is any number of folders.
+        without: folders to leave out, compared by their real paths.
 
     Returns:
         Paths below ``folder``, with "/", sorted as text.
 
     Raises:
-        UserError: a folder cannot be read, or links make too many of them.
+        UserError: a folder cannot be read, or links lead to too many folders.
     """
     parts = PurePosixPath(pattern).parts
     pruned = {os.path.realpath(path) for path in without}
@@ -132,7 +133,7 @@ def find_files(
 
 
 def _walk(folder: str, prefix: str, closed: set[str], visits: Iterator[int]) -> Iterator[str]:
-    """Paths below ``folder`` behind ``prefix``; none below the real folders ``closed``."""
+    """Paths below ``folder``, each with ``prefix``; none below the real paths in ``closed``."""
     real = os.path.realpath(folder)
     if real in closed:
         return
@@ -154,7 +155,7 @@ def _walk(folder: str, prefix: str, closed: set[str], visits: Iterator[int]) -> 
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself: an error when it is read
+    except OSError:  # a link to itself; reading it raises the error
         return False
 
 
@@ -172,10 +173,10 @@ def open_with(
     path: str | os.PathLike,
     open_file: Callable[[str, str], IO[bytes]] = open,
 ) -> _T:
-    """``read`` of the file ``path``, such as :func:`decode_image`; ``kind`` is for messages.
+    """Apply ``read``, such as :func:`decode_image`, to a file; ``kind`` is for messages.
 
     Raises:
-        UserError: whatever went wrong, in one line that names the file.
+        UserError: any error, in one line that names the file.
     """
     try:
         check_regular(path)
@@ -185,20 +186,20 @@ def open_with(
         raise UserError(f"no {kind} file {path}") from error
     except UnidentifiedImageError as error:
         raise UserError(f"cannot read {kind} {path}: it is no image that Pillow knows") from error
-    except Exception as error:  # Pillow's decoders raise nearly every kind there is
+    except Exception as error:  # Pillow's decoders may raise almost any type
         cause = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read {kind} {path}: {cause}") from error
 
 
 def check_regular(path: str | os.PathLike) -> None:
-    """Raise ValueError for a pipe, a socket or a device: reading it might never end."""
+    """Raise ValueError for a pipe, a socket or a device, as reading it might never end."""
     mode = os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise ValueError("it is a pipe, a socket or a device, not a file")
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a path from a list leads to a file of the folder that it is joined to."""
+    """Whether a path from a list stays within the folder that it is joined to."""
     paths = PurePosixPath(name), PureWindowsPath(name)
     return not any(path.anchor or ".." in path.parts for path in paths)
 
@@ -212,11 +213,11 @@ def check_size(width: int, height: int) -> None:
 def open_image(
     file: IO[bytes] | str | os.PathLike, formats: Sequence[str] = _FORMATS
 ) -> Image.Image:
-    """``Image.open``, of these formats and of at most ``MAX_PIXELS``.
+    """``Image.open``, restricted to these formats and to ``MAX_PIXELS``.
 
     Raises:
         ValueError: the image is larger.
-        Exception: nearly every kind there is, from Pillow's decoders.
+        Exception: of almost any type, from Pillow's decoders.
     """
     image = Image.open(file, formats=formats)
     try:
@@ -228,21 +229,21 @@ def open_image(
 
 
 def decode_image(file: IO[bytes]) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an image, turned as its EXIF data say, whatever its format.
+    """(H, W, 3) uint8 RGB of an image of any format, rotated according to its EXIF data.
 
-    Of 16 bits the high byte counts, in grey images as in those with colour; transparency does not.
-    (Given a name instead of an open file, Pillow maps some TIFF files into memory and confuses
-    their sides where they are turned.)
+    Of images with 16 bits, grey or in colour, the high byte is used; transparency is ignored.
+    (Given a name instead of an open file, Pillow memory-maps some TIFF files and swaps the sides of
+    rotated ones.)
 
     Raises:
-        ValueError: a grey image has 32 bits or real numbers, whose range nobody knows.
-        Exception: nearly every kind there is, from Pillow's decoders.
+        ValueError: a grey image has 32 bits or real numbers, whose range is unknown.
+        Exception: of almost any type, from Pillow's decoders.
     """
     with open_image(file) as opened:
         bits = opened.tag_v2.get(_TIFF_BITS, (16,))[0] if opened.format == "TIFF" else 16
         ImageOps.exif_transpose(opened, in_place=True)  # copies nothing where nothing is turned
         image: Image.Image = opened
-        # Pillow has PNG and PGM files of 16 bits as "I", too, depending on its version.
+        # Depending on its version, Pillow also opens PNG and PGM files of 16 bits in mode "I".
         if image.mode.startswith("I;16") or (image.mode == "I" and opened.format in ("PNG", "PPM")):
             image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
         elif image.mode in ("I", "F"):
@@ -254,11 +255,11 @@ def decode_image(file: IO[bytes]) -> np.ndarray:
 def decode_values(file: IO[bytes]) -> np.ndarray:
     """(H, W), or in colour (H, W, C), integers or bool in a label file or mask.
 
-    They are turned as its EXIF data say; of a palette the indices count.
+    They are rotated according to the EXIF data; images with a palette give its indices.
 
     Raises:
-        ValueError: a value is not a whole number.
-        Exception: nearly every kind there is, from Pillow's decoders.
+        ValueError: a value is not an integer.
+        Exception: of almost any type, from Pillow's decoders.
     """
     with open_image(file) as opened:
         ImageOps.exif_transpose(opened, in_place=True)
@@ -273,24 +274,24 @@ def decode_values(file: IO[bytes]) -> np.ndarray:
 
 
 def image_size(file: IO[bytes]) -> tuple[int, int]:
-    """Width and height that :func:`decode_image` gives, from the header; raises as it does."""
+    """Width and height of :func:`decode_image`'s result, from the header; the same errors."""
     with open_image(file) as image:
         width, height = image.size
-        if image.format == "TIFF":  # Pillow has turned the size itself
+        if image.format == "TIFF":  # Pillow has already swapped the sides
             return width, height
-        # The PNG class's own getexif would decode the whole image where it has no EXIF data.
+        # The PNG class's getexif would decode the whole image if it has no EXIF data.
         turned = Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1) >= 5
         return (height, width) if turned else (width, height)
 
 
 def once_per_file(number: int) -> Callable[[Callable[[str], _T]], Callable[..., _T]]:
-    """Decorator: what a function of a path gave is kept while the file is the same.
+    """Decorator that caches the results of a function of a path until the file changes.
 
-    The same is what has the same inode, time and size. What is kept is handed out as it is: callers
-    do not change it. Errors are not kept. ``cache_clear`` forgets all, as that of ``lru_cache``.
+    A file is unchanged if it has the same inode, time and size. Results are not copied: callers
+    must not change them. Errors are not cached. ``cache_clear`` works as that of ``lru_cache``.
 
     Args:
-        number: how many files are kept.
+        number: largest number of cached files.
     """
 
     def decorate(read: Callable[[str], _T]) -> Callable[..., _T]:
@@ -303,7 +304,7 @@ def once_per_file(number: int) -> Callable[[Callable[[str], _T]], Callable[..., 
             path = os.fspath(path)
             try:
                 state = os.stat(path)
-            except OSError:  # the function knows what to say
+            except OSError:  # the function raises its own error
                 return read(path)
             return kept(path, state.st_ino, state.st_mtime_ns, state.st_size)
 
@@ -314,7 +315,7 @@ def once_per_file(number: int) -> Callable[[Callable[[str], _T]], Callable[..., 
 
 
 def fingerprint(path: str | os.PathLike) -> str | None:
-    """SHA-256 of a file's content in hexadecimal digits; None where there is no file."""
+    """SHA-256 of a file's content in hexadecimal digits; None if there is no file."""
     return _fingerprint(path) if os.path.isfile(path) else None
 
 

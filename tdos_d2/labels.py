@@ -1,4 +1,4 @@
-"""Values of the pixels of labels that OOD metrics are computed from."""
+"""Pixel values of the labels for OOD metrics."""
 
 from __future__ import annotations
 

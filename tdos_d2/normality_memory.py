@@ -1,4 +1,4 @@
-"""The meta-architecture of a detector that needs normal frames only: no labels, no training."""
+"""The meta-architecture of a detector that needs only normal frames: no labels, no training."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .modeling.scores import resize
 
 @META_ARCH_REGISTRY.register()
 class NormalityMemory(ImageModel):
-    """Scores a pixel by how far its features are from all features of normal frames.
+    """Scores a pixel by the distance of its features to those of normal frames.
 
-    The encoder stays as it is; what is learned is the memory, which :meth:`fit_memory` fills (see
+    The encoder is not changed; only the memory is filled, by :meth:`fit_memory` (see
     tools/fit_memory.py). There are no known classes: ``sem_seg`` has no channels.
     """
 
-    padding = "replicate"  # the mean colour would be far from all features
+    padding = "replicate"  # features of the mean colour would be far from all others
 
     @configurable
     def __init__(
@@ -38,10 +38,10 @@ class NormalityMemory(ImageModel):
     ) -> None:
         """
         Args:
-            backbone: gives the maps that the memory keeps.
-            memory: its first level's grid is that of the score.
-            encoder: what the backbone is called in checkpoints.
-            image: of :class:`~tdos_d2.modeling.image_model.ImageModel`.
+            backbone: returns the maps of the memory's levels.
+            memory: the memory; the grid of its first level is that of the score.
+            encoder: name of the backbone in checkpoints.
+            image: arguments of :class:`~tdos_d2.modeling.image_model.ImageModel`.
         """
         super().__init__(**image)
         self.backbone = backbone.requires_grad_(False).eval()
@@ -63,7 +63,7 @@ class NormalityMemory(ImageModel):
         }
 
     def checkpoint_info(self) -> dict[str, Any]:
-        """What must agree with the config of a model that loads the memory."""
+        """Information that must agree with the config of a model that loads the memory."""
         return {
             "class_names": [],
             "clip_name": getattr(self.backbone, "architecture", ""),
@@ -75,7 +75,7 @@ class NormalityMemory(ImageModel):
         }
 
     def train(self, mode: bool = True) -> NormalityMemory:
-        """Nothing is trained: the encoder stays in eval mode."""
+        """Keep the encoder in eval mode, as nothing is trained."""
         return super().train(False)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
@@ -85,7 +85,7 @@ class NormalityMemory(ImageModel):
                 ``height`` and ``width`` of the original image.
 
         Returns:
-            Per input ``ood_score`` (H, W) float32 at original size, in [0, 2], larger = more
+            Per input, ``ood_score`` (H, W) float32 at original size, in [0, 2], larger = more
             anomalous, and ``sem_seg`` (0, H, W).
         """
         outputs = []
@@ -97,23 +97,23 @@ class NormalityMemory(ImageModel):
         return outputs
 
     def fit_memory(self, images: Iterable[Tensor], *, seed: int = 0) -> int:
-        """Fill the memory with features of normal frames, drawn at random and equally of each.
+        """Fill the memory with features of normal frames, the same number from each, at random.
 
         Args:
-            images: (3, H, W) frames in [0, 255], gone through twice: a list or a dataset.
-            seed: of the drawing.
+            images: (3, H, W) frames in [0, 255], iterated over twice: a list or a dataset.
+            seed: seed of the random selection.
 
         Returns:
             The number of vectors, at most the memory's size.
 
         Raises:
-            UserError: there is no frame.
+            UserError: there are no frames.
         """
         with torch.no_grad():
             return self.memory.fit(self._features_of(images), seed)
 
     def match_checkpoint(self, state: Mapping[str, Tensor]) -> None:
-        """Give the memory the size that it has in a checkpoint that is about to be loaded."""
+        """Resize the memory to that in a checkpoint before this is loaded."""
         self.memory.match(state, "memory.")
 
     def _decode(self, features: dict[str, Tensor], size: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The meta-architecture: what happens to an image, from top to bottom."""
+"""The meta-architecture TDOS: training losses and inference."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from .modeling.word_maps import word_maps
 
 logger = logging.getLogger(__name__)
 
-# Prompts, and what else is there once per class or query.
+# Prompts, and other parameters per class or query.
 HEADS = (
     "text.",
     "pixel_decoder.text_position.",
@@ -80,27 +80,28 @@ class TDOS(ImageModel):
     ) -> None:
         """
         Args:
-            backbone: gives ``tap1..4``, ``embedding`` and ``dense`` (see CLIPVisionTransformer).
+            backbone: returns ``tap1..4``, ``embedding`` and ``dense`` (see FreezableEncoder).
             neck: taps, score map -> four levels, finest first.
-            text: module without arguments that gives (N, D) text embeddings.
+            text: module without inputs that returns (N, D) text embeddings.
             context_decoder: (N, D), (B, S, D_v) -> (B, N, D).
             pixel_decoder: levels, text -> memory, mask features.
             transformer_decoder: memory, mask features, text -> class logits, mask logits.
             criterion: the losses.
-            semantic_augmentation: chooses where features are perturbed in training; None: nowhere.
+            semantic_augmentation: chooses where features are perturbed in training; None: no
+                perturbation.
             regularization: further losses.
-            memory: of normal features, for the scores "memory" and "combined".
-            heads_only: train only ``HEADS``; the rest keeps its weights and statistics.
+            memory: memory of normal features, for the scores "memory" and "combined".
+            heads_only: train only ``HEADS``; freeze other weights and statistics.
             class_names: names of the K known classes.
             ood_name: the OOD word.
             merge: rule for masks and score maps of the OOD queries (see ``modeling.merge``).
             class_merge: rule for their class logits.
             score: name of the score in ``ood_score`` (see ``modeling.scores``).
             extra_scores: names of the scores in ``ood_scores``.
-            image: of :class:`~tdos_d2.modeling.image_model.ImageModel`.
+            image: arguments of :class:`~tdos_d2.modeling.image_model.ImageModel`.
 
         Raises:
-            UserError: unknown merge rule or score, a step that leaves gaps between windows.
+            UserError: unknown merge rule or score; the stride leaves gaps between windows.
         """
         super().__init__(**image)
         check_merge_rules(merge, class_merge)
@@ -165,7 +166,7 @@ class TDOS(ImageModel):
         }
 
     def checkpoint_info(self) -> dict[str, Any]:
-        """What a checkpoint must say so that the model can be built again without its config."""
+        """Information for checkpoints, from which the model can be rebuilt without its config."""
         return {
             "class_names": list(self.class_names),
             "ood_name": self.ood_name,
@@ -173,11 +174,11 @@ class TDOS(ImageModel):
         }
 
     def train(self, mode: bool = True) -> TDOS:
-        """Set the mode of everything but frozen parts, which stay in eval mode."""
+        """Set the mode of all parts except frozen ones, which stay in eval mode."""
         super().train(mode)
         if self.heads_only:
             for name, part in self.named_children():
-                # The query decoder has no statistics, and in eval mode no deep supervision.
+                # The query decoder has no statistics, but deep supervision only in training mode.
                 part.train(mode and name == "transformer_decoder")
         return self
 
@@ -192,7 +193,7 @@ class TDOS(ImageModel):
         Returns:
             In training a dict of losses. In evaluation, per input, ``sem_seg`` (K, H, W) float32,
             the averaged S of the known classes at original size; ``ood_score`` (H, W) float32,
-            larger = more anomalous; ``ood_scores``, further scores by name; with ``words``
+            larger = more anomalous; ``ood_scores``, further scores by name; with ``words`` also
             ``word_scores`` and ``word_chances``, (W, H, W) each (see ``modeling.word_maps``).
         """
         if self.training:
@@ -200,7 +201,7 @@ class TDOS(ImageModel):
         return [self._infer(x) for x in batched_inputs]
 
     def embed(self, images: Tensor, regions: Tensor) -> Tensor:
-        """What regions of images show, to be compared with plain text embeddings.
+        """Embeddings of image regions, to be compared with plain text embeddings.
 
         Args:
             images: (B, 3, H, W) in [0, 255], H and W multiples of ``size_divisibility``.
@@ -218,18 +219,18 @@ class TDOS(ImageModel):
             return (share[:, None] @ unit)[:, 0]
 
     def fit_memory(self, images: Iterable[Tensor], *, seed: int = 0) -> int:
-        """Fill the memory, and weigh the scores that "combined" joins, with normal frames.
+        """Fill the memory, and weight the scores of "combined", with normal frames.
 
         Args:
-            images: (3, H, W) frames in [0, 255] at test size, gone through three times: a list or a
-                dataset.
-            seed: of the drawing.
+            images: (3, H, W) frames in [0, 255] at test size, iterated over up to three times: a
+                list or a dataset.
+            seed: seed of the random selection.
 
         Returns:
             The number of vectors, at most the memory's size.
 
         Raises:
-            UserError: there is no frame, or no score that needs a memory.
+            UserError: there are no frames, or no score needs a memory.
         """
         if self.memory is None:
             raise UserError(
@@ -244,10 +245,10 @@ class TDOS(ImageModel):
         return count
 
     def match_checkpoint(self, state: Mapping[str, Tensor]) -> None:
-        """Take the form of a checkpoint that is about to be loaded.
+        """Adapt the model to a checkpoint before this is loaded.
 
-        The memory gets its size and, where the checkpoint is packed and holds text embeddings, they
-        take the place of the text encoder.
+        The memory gets the checkpoint's size. If the checkpoint is packed and has text embeddings,
+        they replace the text encoder.
         """
         if "text.embeddings" in state:
             self.text = StoredText(torch.zeros_like(state["text.embeddings"], dtype=torch.float32))
@@ -257,7 +258,7 @@ class TDOS(ImageModel):
 
     def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         images = [self._normalise(x["image"]) for x in batched_inputs]
-        # Normalised first: padding with 0 is then padding with the mean colour.
+        # Normalised first, so that padding with 0 is padding with the mean colour.
         images = ImageList.from_tensors(images, self.size_divisibility)
         labels = [x["sem_seg"].to(self.device) for x in batched_inputs]
         labels = ImageList.from_tensors(labels, self.size_divisibility, IGNORE).tensor
@@ -269,8 +270,8 @@ class TDOS(ImageModel):
         *outputs, text, of_queries = self._segment(features)
         record_batch(labels, of_queries[-1], self.num_known)
         losses = self.criterion(*outputs, labels)
-        # Where no loss or decoder that is on uses them, they stay in the graph all the same: with
-        # several processes each waits for the gradients of all trained parameters.
+        # These outputs stay in the graph even if no enabled loss or decoder uses them: with several
+        # processes, each waits for the gradients of all trained parameters.
         unused = outputs[2].float().mean() + features["embedding"].float().mean()
         losses["loss_class"] = losses["loss_class"] + 0 * unused
         if self.regularization is not None:
@@ -320,9 +321,9 @@ class TDOS(ImageModel):
         return self.image_projection(features["dense"].flatten(2).transpose(1, 2))
 
     def _segment(self, features: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """What the backbone gives -> class logits (O, B, K + 1, K + 2), mask logits
-        (O, B, K + 1, h, w) and score map (B, K + 1, h', w') of the merged queries, all float32, and
-        what is behind them: the text embeddings (B, N, D) and all mask logits (O, B, N, h, w).
+        """Outputs of the backbone -> class logits (O, B, K + 1, K + 2), mask logits
+        (O, B, K + 1, h, w) and score map (B, K + 1, h', w') of the merged queries, all float32; and
+        the text embeddings (B, N, D) and mask logits (O, B, N, h, w) of all queries.
         """
         dense = self._dense(features)
         embedding = self.image_projection(features["embedding"])  # (B, D), CLIP's image embedding
@@ -347,7 +348,7 @@ class TDOS(ImageModel):
         return *merged, text, mask_logits
 
     def _full_precision(self) -> torch.autocast:
-        """Autocast makes float32 half again in every product: cosines and scores would tie."""
+        """Disable autocast, whose half precision would cause ties of cosines and scores."""
         return torch.autocast(self.device.type, enabled=False)
 
     def _freeze_all_but_heads(self) -> None:
@@ -358,12 +359,12 @@ class TDOS(ImageModel):
 
 
 def _projection(in_dim: int, out_dim: int) -> nn.Module:
-    """Image space to text space: nothing where both are CLIP's, learned where the text is not."""
+    """Projection from image to text space: identity for equal widths, as in CLIP, else learned."""
     return nn.Identity() if in_dim == out_dim else nn.Linear(in_dim, out_dim)
 
 
 def use_tf32(on: bool) -> None:
-    """``MODEL.TF32`` for all of the process; the log says what a GPU that has TF32 does."""
+    """Apply ``MODEL.TF32`` to the process; logs the setting on a GPU that supports TF32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
     if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0):
         products = "from factors rounded to TF32" if on else "in full"

@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 def page_environment(folder: Path) -> Environment:
-    """Of the templates in ``folder``: values are escaped, and one that is not given is an error."""
+    """Environment of the templates in ``folder``: escapes values; a missing value is an error."""
     return Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""JSON, YAML, arrays and zip archives of strangers: read within limits, running nothing in them."""
+"""Reading untrusted JSON, YAML, arrays and zip archives, within limits and without running code."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .errors import UserError
 from .files import check_regular, stays_inside
 
 MAX_TEXT = 2**24  # bytes of a text or JSON file
-MAX_YAML = 2**17  # bytes; PyYAML reads this in some seconds
+MAX_YAML = 2**17  # bytes; PyYAML needs a few seconds for this
 MAX_ARRAYS = 2**30  # bytes of all arrays in a file, unpacked
-_MAX_NODES = 100_000  # of a YAML file, with what its aliases repeat
+_MAX_NODES = 100_000  # of a YAML file, including repetitions by aliases
 
 
 def read_text(path: str | os.PathLike, most: int = MAX_TEXT) -> str:
     """Content of a UTF-8 file.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no text, no regular file, or has more than ``most`` bytes.
+        OSError: the file cannot be read.
+        ValueError: it is not UTF-8, not a regular file, or has more than ``most`` bytes.
     """
     check_regular(path)
     with open(path, "rb") as file:
@@ -51,7 +51,7 @@ def read_lines(path: str | os.PathLike, what: str) -> list[str]:
 
 
 def read_json(path: str | os.PathLike, most: int = MAX_TEXT) -> Any:
-    """What a JSON file holds; raises as :func:`read_text`, also where it is no JSON."""
+    """Content of a JSON file; raises as :func:`read_text`, and ValueError if it is not JSON."""
     try:
         return json.loads(read_text(path, most))
     except RecursionError as error:
@@ -59,14 +59,14 @@ def read_json(path: str | os.PathLike, most: int = MAX_TEXT) -> Any:
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """What YAML says, in plain types: tags that would make other objects are refused.
+    """Content of YAML in plain types; tags for other objects are refused.
 
     Args:
-        text: of a file.
-        name: of that file, for messages.
+        text: content of a file.
+        name: name of that file, for messages.
 
     Raises:
-        yaml.YAMLError: it is no YAML, or its aliases repeat too much.
+        yaml.YAMLError: the text is not YAML, or its aliases repeat too much.
     """
     import yaml
 
@@ -108,15 +108,16 @@ def load_arrays(file: str | os.PathLike | io.BytesIO) -> Any:
 
 
 def check_zip(file: str | os.PathLike | io.BytesIO, most: int, *, stored: bool = False) -> None:
-    """Look at the list of a zip archive before anything in it is read.
+    """Check the directory of a zip archive before any of its files are read.
 
     Args:
         file: the archive.
-        most: bytes that all its files may have, unpacked.
-        stored: nothing in it may be compressed, as in what torch writes.
+        most: largest sum of the unpacked sizes, in bytes.
+        stored: whether files must not be compressed, as in archives of torch.
 
     Raises:
-        ValueError: it unpacks to more, names lead out of it, or files are compressed or encrypted.
+        ValueError: it unpacks to more, names lead out of the archive, or files are encrypted or,
+            with ``stored``, compressed.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -135,9 +136,9 @@ def check_zip(file: str | os.PathLike | io.BytesIO, most: int, *, stored: bool =
 
 
 def _nodes(node: Any, known: dict[int, int]) -> int:
-    """Number of nodes below a node of YAML, each as often as aliases name it."""
+    """Number of nodes below a YAML node, counted again for each alias."""
     if id(node) not in known:
-        known[id(node)] = _MAX_NODES + 1  # if it is met again inside of itself
+        known[id(node)] = _MAX_NODES + 1  # for a node that contains itself
         inner = node.value if isinstance(node.value, list) else ()
         pairs = (part if isinstance(part, tuple) else (part,) for part in inner)
         known[id(node)] = 1 + sum(_nodes(part, known) for pair in pairs for part in pair)

@@ -1,4 +1,4 @@
-"""Ranges and choices of config values, for the parts that use them."""
+"""Checks of the ranges and choices of config values, used by the model's parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .errors import UserError
 
 
 def get_key(cfg: CfgNode, key: str) -> Any:
-    """The value of a key such as "MODEL.TDOS.SCORE"; UserError where it is missing."""
+    """The value of a key such as "MODEL.TDOS.SCORE"; UserError if it is missing."""
     value: Any = cfg
     for name in key.split("."):
         if name not in value:
@@ -25,19 +25,19 @@ def check_positive(cfg: CfgNode, section: str, *names: str) -> None:
 
     Args:
         cfg: the complete config.
-        section: such as "MODEL.NECK".
-        names: of keys in it.
+        section: name of a section such as "MODEL.NECK".
+        names: names of keys in it.
     """
     _check(cfg, section, names, "greater than 0", lambda x: min(numbers_in(x), default=1) > 0)
 
 
 def check_share(cfg: CfgNode, section: str, *names: str) -> None:
-    """As :func:`check_positive`: 0 to 1."""
+    """As :func:`check_positive`, but for numbers from 0 to 1."""
     _check(cfg, section, names, "0 to 1", lambda x: 0 <= x <= 1)
 
 
 def check_interval(cfg: CfgNode, section: str, *names: str) -> None:
-    """As :func:`check_positive`: two numbers in their order, not negative and not both 0."""
+    """As :func:`check_positive`, but for two ascending numbers, not negative and not both 0."""
     _check(cfg, section, names, "(smallest, largest)", lambda x: 0 <= x[0] <= x[1] > 0)
 
 
@@ -57,7 +57,7 @@ def _check(
 
 
 def numbers_in(value: Any) -> Iterator[float]:
-    """A number, or those of a list and of the lists in it."""
+    """The numbers in a value: a number itself, or those of a list, recursively."""
     if isinstance(value, (list, tuple)):
         for element in value:
             yield from numbers_in(element)

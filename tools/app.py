@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Open a page to try models on in the browser (see --help)."""
+"""Open a web page for trying models (see --help)."""
 
 from __future__ import annotations
 

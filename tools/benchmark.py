@@ -2,7 +2,7 @@
 """Measure how fast tdos_d2 is, in one run on this machine, and print it beside the goals.
 
     python tools/benchmark.py evaluation               speed of the OOD metrics: minutes, 8 GB
-    python tools/benchmark.py evaluation --frames 3    a quick look
+    python tools/benchmark.py evaluation --frames 3    a quick run
     python tools/benchmark.py export                   ONNX Runtime, OpenVINO, INT8: 5 minutes
     python tools/benchmark.py inference                a prediction: minutes, 5 GB
     python tools/benchmark.py startup                  imports and --help: two minutes

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Find a threshold from normal frames alone, with a promise about false alarms (see --help)."""
+"""Find a threshold from normal frames alone, with a guarantee about false alarms (see --help)."""
 
 from __future__ import annotations
 

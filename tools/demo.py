@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The demo: train a small TDOS on generated street scenes, evaluate it, draw what it sees.
+"""The demo: train a small TDOS on generated street scenes, evaluate it, draw its predictions.
 
 Needs no data, no weights and no GPU; takes a few minutes on two CPU cores. Writes to OUTPUT_DIR
 (output/demo): contact_sheet.png, results.json, the checkpoint and Detectron2's logs.
@@ -72,11 +72,11 @@ def run() -> None:
 
 
 def colour_histogram_scores(train_name: str, frames: list[Frame]) -> list[np.ndarray]:
-    """A baseline without a network: how rare a pixel's colour is among training pixels.
+    """A baseline without a network: the rarity of a pixel's colour among training pixels.
 
     Args:
         train_name: a dataset of known classes.
-        frames: what to score.
+        frames: frames to score.
 
     Returns:
         Per frame (H, W): minus the logarithm of the share of training pixels in the pixel's bin of
@@ -86,7 +86,7 @@ def colour_histogram_scores(train_name: str, frames: list[Frame]) -> list[np.nda
 
     from tdos_d2.data import read_image
 
-    counts = np.ones(HISTOGRAM_BINS**3)  # one imagined pixel in each bin
+    counts = np.ones(HISTOGRAM_BINS**3)  # start with one pixel in each bin
     for record in DatasetCatalog.get(train_name):
         bins = _colour_bins(read_image(record["file_name"], "RGB"))
         counts += np.bincount(bins.ravel(), minlength=len(counts))
@@ -107,7 +107,7 @@ def _frames(name: str) -> Iterator[Frame]:
 
     metadata = MetadataCatalog.get(name)
     for record in DatasetCatalog.get(name):
-        # The files hold train ids and OOD; the reader of an OOD set gives 0 / 1 / 255.
+        # The files have train ids and OOD, while read_label returns 0 / 1 / 255 for an OOD dataset.
         truth = read_values(record["sem_seg_file_name"])
         label = read_label(record["sem_seg_file_name"], metadata)
         yield read_image(record["file_name"], "RGB"), truth, label, record["kind"]
@@ -146,7 +146,7 @@ def _evaluate(
 def _per_kind(
     frames: Mapping[str, list[Frame]], outputs: Mapping[str, Mapping[str, list[np.ndarray]]]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Results per kind of OOD object, as datasets of their own."""
+    """Results per kind of OOD object, as separate datasets."""
     return {
         f"{name}/{kind}": {"ood": _evaluate(items, outputs[name]["ood_score"], kind.__eq__)}
         for name, items in frames.items()
@@ -160,7 +160,7 @@ def _draw(
     outputs: Mapping[str, Mapping[str, list[np.ndarray]]],
     path: Path,
 ) -> None:
-    """The first scenes of every kind: chosen by number, not by how good they look."""
+    """Draw the first scenes of every kind, without selection by results."""
     from detectron2.data import MetadataCatalog
 
     from tdos_d2.visualization import drawing

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Encode names and words with CLIP, into the .npz file that MODEL.TEXT.EMBEDDINGS takes.
+"""Encode names and words with CLIP into an .npz file for MODEL.TEXT.EMBEDDINGS.
 
-With it a model needs no text encoder, neither to train nor to run. Name the known classes, the OOD
-word if it is to have a meaning, and the words of MODEL.PROMPTS.GROUPS and whatever else is to be
-looked for later: only what is in the file can be.
+With this file a model needs no text encoder for training or inference. List the known classes, the
+OOD word if its embedding is to be used, the words of MODEL.PROMPTS.GROUPS, and all words that are
+to be looked for later: only words in the file can be used.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 def read_words(given: str) -> list[str]:
-    """The words of a list that ships with tdos_d2, of its JSON form, or of a text file.
+    """The words of a list that ships with tdos_d2, of a JSON file of this form, or of a text file.
 
     Raises:
-        UserError: there is no such list or file, or it cannot be read.
+        UserError: the list or file does not exist or cannot be read.
     """
     from tdos_d2.errors import UserError
     from tdos_d2.ood_words import load_groups

@@ -8,7 +8,7 @@
 The score map of frame a/b (path of its image below the dataset's image folder, without extension)
 has the size of the image, larger = more anomalous, and is the file SCORES/a/b with the extension
 .npy, .npz, .h5, .hdf5 (dataset "value") or .png (16 bits; offset + step * value if its text chunks
-have these two). SCORES/b is found, too, if no two frames share it, and so are b_raw.png and
+have these two). SCORES/b is also found if no two frames share the name, and so are b_raw.png and
 b_raw.npy of tools/predict.py. Every frame needs a score map. Scores are compared as float32, over
 all pixels of the dataset.
 """
@@ -24,7 +24,7 @@ from tdos_commands import exit_with_one_line, options
 
 
 def run() -> None:
-    """Evaluate as the command line says."""
+    """Evaluate with the options of the command line."""
     args = _parser().parse_args()
     from tdos_d2.evaluation import scores_command
 

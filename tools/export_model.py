@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Export a model, text embeddings folded in, as ONNX, for OpenVINO or for torch.export.load.
+"""Export a model, including its text embeddings, as ONNX, for OpenVINO or for torch.export.load.
 
-The suffix of --output chooses: .onnx, .xml (OpenVINO, with a .bin beside it) or .pt2. What ONNX
-Runtime or OpenVINO make of a file on the CPU is compared with PyTorch before it is written. It
-needs no tdos_d2, no Detectron2 and no PyTorch to run.
+The suffix of --output chooses the format: .onnx, .xml (OpenVINO, with a .bin beside it) or .pt2.
+Before a file is written, its results in ONNX Runtime or OpenVINO on the CPU are compared with
+PyTorch's. Running it needs neither tdos_d2 nor Detectron2 nor, unless it is a .pt2, PyTorch.
 
 --form predictor exports all of the predictor for frames of one size (--size): "image" (H, W, 3)
 uint8 in; "ood_score" (H, W) float32, "labels" (H, W) uint8 if there are known classes and, with a
@@ -11,14 +11,14 @@ threshold, "ood_mask" (H, W) uint8 out. See docs/deployment.md.
 
 --form window, the default, exports the model of one window. The input is windows (B, 3, h, w), RGB,
 of any number and size; the outputs are sem_seg (B, K, h, w) and ood_score (B, h, w), to be averaged
-over windows; a NormalityMemory has no classes and no sem_seg. The file's metadata say what the
-predictor does around that; examples/onnx_sliding_window.py does it. With --size WxH the program
-takes one window of that size and nothing else: a leaner graph, and the only way for encoders whose
-padding depends on the size (timm's tf_ models). Where the model takes whole images, they are to be
-brought to that size; else it is that of TEST.WINDOW.SIZE.
+over windows; a NormalityMemory has no classes and no sem_seg. The file's metadata describe the
+predictor's other steps, which examples/onnx_sliding_window.py implements. With --size WxH the
+program takes only one window of that size: the graph is simpler, and encoders whose padding depends
+on the size (timm's tf_ models) need this option. If the model takes whole images, they must be
+resized to that size; else it is that of TEST.WINDOW.SIZE.
 
-A .pt2 file is used as torch.export.load(FILE).module(check_guards=False): the guards tell how the
-traced tensors lay in memory, not what sizes there may be.
+A .pt2 file is used as torch.export.load(FILE).module(check_guards=False): the guards restrict the
+memory layout of tensors to that in tracing, not their sizes.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ SUFFIXES = (".onnx", ".xml", ".pt2")
 
 
 class _Exported(NamedTuple):
-    """What is exported: the module, what makes its program, metadata, inputs to compare it on."""
+    """An export: the module, the function that traces it, metadata, inputs for the comparison."""
 
     module: nn.Module
     export: Callable[[], torch.export.ExportedProgram]
@@ -70,7 +70,7 @@ class _Exported(NamedTuple):
 
 
 def run() -> None:
-    """Export as the command line says."""
+    """Export with the options of the command line."""
     args = _parser().parse_args()
     from tdos_d2.config import set_key
     from tdos_d2.engine import load_config
@@ -80,7 +80,7 @@ def run() -> None:
 
     _check(args)
     cfg = load_config(args.config_file, args.opts)
-    with suppress(UserError):  # without any, the predictor's notes say so
+    with suppress(UserError):  # if there are none, the predictor's notes say so
         use_shipped_weights(cfg, args.config_file)
     set_key(cfg, "MODEL.DEVICE", "cpu")
     predictor = OODPredictor(cfg)
@@ -92,7 +92,7 @@ def run() -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Before anything is loaded."""
+    """Check the options before anything is loaded."""
     from tdos_d2.errors import UserError
     from tdos_d2.files import check_output
     from tdos_d2.inference.export import check_onnx_packages
@@ -197,7 +197,7 @@ def _write(exported: _Exported, outputs: Sequence[Path], frames: list[np.ndarray
 
 
 def _quantised(model: Any, frames: list[np.ndarray]) -> Any:
-    """The model in INT8, and a line about what that changes on the first frame."""
+    """The model in INT8, and a line about the difference on the first frame."""
     from tdos_d2.inference.export_openvino import openvino_outputs, quantise
 
     (before,) = openvino_outputs(model, frames[:1])
@@ -212,7 +212,7 @@ def _quantised(model: Any, frames: list[np.ndarray]) -> Any:
 
 
 def _frames(folder: Path, size: tuple[int, int]) -> list[np.ndarray]:
-    """At most 100 images of a folder, evenly spaced, brought to the size of the frames, BGR."""
+    """At most 100 images of a folder, evenly spaced, resized to the size of the frames, BGR."""
     import cv2
 
     from tdos_d2.data import read_image
@@ -229,11 +229,11 @@ def _frames(folder: Path, size: tuple[int, int]) -> list[np.ndarray]:
 
 
 def describe(cfg: CfgNode, predictor: OODPredictor) -> dict[str, Any]:
-    """What the file says of itself: all that the predictor does around the program.
+    """The file's metadata: all steps of the predictor outside the program.
 
     ``pixel_mean`` and ``pixel_std`` are for information, in the order of ``channels``: the program
-    applies them. ``input_size`` is what the predictor resizes to, ``test_sizes`` what evaluation
-    resizes the frames of a dataset to.
+    applies them. ``input_size`` is the predictor's size rule, ``test_sizes`` those of evaluation by
+    dataset.
     """
     from tdos_d2.data.dataset_mapper import size_rule, test_sizes
 
@@ -269,7 +269,7 @@ def _compare(
     from tdos_d2.inference.export import largest_difference
 
     difference = largest_difference(found, expected)
-    if not difference <= TOLERANCE:  # NaN is no agreement
+    if not difference <= TOLERANCE:  # also for NaN
         raise UserError(
             f"{output} is not written: {whose}'s results differ from PyTorch's by "
             f"{difference:.1e}, more than {TOLERANCE:.0e}"
@@ -278,7 +278,7 @@ def _compare(
 
 
 def _shapes(cfg: CfgNode) -> list[tuple[int, ...]]:
-    """A whole window, and two whose sides are no multiples of anything."""
+    """Shapes of a whole window, and of two whose sides are not divisible by strides."""
     side = cfg.TEST.WINDOW.SIZE or max(cfg.INPUT.CROP.SIZE)
     return [(1, 3, side, side), (2, 3, side // 2 + 3, side - 5)]
 

@@ -1,10 +1,9 @@
 #!/usr/bin/env python
-"""Fit a memory of normality to frames of normal driving: no labels, no training.
+"""Fit a memory of normal features to frames of normal driving, without labels or training.
 
 For NormalityMemory, and for a trained TDOS with the scores "memory" or "combined". Each frame is
 read twice, for "combined" three times. Frames that cannot be read are named and left out (exit
-status 1). Frames of a video that follow each other are nearly the same: one or two a second are
-enough.
+status 1). Consecutive frames of a video are nearly the same: one or two per second are enough.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ EXAMPLES = """examples:
 
 
 class Frames:
-    """Images of files, each time anew from disk; files that cannot be read are in ``broken``."""
+    """Images, read from disk in each iteration; files that cannot be read are in ``broken``."""
 
     def __init__(self, files: list[str], mapper: TDOSDatasetMapper) -> None:
         self.files, self.mapper = files, mapper
@@ -54,7 +53,7 @@ class Frames:
 
 
 def run() -> None:
-    """Fit as the command line says."""
+    """Fit with the options of the command line."""
     args = _parser().parse_args()
     from detectron2.modeling import build_model
     from detectron2.utils.env import seed_all_rng
@@ -90,7 +89,7 @@ def run() -> None:
     seed_all_rng(args.seed)  # of an encoder without weights
     model = build_model(cfg)
     frames = Frames(files, TDOSDatasetMapper(cfg, is_train=False, dataset_name=args.dataset))
-    # What the training said of itself, such as its seed and the outliers it fell back to.
+    # Information about the training, such as its seed and its fallback source of outliers.
     info = read_checkpoint_info(cfg.MODEL.WEIGHTS) if trained else {}
     checkpointer = TDOSCheckpointer(model, str(args.output.parent), run_info=info)
     if trained:

@@ -1,12 +1,12 @@
-"""Put a pure-Python Detectron2 into this Python, where none is installed yet.
+"""Install a pure-Python Detectron2 into this Python, unless one is installed.
 
 Detectron2 is on no package index under its own name, and building it needs a compiler. The LabGym
-wheel carries a copy of its main branch (January 2024, version string 0.6) whose files are changed
-only in the import prefix. This tool takes that folder and nothing else of the wheel, restores the
-prefix and puts the result into site-packages, so that pip lists and uninstalls it. The compiled
-part, ``detectron2._C``, is absent: tdos_d2 never needs it.
+wheel contains a copy of its main branch (January 2024, version string 0.6) in which only the import
+prefix differs. This tool extracts only that folder from the wheel, restores the prefix and moves
+the result into site-packages, so that pip lists and uninstalls it. The compiled part,
+``detectron2._C``, is absent: tdos_d2 never needs it.
 
-Needs nothing but the standard library and pip.
+It needs only the standard library and pip.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Generator: tdos_d2
 Root-Is-Purelib: true
 Tag: py3-none-any
 """
-# Prints where `detectron2` is and, if it can be imported, its version; nothing where there is none.
+# Prints the path of `detectron2` and, if it can be imported, its version; nothing if there is none.
 PROBE = """\
 import importlib.util
 spec = importlib.util.find_spec("detectron2")
@@ -64,25 +64,25 @@ if spec is not None:
 
 
 class InstallError(Exception):
-    """What stands in the way, in one line for the user."""
+    """The reason why Detectron2 cannot be installed, in one line for the user."""
 
 
 def probe(folder: Path | None = None) -> tuple[str, str] | None:
-    """Look for Detectron2 the way a fresh interpreter does.
+    """Look for Detectron2 in a new interpreter.
 
     Args:
-        folder: looked into first, before this Python's own places.
+        folder: searched before the default search path.
 
     Returns:
-        (path of the package, its version), or None where there is no ``detectron2`` at all.
+        (path of the package, its version), or None if there is no ``detectron2``.
 
     Raises:
-        InstallError: there is one, but it cannot be imported.
+        InstallError: a ``detectron2`` exists, but cannot be imported.
     """
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     if folder is not None:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), env.get("PYTHONPATH")]))
-    # Run beside this file: in a folder that holds a clone of Detectron2, the clone would be found.
+    # Run in this file's folder: a clone of Detectron2 in the current folder would be found instead.
     command = [sys.executable, "-c", PROBE]
     done = subprocess.run(
         command, cwd=Path(__file__).parent, env=env, capture_output=True, text=True
@@ -108,7 +108,7 @@ def download(folder: Path) -> Path:
     if done.returncode == 0:
         return next(folder.glob("*.whl"))
     lines = done.stdout.strip().splitlines() or [f"exit status {done.returncode}"]
-    # A dead network is "no matching distribution" for pip, too: only its debug log tells.
+    # Without a network, pip also reports "no matching distribution"; its debug log has the cause.
     unreachable = [x for x in lines if "Could not fetch URL" in x and "404 Client" not in x]
     if unreachable:
         raise InstallError(
@@ -125,7 +125,7 @@ def download(folder: Path) -> Path:
 
 
 def read_wheel(path: Path) -> bytes:
-    """The wheel's bytes, once its checksum is right.
+    """The wheel's bytes, after a check of its checksum.
 
     Raises:
         InstallError: the file cannot be read or is not the expected one.
@@ -170,8 +170,8 @@ def _record(files: dict[str, bytes]) -> str:
 
 
 def move_into_place(stage: Path, site: Path) -> None:
-    """Rename dist-info and package from ``stage`` into ``site``: both of them or, failing, none."""
-    # dist-info first: were the machine to die in between, pip could still uninstall what is there.
+    """Rename dist-info and package from ``stage`` into ``site``; after an error, neither."""
+    # dist-info first: if the machine stops in between, pip can still uninstall it.
     names = [DIST_INFO, "detectron2"]
     try:
         for name in names:
@@ -184,7 +184,7 @@ def move_into_place(stage: Path, site: Path) -> None:
 
 
 def install(wheel: Path | None = None) -> str:
-    """Install Detectron2 where there is none.
+    """Install Detectron2 unless it is installed.
 
     Args:
         wheel: the LabGym wheel, already downloaded; None = get it with pip.
@@ -193,7 +193,7 @@ def install(wheel: Path | None = None) -> str:
         What was done, in one line.
 
     Raises:
-        InstallError: nothing was installed, and why.
+        InstallError: nothing was installed; the message has the reason.
     """
     try:
         found = probe()
@@ -206,7 +206,7 @@ def install(wheel: Path | None = None) -> str:
     if rest:
         raise InstallError(f"{rest[0]} is the rest of an older install: remove it, then try again")
     try:
-        # The stage is inside site-packages, so that the final renames stay on one file system.
+        # The stage is inside site-packages, so that the final renames are within one file system.
         with tempfile.TemporaryDirectory(prefix=".detectron2-", dir=site) as folder:
             stage = Path(folder, "stage")
             unpack(read_wheel(wheel or download(Path(folder))), stage)
@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     wheel_help = f"the wheel of {REQUIREMENT}, already downloaded; without it pip gets it"
     parser.add_argument("--wheel", type=Path, metavar="FILE", help=wheel_help)
     args = parser.parse_args(argv)
-    # A plain kill must clean up as Ctrl-C does.
+    # SIGTERM must clean up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         print(install(args.wheel))

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Write docs/configuration.md from tdos_d2/config.py: every key, its default and its comment.
 
-A comment holds for the keys below it, up to the next comment; one above a node is the node's. The
-page must be written again when config.py changes; a test compares them.
+A comment describes the keys below it, up to the next comment; a comment above a node describes the
+node. The page must be written again when config.py changes; a test compares them.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Reader:
             rows[-1][1].append(ast.unparse(statement.value).replace("'", '"'))
 
     def _full_name(self, target: ast.expr) -> str:
-        """``node.KEY`` -> "MODEL.TDOS.KEY"; "" for what is no part of the config."""
+        """``node.KEY`` -> "MODEL.TDOS.KEY"; "" for targets that are not part of the config."""
         alias, _, rest = ast.unparse(target).partition(".")
         if not rest or alias not in self._aliases:
             return ""

@@ -2,8 +2,8 @@
 """Mine OOD words for your classes: nouns of WordNet, sorted by distance to the known classes.
 
 Needs WordNet 3.0: NLTK's corpus (python -c "import nltk; nltk.download('wordnet')"), or a folder
-with its dictionary files, for example /usr/share/wordnet of Debian's package wordnet-base. The JSON
-file that it writes is what MODEL.PROMPTS.GROUPS names; training then needs no WordNet.
+with its dictionary files, for example /usr/share/wordnet of Debian's package wordnet-base. The tool
+writes a JSON file for MODEL.PROMPTS.GROUPS; training with it needs no WordNet.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EXAMPLES = """examples:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Mine, write, say what is in the file."""
+    """Mine words, write the file and print a summary."""
     from tdos_d2.files import check_output
     from tdos_d2.modeling.clip import tokenize
     from tdos_d2.ood_words.grouping import build_groups

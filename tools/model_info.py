@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Say what a model consists of: parameters, multiply-adds, prompts, where its weights are from.
+"""Summarise a model: parameters, multiply-adds, prompts, origin of its weights.
 
 Multiply-adds are fvcore's "flops" of one window (a multiply-add counts once; double them to compare
-with numbers that count twice). Text embeddings are computed once and take no part in them.
+with numbers that count it twice). Text embeddings are computed once and not counted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EXAMPLES = """examples:
 
 
 def run() -> None:
-    """Print what the command line asks for."""
+    """Print the summary of the command line's model."""
     args = _parser().parse_args()
     from tdos_d2.engine import load_config
     from tdos_d2.engine.model_info import count_multiply_adds, describe_prompts, load_model

@@ -1,14 +1,12 @@
 #!/usr/bin/env python
-"""Break central lines one by one and see whether the tests notice.
+"""Check that tests fail when central lines of the code are broken one by one.
 
     python tools/mutants.py              # all, some minutes; --list shows them
     python tools/mutants.py criterion    # those with "criterion" in their file or description
 
-Each mutation replaces a text that occurs once in its file,
-     in a copy of the repository, and runs the
-tests that are there for it. What they let pass is printed; the exit status is 1 if there is any,
-     if a
-text is not found any more, or if the tests fail without a mutation.
+Each mutation replaces a text that occurs once in its file, in a copy of the repository, and runs
+the tests for it. Mutations that pass the tests are printed; the exit status is 1 if there is any,
+if a text is no longer found, or if the tests fail without a mutation.
 """
 
 from __future__ import annotations
@@ -285,7 +283,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
 
 
 class Mutant(NamedTuple):
-    """One break: ``text``, which ``file`` has once, becomes ``replacement``."""
+    """A mutation: ``text``, which occurs once in ``file``, becomes ``replacement``."""
 
     file: str
     tests: str
@@ -297,7 +295,7 @@ class Mutant(NamedTuple):
         return f"{self.file}: {self.what}"
 
     def apply(self, root: Path) -> str:
-        """Change the file below ``root``. Returns what it was; ValueError unless it fits once."""
+        """Change the file below ``root``; returns the old text. ValueError if not found once."""
         path = root / self.file
         before = path.read_text() if path.is_file() else ""
         if before.count(self.text) != 1:
@@ -314,7 +312,7 @@ def mutants() -> Iterator[Mutant]:
 
 
 def copy_repository(target: Path) -> None:
-    """What git knows of the working tree, and new files that it does not ignore."""
+    """Copy git's files of the working tree, and new files that it does not ignore."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, names.split("\0")):
@@ -329,7 +327,7 @@ def failed(root: Path, tests: str, log: Path) -> bool:
     Raises:
         RuntimeError: the tests could not be run.
     """
-    # Forked: a process of its own would import torch first, which takes longer than most tests.
+    # Forked: a new process would import torch first, which takes longer than most tests.
     process = multiprocessing.get_context("fork").Process(target=_run, args=(root, tests, log))
     process.start()
     process.join()
@@ -344,10 +342,10 @@ def _run(root: Path, tests: str, log: Path) -> None:
         os.dup2(file.fileno(), 2)
     os.chdir(root)
     sys.path.insert(0, str(root))
-    sys.dont_write_bytecode = True  # a file that changes twice in a second would be taken for one
+    sys.dont_write_bytecode = True  # two changes of a file within a second would not be noticed
     os.environ |= {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
     for name in [name for name in sys.modules if name.partition(".")[0] == "tdos_d2"]:
-        del sys.modules[name]  # what a caller had imported is not the copy
+        del sys.modules[name]  # modules that a caller has imported are not the copy's
     import pytest
 
     status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests.split()])
@@ -359,7 +357,7 @@ def _run(root: Path, tests: str, log: Path) -> None:
 
 
 def main() -> int:
-    """Run what the command line asks for. Returns the exit status."""
+    """Run the mutations of the command line. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="*", help="only mutations with one of these in their name")
     parser.add_argument("--list", action="store_true", help="show them and run nothing")

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Write a checkpoint for use: half precision, without frozen image encoder and text encoder.
+"""Write a packed checkpoint for inference: in half precision, without frozen encoders.
 
-It is loaded like any other (MODEL.WEIGHTS) with the config it was trained with, which says where
-the weights of the encoder come from. It cannot be trained further.
+It is loaded like any other (MODEL.WEIGHTS) with the config of its training, which gives the source
+of the encoder's weights. It cannot be trained further.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EXAMPLES = """example:
 
 
 def run() -> None:
-    """Pack as the command line says."""
+    """Pack with the options of the command line."""
     args = _parser().parse_args()
     from detectron2.modeling import build_model
 

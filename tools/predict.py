@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Find what should not be on the road, in images, folders and videos (see --help)."""
+"""Find OOD objects in images, folders and videos (see --help)."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
 #!/usr/bin/env python
-"""Kill trainings at random moments, go on with --resume, and compare with one that was not killed.
+"""Kill trainings at random moments, resume them, and compare them with an uninterrupted one.
 
 Each run of train_net.py, on a tiny model and generated frames, gets SIGKILL in a step, while a
-checkpoint is written, during an evaluation, or while results are written (in turn, the moment is
-random), then goes on with --resume to its end. Its last checkpoint (weights, optimizer, schedule,
+checkpoint is written, during an evaluation, or while results are written (in turn, at a random
+moment), then continues with --resume to its end. Its last checkpoint (weights, optimizer, schedule,
 iteration, seed), the losses since the kill (which depend on data order and random state), the
-random state at the end and the results must be those of the run that was not killed, bit for bit.
+random state at the end and the results must equal those of the uninterrupted run, bit for bit.
 
     python tools/torture.py --output /tmp/torture               50 runs, some minutes
-    python tools/torture.py --output /tmp/torture --runs 4      a quick look
+    python tools/torture.py --output /tmp/torture --runs 4      a quick run
 
-Processes are forked from one that has torch loaded: what they do is what train_net.py does.
+Processes are forked from one that has loaded torch, and do what train_net.py does.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _FRAME = (64, 96)
 
 
 def run() -> None:
-    """Make data, train once whole, then kill, resume and compare."""
+    """Create data, train once without interruption, then kill, resume and compare."""
     args = _parser().parse_args()
     import torch
 
@@ -65,7 +65,7 @@ def run() -> None:
         moment = MOMENTS[number % len(MOMENTS)]
         killed_at = _kill(_start(config, folder), folder, moment, duration, rng)
         died[killed_at] += 1
-        # A run that was killed twice goes on, too.
+        # Some runs are killed twice.
         if rng.random() < 0.2:
             _kill(_start(config, folder, "--resume"), folder, "step", duration, rng)
         status = _wait(_start(config, folder, "--resume"))
@@ -80,7 +80,7 @@ def run() -> None:
 
 
 def differences(whole: Path, folder: Path) -> list[str]:
-    """What of a run is not that of the one that was not killed."""
+    """Differences between a run and the uninterrupted one."""
     import torch
 
     found = []
@@ -91,7 +91,7 @@ def differences(whole: Path, folder: Path) -> list[str]:
     if losses[0] != losses[1]:
         wrong = [i for i in losses[0] if losses[0][i] != losses[1].get(i)]
         found.append(f"losses of iterations {wrong[:3]}")
-    if (folder / "random_state.txt").exists():  # it is not where only the evaluation was left
+    if (folder / "random_state.txt").exists():  # it is missing if only the evaluation remained
         states = [(f / "random_state.txt").read_text() for f in (whole, folder)]
         if states[0] != states[1]:
             found.append("random state at the end")
@@ -99,7 +99,7 @@ def differences(whole: Path, folder: Path) -> list[str]:
     if results[0] != results[1]:
         found.append("results.json")
     if left := [path.name for path in folder.rglob("*.tmp") if path.stat().st_mtime_ns > 0]:
-        # A killed process cannot take away what it was writing: hidden, and under no final name.
+        # A killed process leaves its incomplete files, but hidden and not under their final names.
         found += [f"{name} under a final name" for name in left if not name.startswith(".")]
     return found
 
@@ -125,13 +125,13 @@ def _first_difference(a: Any, b: Any, path: str) -> str:
 
 
 def _losses(file: Path) -> dict[int, str]:
-    """Loss by iteration as written; an iteration that was made twice counts as the last one."""
+    """Loss by iteration as written; of an iteration that ran twice, the last one."""
     lines = (line.split() for line in file.read_text().splitlines())
     return {int(line[0]): line[1] for line in lines if len(line) == 2}
 
 
 def _start(config: Path, folder: Path, *words: str) -> int:
-    """Fork a process that does what train_net.py does; its id."""
+    """Fork a process that does what train_net.py does; returns its id."""
     folder.mkdir(parents=True, exist_ok=True)
     if pid := os.fork():
         return pid
@@ -154,7 +154,7 @@ def _start(config: Path, folder: Path, *words: str) -> int:
 
 
 def _train(config: Path, folder: Path, words: tuple[str, ...]) -> None:
-    """train_net.py, which also notes the loss of each iteration and the last random state."""
+    """Run train_net.py, also recording the loss of each iteration and the last random state."""
     import torch
     from detectron2.engine import SimpleTrainer
 
@@ -176,7 +176,7 @@ def _train(config: Path, folder: Path, words: tuple[str, ...]) -> None:
 def _kill(
     pid: int, folder: Path, moment: str, duration: float, rng: random.Random
 ) -> str:
-    """Wait for a random point of a kind of moment and kill; says when it was."""
+    """Kill the process at a random time within a kind of moment; returns a description."""
     log = folder / "log.txt"
     patterns = {"checkpoint": ".*.pth.*.tmp", "results": ".results*.tmp"}
     if moment in patterns:
@@ -208,7 +208,7 @@ def _kill(
 
 
 def _until(pid: int, reached: Callable[[], bool]) -> bool:
-    """Wait until ``reached``; whether the process ended before."""
+    """Wait until ``reached``; returns whether the process ended before."""
     for _ in _ticks():
         if os.waitpid(pid, os.WNOHANG)[0]:
             return True
@@ -231,7 +231,7 @@ def _inode(path: Path) -> int:
 
 
 def _where(folder: Path) -> str:
-    """When a process was killed, by what it left."""
+    """When a process was killed, judged by the files that it left."""
     if any(folder.glob(".*.pth.*.tmp")):
         return "while a checkpoint was written"
     if any(folder.glob(".results*.tmp")):
@@ -252,7 +252,7 @@ def _wait(pid: int) -> int:
 
 
 def _write_inputs(output: Path, iterations: int) -> Path:
-    """Frames to train on and to evaluate, a registration file and the config; gives the config."""
+    """Write frames for training and evaluation, a registration file and the config; returns it."""
     import cv2
 
     output.mkdir(parents=True, exist_ok=True)

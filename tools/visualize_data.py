@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw what training feeds the model: crops with their labels, pasted outliers outlined.
+"""Draw training samples: crops with their labels, with pasted outliers outlined.
 
 Examples:
     python tools/visualize_data.py --config-file configs/demo.yaml
@@ -55,7 +55,7 @@ def run() -> None:
         path = output / f"samples_{args.first + start:06d}.png"
         part = samples[start : start + PER_SHEET]
         pairs = [[(title, x), ("", overlay(x, label, colours))] for title, x, label in part]
-        # Two samples in a row.
+        # Two samples per row.
         rows = [[*itertools.chain(*pairs[i : i + 2])] for i in range(0, len(pairs), 2)]
         contact_sheet(rows, path, class_names=names, colours=colours)
         print(f"Picture: {path}")
@@ -67,7 +67,7 @@ def read_samples(cfg: CfgNode, first: int, num: int, names: Sequence[str]) -> li
     from tdos_d2.config import set_key
     from tdos_d2.data import build_train_loader
 
-    set_key(cfg, "SOLVER.IMS_PER_BATCH", 1)  # so that an iteration is a position
+    set_key(cfg, "SOLVER.IMS_PER_BATCH", 1)  # so that iterations are positions
     batches = itertools.islice(build_train_loader(cfg, first), num)
     return [_sample(cfg, batch[0], names) for batch in tqdm(batches, "Reading", num, unit="sample")]
 

@@ -1,4 +1,4 @@
-"""Datasets, mapper and dataloaders. Importing it registers the built-in datasets."""
+"""Datasets, mapper and dataloaders. Importing this package registers the built-in datasets."""
 
 from .dataset_mapper import TDOSDatasetMapper
 from .datasets import (

@@ -12,12 +12,12 @@ from PIL import Image
 
 from .reading import IGNORE
 
-# fvcore makes a tensor of the read-only array that Pillow gives, and does not write to it.
+# fvcore makes a tensor from Pillow's read-only array, but does not write to it.
 warnings.filterwarnings("ignore", "The given NumPy array is not writable", module="fvcore")
 
 
 class RandomScale(T.Augmentation):
-    """Resize by a factor on the original size, uniform in ``factors = (low, high)``."""
+    """Resize by a random factor, uniform in ``factors = (low, high)``."""
 
     def __init__(self, factors: Sequence[float]) -> None:
         super().__init__()
@@ -31,13 +31,13 @@ class RandomScale(T.Augmentation):
 
 
 class RandomScaleCrop(T.Augmentation):
-    """:class:`RandomScale`, then a crop, in one step: pixels outside of the crop are never made.
+    """:class:`RandomScale` and a crop in one step: pixels outside the crop are not computed.
 
-    The pixels are those of Detectron2's two transforms one after the other.
+    The result equals that of Detectron2's two separate transforms.
 
     Args:
-        factors: of ``RandomScale``.
-        crop: given an image of the new size, of which the shape counts alone, and its label.
+        factors: factors of ``RandomScale``.
+        crop: gets an image of the new size, of which only the shape may be used, and its label.
     """
 
     def __init__(self, factors: Sequence[float], crop: T.Augmentation) -> None:
@@ -55,8 +55,8 @@ class ResizedCrop(T.Transform):
     """A crop of a resized image.
 
     Args:
-        resize: of the whole image.
-        crop: of what it gives.
+        resize: resize of the whole image.
+        crop: crop of the resized image.
     """
 
     def __init__(self, resize: T.ResizeTransform, crop: T.CropTransform) -> None:
@@ -66,7 +66,7 @@ class ResizedCrop(T.Transform):
     def apply_image(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 -> (crop.h, crop.w, 3)."""
         resize, crop = self.resize, self.crop
-        # Factors as in resizing the whole: Pillow takes pixels around the box, too.
+        # The same factors as for the whole image: Pillow also uses pixels around the box.
         y, x = resize.h / resize.new_h, resize.w / resize.new_w
         box = crop.x0 * x, crop.y0 * y, (crop.x0 + crop.w) * x, (crop.y0 + crop.h) * y
         box = (*box[:2], min(box[2], resize.w), min(box[3], resize.h))
@@ -93,7 +93,7 @@ def build_train_augmentations(
     Args:
         scale_range: range of the resize factor.
         crop: type and size as in ``T.RandomCrop``; None = no crop. Images smaller than an absolute
-            crop stay as they are (see :func:`pad`).
+            crop are not cropped (see :func:`pad`).
         single_category_max_area: largest share of one class in a crop (10 tries).
         flip: "horizontal", "vertical" or "none".
     """
@@ -110,7 +110,7 @@ def build_train_augmentations(
 def pad(
     image: np.ndarray, label: np.ndarray, size: tuple[int, int], color: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pad on the right and at the bottom to ``size = (height, width)``, where smaller.
+    """Pad on the right and at the bottom up to ``size = (height, width)``.
 
     Args:
         image: (H, W, 3) uint8, padded with ``color``.
@@ -128,7 +128,7 @@ def pad(
 def overlap(
     frame: Sequence[int], box: Sequence[int], top: int, left: int
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The parts of a frame and of a box of these sizes (H, W) that cover each other."""
+    """Slices of the overlap in a frame and in a box at (top, left), both given by (H, W)."""
     low = np.clip((top, left), 0, frame)
     high = np.clip((top + box[0], left + box[1]), low, frame)
     outer = slice(low[0], high[0]), slice(low[1], high[1])

@@ -28,19 +28,19 @@ def class_statistics(
 ) -> np.ndarray:
     """Count the pixels of each class in each label map.
 
-    With a ``cache``, counts are reused for label files of the same content, in whatever folder, and
-    the same meaning of label values. Of several processes, let one call this first.
+    With a ``cache``, counts are reused for label files of the same content in any folder, with the
+    same meaning of label values. With several processes, one should call this first.
 
     Args:
         dicts: dataset dicts with ``sem_seg_file_name``.
-        metadata: of their dataset, see :func:`~.reading.read_label`.
-        num_classes: labels 0..num_classes-1 are counted. For K known classes, K leaves out pixels
-            labelled OOD, K + 1 counts them in the last column.
+        metadata: metadata of their dataset, see :func:`~.reading.read_label`.
+        num_classes: labels 0..num_classes-1 are counted: for K known classes, K excludes pixels
+            labelled OOD, and K + 1 counts them in the last column.
         cache: folder for the counts, such as :func:`statistics_cache`; None = no cache.
         jobs: number of threads; None = number of CPU cores, at most 8.
 
     Returns:
-        (len(dicts), num_classes) int64 of pixels; row i belongs to ``dicts[i]``.
+        (len(dicts), num_classes) int64 numbers of pixels; row i belongs to ``dicts[i]``.
 
     Raises:
         UserError: a dict has no label, or a label cannot be read or has undeclared values.
@@ -53,7 +53,7 @@ def class_statistics(
     if cache is None:
         return _count(paths, metadata, jobs)[:, :num_classes]
     digests = np.array(_digests(paths, metadata, jobs))
-    # Kept in the order of the digests: folders are not listed in the same order everywhere.
+    # Stored in the order of the digests, as the order of files differs between file systems.
     order = np.argsort(digests)
     colours = repr(metadata.get("label_colours", "")).encode()
     key = value_table(metadata).tobytes() + colours + b"".join(digests[order].tolist())
@@ -68,7 +68,7 @@ def class_statistics(
 
 
 def statistics_cache() -> Path:
-    """Folder below :func:`~tdos_d2.cache.cache_root` where counts are kept between runs."""
+    """Folder below :func:`~tdos_d2.cache.cache_root` that caches the counts between runs."""
     return cache_root() / "class_statistics"
 
 

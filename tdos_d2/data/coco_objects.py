@@ -1,4 +1,4 @@
-"""Outliers from photographs: objects cut out of the COCO images that a file lists."""
+"""Outliers from photographs: objects cut out of COCO images by a list of instances."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ..files import stays_inside
 from ..untrusted import read_json
 from .reading import read_image
 
-# A small photograph made larger than this looks like nothing else in the image.
+# Photographs enlarged further look too different from the rest of the image.
 _MAX_ENLARGEMENT = 1.5
-_MAX_LIST = 2**31  # bytes; that of COCO's train2017 has 10**8
+_MAX_LIST = 2**31  # bytes; the list of COCO's train2017 has 10**8
 
 
 class CocoSource:
-    """Cuts objects out of COCO images, all categories equally often, half of them mirrored.
+    """Cuts objects out of COCO images, each category equally often, half of them mirrored.
 
     Args:
         list_path: JSON file {"images_root", "instances": [{"file", "category", "bbox" (x, y, w, h),
             "segmentation" (COCO's polygons or run lengths)}, ...]} as
-            ``datasets/prepare_coco_outliers.py`` writes it. A relative ``images_root`` starts at
-            the folder of the list.
+            ``datasets/prepare_coco_outliers.py`` writes it. A relative ``images_root`` is relative
+            to the folder of the list.
         categories: names of the categories to use; empty = all.
         image_format: order of channels, "RGB" or "BGR".
 
@@ -63,11 +63,11 @@ class CocoSource:
 
         Args:
             rng: the only source of randomness.
-            max_side: largest side of the patch in pixels. Objects are enlarged by a half at most.
+            max_side: largest side of the patch in pixels. Objects are enlarged by at most 50 %.
 
         Returns:
-            patch (h, w, 3) uint8, with the background that the object had, and mask (h, w) float32
-            in 0..1, of which at least one pixel is 1.
+            patch (h, w, 3) uint8, with the object's original background, and mask (h, w) float32
+            in 0..1, with at least one pixel of 1.
 
         Raises:
             UserError: the image cannot be read, or the object has no pixel.
@@ -91,7 +91,7 @@ def cut_out(image: np.ndarray, instance: Mapping[str, Any]) -> tuple[np.ndarray,
     """An object's box in an image (H, W, 3), as a view (h, w, 3), and its mask (h, w) in 0 / 1.
 
     Raises:
-        ValueError: the run lengths are those of an image of another size.
+        ValueError: the run lengths belong to an image of another size.
     """
     mask, rows, columns = object_mask(instance, *image.shape[:2])
     return image[rows, columns], mask
@@ -104,7 +104,7 @@ def _fit(patch: np.ndarray, mask: np.ndarray, max_side: int) -> tuple[np.ndarray
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     patch = cv2.resize(np.ascontiguousarray(patch), (w, h), interpolation=how)
     soft = cv2.resize(mask.astype(np.float32), (w, h), interpolation=how)
-    # Of a thin object made small no pixel might be covered by half.
+    # A thin object might not cover half of any pixel after shrinking.
     return patch, soft / soft.max()
 
 

@@ -32,11 +32,11 @@ class TDOSDatasetMapper:
     """Reads the image, and in training the label, of a dataset dict and transforms them.
 
     1. In training: random resize, crop and flip; otherwise the resizing of the test set, if any.
-    2. In training: paste outliers, then photometric distortion of all pixels alike (else their
-       colours would give pasted objects away), then pad to the size of the crop.
+    2. In training: paste outliers, then apply the same photometric distortion to all pixels
+       (otherwise colours would reveal pasted objects), then pad to the size of the crop.
 
-    The random numbers of a training sample depend on the seed and the dict's "position" (see
-    :class:`~tdos_d2.data.samplers.PositionalDataset`) and nothing else.
+    The random numbers of a training sample depend only on the seed and the dict's "position" (see
+    :class:`~tdos_d2.data.samplers.PositionalDataset`).
     """
 
     @configurable
@@ -59,14 +59,14 @@ class TDOSDatasetMapper:
             is_train: whether to read labels, transform at random and paste outliers.
             augmentations: applied first, to image and label.
             image_format: "RGB" or "BGR".
-            metadata: of the training datasets by name, to read labels with. A dict without
-                "dataset_name" belongs to the first.
+            metadata: metadata of the training datasets by name, for reading labels. A dict without
+                "dataset_name" belongs to the first dataset.
             ood_paste: pastes outliers into a training image.
             distortion: photometric distortion of a training image, after pasting.
             pad_size: (height, width) that smaller training images are padded to.
             pad_color: colour of the padding; that of labels is 255.
             min_rare_pixels: a dict with a "rare_class" (see :class:`~.rare_class.RareClassDataset`)
-                is cropped anew, up to 10 times, until its crop has more pixels of that class.
+                is cropped up to 10 times, until its crop has more pixels of that class than this.
             seed: any integer >= 0.
         """
         self.is_train = is_train
@@ -84,7 +84,7 @@ class TDOSDatasetMapper:
     def from_config(
         cls, cfg: CfgNode, is_train: bool = True, dataset_name: str | None = None
     ) -> dict[str, Any]:
-        """Read ``cfg``; ``dataset_name`` is the test set, whose ``test_size`` counts."""
+        """Read ``cfg``; ``dataset_name`` is the test dataset, whose ``test_size`` applies."""
         if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
             raise UserError(f"INPUT.FORMAT must be RGB or BGR, got {cfg.INPUT.FORMAT!r}")
         if is_train:
@@ -105,7 +105,7 @@ class TDOSDatasetMapper:
             known classes, K = OOD, 255 = ignored.
 
         Raises:
-            UserError: a file cannot be read, its label has undeclared values or another size.
+            UserError: a file cannot be read, or a label has undeclared values or another size.
         """
         record = copy.deepcopy(dataset_dict)
         record.setdefault("image_id", record["file_name"])
@@ -123,7 +123,7 @@ class TDOSDatasetMapper:
         return record
 
     def _augment(self, record: dict[str, Any], image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        # OpenCV's own threads would fight with those of other loader processes.
+        # OpenCV's threads would compete with the other dataloader workers.
         cv2.setNumThreads(0)
         path = record.pop("sem_seg_file_name")
         name = record.get("dataset_name", next(iter(self.metadata)))
@@ -136,7 +136,7 @@ class TDOSDatasetMapper:
             frame_height = len(image)
             rare_class = record.get("rare_class")
             for _ in range(1 + _RARE_CLASS_TRIES):
-                # Resized anew, too: at a small scale, no crop may have enough pixels.
+                # Resized again, too: at a small scale, perhaps no crop has enough pixels.
                 sample = self._transform(image, label)
                 if rare_class is None or np.sum(sample[1] == rare_class) > self.min_rare_pixels:
                     break
@@ -188,7 +188,7 @@ def _train_kwargs(cfg: CfgNode) -> dict[str, Any]:
         "ood_paste": build_ood_paste(cfg),
         # SSD's: brightness 32, contrast and saturation 0.5-1.5, hue 18.
         "distortion": ColorAugSSDTransform(cfg.INPUT.FORMAT) if cfg.INPUT.COLOR_AUG_SSD else None,
-        # Only absolute crops all have one size.
+        # Only absolute crops have a fixed size.
         "pad_size": tuple(crop[1]) if crop and crop[0] == "absolute" else None,
         "pad_color": cfg.MODEL.PIXEL_MEAN,
         "min_rare_pixels": cfg.INPUT.RARE_CLASS.MIN_CROP_PIXELS,
@@ -197,10 +197,10 @@ def _train_kwargs(cfg: CfgNode) -> dict[str, Any]:
 
 
 def test_sizes(cfg: CfgNode) -> dict[str, tuple[int, int]]:
-    """``INPUT.TEST_SIZES``: (shorter, longer side at most) in pixels by dataset.
+    """``INPUT.TEST_SIZES``: by dataset, (shorter side, largest longer side) in pixels.
 
     Raises:
-        UserError: a row of another form, a dataset that is unknown or named twice.
+        UserError: a row has another form, or its dataset is unknown or named twice.
     """
     sizes: dict[str, tuple[int, int]] = {}
     for row in cfg.INPUT.TEST_SIZES:
@@ -226,11 +226,11 @@ def _rows_in_frame(transforms: T.Transform, frame_height: int, height: int) -> t
 
 
 def size_rule(cfg: CfgNode, dataset_name: str | None = None) -> dict[str, Any]:
-    """Input size for images of a test dataset, or (None) for those of the predictor.
+    """Input size for images of a test dataset, or (None) of the predictor.
 
     Returns:
-        ``{"size": (width, height)}``, ``{"shorter": ..., "longer": ...}`` (the longer side at
-        most), or ``{}`` for the original size.
+        ``{"size": (width, height)}``, ``{"shorter": ..., "longer": ...}`` (length of the shorter
+        side, and limit of the longer), or ``{}`` for the original size.
     """
     test_size = MetadataCatalog.get(dataset_name).get("test_size") if dataset_name else None
     if test_size is not None:

@@ -24,23 +24,23 @@ from .verify.quick import check_classes, check_sampling, class_names, get_dicts
 
 
 def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
-    """Endless batches of the datasets in ``DATASETS.TRAIN``, concatenated and shuffled.
+    """Infinite batches of the datasets in ``DATASETS.TRAIN``, concatenated and shuffled.
 
     With ``DATASETS.TRAIN_WEIGHTS`` the datasets are shuffled separately and mixed with these
-    weights. With ``INPUT.RARE_CLASS.ENABLED`` frames are drawn for the classes that they show.
+    weights. With ``INPUT.RARE_CLASS.ENABLED`` frames are sampled by the classes that they contain.
 
-    Batch i of all processes together depends on ``cfg.SEED`` and ``start_iteration + i`` only, not
-    on the number of workers or on restarts. With a negative seed, one is drawn.
+    Batch i of all processes together depends only on ``cfg.SEED`` and ``start_iteration + i``, not
+    on the number of workers or on restarts. If the seed is negative, a random one is used.
 
     Args:
         cfg: reads ``DATASETS``, ``INPUT.RARE_CLASS``, ``DATALOADER.NUM_WORKERS``,
-            ``SOLVER.IMS_PER_BATCH``, ``SEED`` and what :class:`TDOSDatasetMapper` reads.
-        start_iteration: iteration that the first batch is for.
+            ``SOLVER.IMS_PER_BATCH``, ``SEED`` and the keys of :class:`TDOSDatasetMapper`.
+        start_iteration: iteration of the first batch.
 
     Raises:
-        UserError: a dataset is unknown, missing or incomplete, the datasets differ in classes, the
-            weights are not one per dataset, no frame has enough pixels of a class for rare class
-            sampling, or the batch cannot be divided among the processes.
+        UserError: a dataset is unknown, missing or incomplete; the datasets differ in classes;
+            there is not one weight per dataset; no frame has enough pixels of a class for rare
+            class sampling; or the batch size is not divisible by the number of processes.
     """
     world_size = comm.get_world_size()
     batch_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, world_size)
@@ -62,7 +62,7 @@ def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
     else:
         dataset = _positions(cfg, names, seed)
     return build_detection_train_loader(
-        # The sampler itself divides the batches among the workers.
+        # The sampler itself distributes the batches over the workers.
         ToIterableDataset(dataset, sampler, shard_sampler=False),
         mapper=TDOSDatasetMapper(cfg, is_train=True, seed=seed),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
@@ -72,7 +72,7 @@ def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
-    """The images of one dataset in order, one per batch, divided among the processes.
+    """The images of one dataset in order, one per batch, distributed over the processes.
 
     Raises:
         UserError: the dataset is unknown, missing or incomplete.
@@ -85,7 +85,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
 
 
 def _positions(cfg: CfgNode, names: Sequence[str], seed: Seed) -> Dataset:
-    """The frames of these datasets concatenated, shuffled or drawn for rare classes."""
+    """The frames of these datasets, concatenated, and shuffled or sampled by rare class."""
     frames = {name: get_dicts(name) for name in names}
     dicts = [{**record, "dataset_name": name} for name in names for record in frames[name]]
     node = cfg.INPUT.RARE_CLASS

@@ -22,7 +22,7 @@ from .verify.quick import class_names
 
 
 class ObjectSource(Protocol):
-    """Where outliers come from. With an attribute ``photograph = True`` they are real objects."""
+    """A source of outliers. An attribute ``photograph = True`` marks a source of real objects."""
 
     def sample(self, rng: np.random.Generator, max_side: int) -> tuple[np.ndarray, np.ndarray]:
         """An object: patch (h, w, 3) uint8 and mask (h, w) float in 0..1, max(h, w) <= max_side."""
@@ -30,49 +30,49 @@ class ObjectSource(Protocol):
 
 
 SOURCES = ("shapes", "coco")
-CHOICES = (*SOURCES, "auto", "mix", "none")  # of INPUT.OOD_PASTE.SOURCE, see config.py
+CHOICES = (*SOURCES, "auto", "mix", "none")  # values of INPUT.OOD_PASTE.SOURCE, see config.py
 
 _MIN_SIDE = 4
-# Share of an object's box that may lie outside the image.
+# Largest share of an object's width or height that may be outside the image.
 _MAX_CUT = 0.25
-# Where the lower edge of an object may be, as a share of the image's height.
+# Range of the lower edge of an object, as a share of the image's height.
 _DEPTH = (0.3, 1.1)
 _BLUR = cv2.getGaussianKernel(3, 0.8)
-# Tries to find an object and a place for it, and the share of it that must cover known pixels.
+# Attempts to place an object, and the share of it that must cover known pixels.
 _TRIES = 10
 _MIN_KNOWN = 0.5
-# Objects stand on a plane that ends at this share of the frame's height; those far away have at
-# least this share of the size that they would have at the bottom edge.
+# Height of the ground plane's horizon, as a share of the frame's height from the top; and smallest
+# size of distant objects, relative to their size at the bottom edge.
 _HORIZON = 0.4
 _MIN_PERSPECTIVE = 0.15
-# A shadow: half its width as a share of the object's width, half its height as a share of that, how
-# far it may lie to a side as a share of the object's width, and how much light it takes.
+# Shadow: half its width relative to the object's width; half its height relative to half its width;
+# largest sideways shift relative to the object's width; share of the light that it removes.
 _SHADOW_WIDTH = (0.4, 0.8)
 _SHADOW_HEIGHT = (0.1, 0.35)
 _SHADOW_LEAN = 0.5
 _SHADOW_STRENGTH = (0.15, 0.7)
-# How far an object is brought to the brightness around it: drawn ones, photographs.
+# Strength of the adaptation to the surrounding brightness: drawn objects, photographs.
 _LIGHT = ((0.0, 0.6), (0.5, 1.0))
 
 
 class OODPaste:
     """Pastes objects into an image and labels their pixels as OOD.
 
-    Objects stand anywhere but in the top strip of the image, on any class or on those chosen, but
-    not on pixels that are ignored. A pasted object is brought part of the way to the brightness
-    and noise of the image, so that the way it was made does not give it away. Photographs moreover
-    are the smaller the farther up they stand, as things on a plane are, and take the brightness of
-    what is around them; drawn shapes have all sizes everywhere. Sources, like images, may have
-    their channels in any order.
+    Objects are placed anywhere except in the top strip of the image, on any class or on chosen
+    classes, but not on ignored pixels. A pasted object is partly adapted to the brightness and
+    noise of the image, so that the model cannot recognise it by these. Photographs are also scaled
+    down with the height of their position in the frame, as objects on a ground plane are, and
+    adapted to the brightness around them; drawn shapes have any size at any position. The channel
+    order of source and images must agree, but may be RGB or BGR.
 
     Args:
-        source: where the objects come from; of several, with weights, each object has its own.
+        source: source of the objects, or several with weights, of which one is drawn per object.
         prob: probability that an image gets any object.
-        num: least and largest number of objects, drawn uniformly.
+        num: smallest and largest number of objects, drawn uniformly.
         size: range of an object's larger side as a share of the image's shorter side (uniform; at
-            least 4 pixels); of photographs, where they stand at the bottom of the frame.
+            least 4 pixels); for photographs, the size at the bottom of the frame.
         ood_label: label of pasted pixels.
-        stand_on: labels of which one must be under the middle of an object's foot; empty: any.
+        stand_on: labels that are allowed under the middle of an object's foot; empty: any.
         shadow: probability that an object darkens the ground (``stand_on``) around its foot.
 
     Raises:
@@ -122,12 +122,12 @@ class OODPaste:
             image: (H, W, 3) uint8.
             label: (H, W) uint8.
             rng: the only source of randomness.
-            rows: where the top and the bottom edge of this image lie in the frame that it was cut
-                from, as shares of the frame's height.
+            rows: position of the top and the bottom edge of this image in the frame that it was
+                cropped from, as shares of the frame's height.
 
         Returns:
-            image and label. Outside the pasted pixels the label is that of the input, and the image
-            is too, but for a soft seam of one pixel and the shadows.
+            image and label. Outside the pasted pixels the label is unchanged, and the image is
+            unchanged except for a soft seam of one pixel and the shadows.
         """
         image, label = image.copy(), label.copy()
         if rng.random() >= self.prob:
@@ -141,7 +141,7 @@ class OODPaste:
         self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator,
         rows: tuple[float, float], noise_level: float,
     ) -> bool:
-        """Paste one object in place; False if it would lie on nothing known."""
+        """Paste one object in place; returns False if its position is not allowed."""
         single = len(self.sources) == 1
         source = self.sources[0 if single else rng.choice(len(self.sources), p=self.shares)]
         photograph = getattr(source, "photograph", False)
@@ -155,7 +155,7 @@ class OODPaste:
         strength = rng.uniform(*_LIGHT[photograph])
         grain = np.float32(noise_level * rng.uniform(0.3, 1.2))
         noise = rng.standard_normal(patch.shape, dtype=np.float32) * grain
-        # A patch may end at its object's outline; the seam needs one pixel more.
+        # A patch may end at its object's outline, but the seam needs another pixel.
         h, w = mask.shape[0] + 2, mask.shape[1] + 2
         height, width = label.shape
         left = round(rng.uniform(-_MAX_CUT * w, width - (1 - _MAX_CUT) * w))
@@ -165,7 +165,7 @@ class OODPaste:
         else:
             foot = np.clip(depth * height, h, lowest)
         top = round(foot) - h
-        # What is outside of the image is as its nearest pixel.
+        # Positions outside the image have the label of the nearest pixel.
         under = label[np.clip(round(foot) - 1, 0, height - 1), np.clip(left + w // 2, 0, width - 1)]
         if self.stand_on and under not in self.stand_on:
             return False
@@ -201,7 +201,7 @@ class OODPaste:
         outer, _ = overlap(label.shape, 2 * reach + 2, *first)
         ys, xs = np.ogrid[outer]
         distance = np.sqrt(((xs - x) / across) ** 2 + ((ys - y) / along) ** 2)
-        # Full within 0.8 of the ellipse, nothing beyond 1.2.
+        # Full strength within 0.8 of the ellipse's radius, none beyond 1.2.
         shade = np.clip((1.2 - distance) / 0.4, 0, 1) * rng.uniform(*_SHADOW_STRENGTH)
         if self.stand_on:
             shade = shade * np.isin(label[outer], self.stand_on)
@@ -210,7 +210,7 @@ class OODPaste:
     def _blend(
         self, image: np.ndarray, label: np.ndarray, patch: np.ndarray, mask: np.ndarray
     ) -> None:
-        """Put an object on views of image and label that have its size."""
+        """Blend an object into views of image and label that have its size."""
         hard = (mask > 0.5).astype(np.float32)
         # A 3x3 blur of the hard mask: the seam reaches one pixel to either side of the outline.
         alpha = cv2.sepFilter2D(hard, -1, _BLUR, _BLUR, borderType=cv2.BORDER_REPLICATE)[..., None]
@@ -274,7 +274,7 @@ def _coco_list(cfg: CfgNode) -> Path:
 
 
 def fallback_warning(cfg: CfgNode) -> str:
-    """Warning for a training whose source is "auto" and that has no COCO objects; else ""."""
+    """Warning if the source is "auto" and there are no COCO objects; else ""."""
     path = _coco_list(cfg)
     if cfg.INPUT.OOD_PASTE.SOURCE != "auto" or path.is_file():
         return ""
@@ -286,7 +286,7 @@ def fallback_warning(cfg: CfgNode) -> str:
 
 
 def _brightness(image: np.ndarray, patch: np.ndarray, mask: np.ndarray) -> float:
-    """Factor that would make an object as bright as the image, within limits."""
+    """Factor that gives an object the brightness of the image, within limits."""
     step = max(1, min(image.shape[:2]) // 64)  # a sparse grid of pixels is enough
     ratio = float(image[::step, ::step].mean()) / max(float(patch[mask > 0.5].mean()), 8.0)
     return float(np.clip(ratio, 0.5, 1.6))

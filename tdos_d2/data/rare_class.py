@@ -1,4 +1,4 @@
-"""Rare class sampling: images, and crops of them, that show the classes with few pixels.
+"""Rare class sampling: images and crops that contain classes with few pixels.
 
 After DAFormer (Hoyer et al., CVPR 2022, arXiv 2111.14887).
 """
@@ -15,10 +15,10 @@ from .samplers import RARE_CLASS, Seed
 
 
 class RareClassDataset(Dataset):
-    """An endless sequence of dataset dicts, each drawn for a class that it shows.
+    """An infinite sequence of dataset dicts, each drawn for a class that it contains.
 
     Item ``p`` (any p >= 0) is a copy of a dict with the keys "position" = p and "rare_class", the
-    class drawn for it. Both depend on (seed, p) and nothing else.
+    class drawn for it. Dict and class depend only on (seed, p).
 
     Args:
         dicts: n dataset dicts in Detectron2's format.
@@ -28,7 +28,7 @@ class RareClassDataset(Dataset):
         min_pixels: a dict can be drawn for the classes with more pixels than this.
 
     Raises:
-        ValueError: no dict has as many pixels of any class.
+        ValueError: no dict has more than ``min_pixels`` pixels of any class.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ def read_image(path: str | os.PathLike, format: str = "RGB") -> np.ndarray:
     """Read an image and rotate it according to its EXIF data.
 
     Args:
-        path: the file; its content, not its name, decides how it is decoded.
+        path: the file; its format is detected from its content, not its name.
         format: channel order, "RGB" or "BGR".
 
     Returns:
@@ -36,7 +36,7 @@ def read_image(path: str | os.PathLike, format: str = "RGB") -> np.ndarray:
 
 @once_per_file(2**16)
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Width and height that :func:`read_image` gives, from the header only, read once.
+    """Width and height of :func:`read_image`'s result, from the file's header; cached.
 
     Raises:
         UserError: the file is not an image.
@@ -52,14 +52,14 @@ def read_label(
     Datasets of ``evaluator_type`` "ood" give 0 (known), 1 (OOD) and 255 (void), by ``id_values``,
     ``ood_values`` and ``ignore_values``; with ``undeclared="ignore"`` all other values are void.
     Others give train ids: 0..K-1 for the K ``stuff_classes``, K for the metadata's ``ood_values``
-    (none by default), what ``class_values``, a dict, says for further values, and 255 for 255,
-    ``ignore_label`` and ``ignore_values``. ``label_values``, a dict, says all of this for values
-    that are not train ids. With ``label_colours``, a dict from (r, g, b) to what such a pixel
-    becomes, the file is read as a picture in colour.
+    (none by default), the train ids in the dict ``class_values`` for further values, and 255 for
+    255, ``ignore_label`` and ``ignore_values``. If the file's values are not train ids, a dict
+    ``label_values`` maps them to these. With a dict ``label_colours``, from (r, g, b) to the
+    result, the file is read as a colour image.
 
     Args:
-        path: an image file with one channel (or a palette, whose indices count), or in colour.
-        metadata: metadata of the dataset that the label belongs to.
+        path: an image file with one channel (or a palette, whose indices are used), or in colour.
+        metadata: metadata of the label's dataset.
         region_mask: the ``region_mask_file_name`` of the frame, if it has one: an image file with
             one channel; where it is not 0 the label is 255.
 
@@ -67,8 +67,8 @@ def read_label(
         (H, W) uint8.
 
     Raises:
-        UserError: a file cannot be read, has several channels, fractions, a value or a colour that
-            is not declared, or the region mask has another size.
+        UserError: a file cannot be read, has several channels, fractions or an undeclared value or
+            colour, or the region mask has another size.
     """
     colours = metadata.get("label_colours")
     label = _read_colours(path, metadata) if colours else _translate_values(path, metadata)
@@ -87,11 +87,11 @@ def _translate_values(path: str | os.PathLike, metadata: Metadata) -> np.ndarray
     undeclared = cv2.LUT(values, (table == _UNDECLARED).astype(np.uint8))
     if undeclared.any():
         raise _undeclared(path, metadata, values[undeclared > 0])
-    return cv2.LUT(values, table.astype(np.uint8))  # OpenCV's look-up is NumPy's, and quicker
+    return cv2.LUT(values, table.astype(np.uint8))  # as NumPy's indexing, but faster
 
 
 def _read_colours(path: str | os.PathLike, metadata: Metadata) -> np.ndarray:
-    """(H, W) uint8: what the ``label_colours`` of the metadata say."""
+    """(H, W) uint8: a colour-coded mask, translated by ``label_colours`` of the metadata."""
     declared = metadata.label_colours
     picture = open_with(decode_image, "label", path, PathManager.open).astype(np.int32)
     codes = (picture[..., 0] << 16) | (picture[..., 1] << 8) | picture[..., 2]
@@ -137,7 +137,7 @@ def read_region(
     """(H, W) bool: where a region mask is not 0.
 
     Raises:
-        UserError: as :func:`read_values` does, or the mask has another size than the label.
+        UserError: as :func:`read_values`, or the mask has another size than the label.
     """
     region = read_values(path, "region mask")
     check_same_size(f"region mask {path}", region, f"label {label_path}", label)
@@ -147,10 +147,10 @@ def read_region(
 def read_values(path: str | os.PathLike, kind: str = "label") -> np.ndarray:
     """(H, W) integers or bool in an image file, which must have one channel.
 
-    As :func:`~tdos_d2.files.decode_values` reads them; ``kind`` is for messages.
+    They are decoded by :func:`~tdos_d2.files.decode_values`; ``kind`` is for messages.
 
     Raises:
-        UserError: the file cannot be read, has several channels or values that are not whole.
+        UserError: the file cannot be read, or has several channels or values that are not integers.
     """
     values = open_with(decode_values, kind, path, PathManager.open)
     if values.ndim != 2:
@@ -159,10 +159,10 @@ def read_values(path: str | os.PathLike, kind: str = "label") -> np.ndarray:
 
 
 def value_table(metadata: Metadata) -> np.ndarray:
-    """(256,) int16: what each value of a label file becomes; -1 = not declared.
+    """(256,) int16: the label for each value in a label file; -1 = undeclared.
 
     Raises:
-        UserError: the metadata of a set that is not "ood" have no ``stuff_classes``.
+        UserError: the metadata of a dataset that is not "ood" have no ``stuff_classes``.
     """
     table = np.full(256, _UNDECLARED, np.int16)
     if metadata.get("evaluator_type") == "ood":
@@ -184,7 +184,7 @@ def value_table(metadata: Metadata) -> np.ndarray:
     for value, train_id in metadata.get("class_values", {}).items():
         table[value] = train_id
     ignored = (IGNORE, metadata.get("ignore_label", IGNORE), *metadata.get("ignore_values", ()))
-    # Detectron2 lets ignore_label be anything, for example -1.
+    # Detectron2 allows any ignore_label, for example -1.
     table[[value for value in ignored if 0 <= value <= 255]] = IGNORE
     return table
 

@@ -1,5 +1,5 @@
-"""Data order and randomness as functions of (seed, position): the same in any number of workers or
-processes, and after a restart."""
+"""Data order and randomness as functions of (seed, position), independent of the number of workers
+and processes and of restarts."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 
 Seed = int | Sequence[int]
 
-# Keys that keep the random streams of one seed apart.
+# Keys that separate the random streams of one seed.
 _ORDER, _SAMPLE, RARE_CLASS, _MIX = range(4)
-# Weights of sets are kept in each so many positions, so that no share may be smaller than this.
+# Weights of datasets hold in each block of this many positions, so no share may be below 1 / this.
 _BLOCK = 1000
 MIN_SHARE = 2 / _BLOCK
 
 
 class PositionalDataset(Dataset):
-    """An endless sequence of dataset dicts, one shuffled epoch after the other.
+    """An infinite sequence of dataset dicts: shuffled epochs, one after another.
 
     Item ``p`` (any p >= 0) is a copy of one of the n dicts with the key "position" = p. Each epoch
-    of n positions has an order of its own, drawn from (seed, epoch).
+    of n positions has its own order, which depends on (seed, epoch).
 
     Args:
         dicts: dataset dicts in Detectron2's format.
@@ -55,13 +55,13 @@ class PositionalDataset(Dataset):
 
 
 class MixedDataset(Dataset):
-    """Endless sequences of dataset dicts mixed with weights.
+    """A weighted mixture of infinite sequences of dataset dicts.
 
-    In each block of 1,000 positions every sequence has its share, to the nearest whole number, at
-    random places. A sequence goes on where it stopped, so that its own epochs stay whole.
+    In each block of 1,000 positions every sequence has its share, rounded to an integer, at random
+    positions. Each sequence continues where it stopped, so its own epochs stay complete.
 
     Args:
-        datasets: what to mix: item q of each, for any q >= 0, is a dict of its own.
+        datasets: the sequences: item q of each, for any q >= 0, is a new dict.
         weights: one number > 0 per sequence.
         seed: any integer >= 0.
 
@@ -94,13 +94,13 @@ class MixedDataset(Dataset):
 
 
 class PositionSampler(Sampler[int]):
-    """The positions of one process, without end.
+    """The infinite sequence of positions of one process.
 
     Batch i of all processes together is [start + i * B, start + (i + 1) * B) with
-    B = batch_size * world_size; rank r has r, r + world_size, ... of it. Inside a worker of a
-    ``DataLoader`` it gives each num_workers-th batch, so that the loader, which asks its workers in
-    turn, yields the same batches as without workers. (Detectron2 0.6 would share out single
-    positions, hence use ``ToIterableDataset(..., shard_sampler=False)``.)
+    B = batch_size * world_size; rank r has its elements r, r + world_size, ... Inside a worker of a
+    ``DataLoader`` it gives every num_workers-th batch, so that the loader, which queries its
+    workers in turn, yields the same batches as without workers. (Detectron2 0.6 would distribute
+    single positions, hence use ``ToIterableDataset(..., shard_sampler=False)``.)
 
     Args:
         start: first position.
@@ -132,14 +132,14 @@ def sample_randomness(seed: int, position: int) -> Iterator[np.random.Generator]
     Augmentations draw from the global generators; their states are restored afterwards.
 
     Yields:
-        a generator of its own for code that takes one.
+        a separate generator for code that takes one.
     """
     stream = np.random.SeedSequence(seed, spawn_key=(_SAMPLE, position))
     words = [int(word) for word in stream.generate_state(3)]
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(words[0])
     np.random.seed(words[1])
-    # Not torch.manual_seed: that would seed the accelerators too.
+    # Not torch.manual_seed, which would also seed the accelerators.
     torch.default_generator.manual_seed(words[2])
     try:
         yield np.random.default_rng(stream)

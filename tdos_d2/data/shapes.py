@@ -1,9 +1,9 @@
 """Drawn outliers: generic shapes with generic textures, a source of objects that needs no data.
 
-Nothing here imitates a real object. What the shapes offer is variety: of outline (smooth blobs,
-polygons, rounded boxes, bars, compositions), of colour (every hue, greys, browns, nearly black) and
-of contrast: plain, muted and vivid textures come equally often, so that neither a strong nor a weak
-texture tells a known object from an unknown one.
+The shapes do not imitate real objects. They vary in outline (smooth blobs, polygons, rounded boxes,
+bars, compositions), colour (every hue, greys, browns, nearly black) and contrast: plain, muted and
+vivid textures are equally frequent, so that neither a strong nor a weak texture distinguishes
+unknown from known objects.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ShapeSource:
 
         Returns:
             patch (h, w, 3) uint8, textured up to its borders, and mask (h, w) float32 in 0..1
-            (between the two only at the outline), with max(h, w) == ``max_side``.
+            (fractions only at the outline), with max(h, w) == ``max_side``.
         """
         parts, (h, w) = _fit(_random_parts(rng), max_side)
         style = TEXTURES[rng.integers(len(TEXTURES))]
@@ -52,7 +52,7 @@ def random_colour(rng: np.random.Generator, style: str) -> FloatArray:
     if style == "vivid":
         return _hsv(hue, rng.uniform(0.55, 1.0), rng.uniform(0.45, 1.0))
     family = rng.integers(4)
-    if family == 0:  # grey, black and white among it
+    if family == 0:  # grey, including black and white
         return _hsv(hue, rng.uniform(0.0, 0.08), rng.uniform(0.05, 0.95))
     if family == 1:  # brown and beige
         return _hsv(rng.uniform(0.03, 0.12), rng.uniform(0.2, 0.65), rng.uniform(0.15, 0.75))
@@ -68,7 +68,7 @@ def random_texture(rng: np.random.Generator, size: tuple[int, int], style: str) 
     if style == "plain":
         return np.broadcast_to(first, (h, w, 3)).copy()
     second = random_colour(rng, style)
-    if style == "muted":  # low contrast: the second colour is near the first
+    if style == "muted":  # low contrast: the second colour is similar to the first
         second = first + (second - first) * rng.uniform(0.1, 0.4)
     share = PATTERNS[rng.integers(len(PATTERNS))](rng, h, w)[..., None]
     return first * (1 - share) + second * share
@@ -84,7 +84,7 @@ def _hsv(hue: float, saturation: float, value: float) -> FloatArray:
 
 
 def _coordinates(rng: np.random.Generator, h: int, w: int) -> tuple[FloatArray, FloatArray]:
-    """Pixel coordinates in a frame turned by a random angle."""
+    """Pixel coordinates in a coordinate system rotated by a random angle."""
     angle = rng.uniform(0, np.pi)
     y, x = np.ogrid[:h, :w]
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
@@ -137,7 +137,7 @@ PATTERNS = (_gradient, _noise, _grain, _stripes, _checks, _spots)
 
 
 def _random_parts(rng: np.random.Generator) -> list[FloatArray]:
-    """One to three overlapping outlines, turned and stretched as a whole."""
+    """One to three overlapping outlines, rotated and stretched together."""
     parts = [OUTLINES[rng.integers(len(OUTLINES))](rng)]
     if rng.random() < 0.35:
         for _ in range(int(rng.integers(1, 3))):
@@ -210,9 +210,9 @@ def _fill(polygon: FloatArray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _side_light(rng: np.random.Generator, mask: np.ndarray) -> FloatArray:
-    """Brightness factor (h, w): light from one side on a body that bulges towards the viewer."""
+    """Brightness factor (h, w): light from one side on a body convex towards the viewer."""
     h, w = mask.shape
-    # The bulge is smooth, so a thumbnail is enough (and its cost does not grow with the object).
+    # The surface is smooth, so a thumbnail is enough, whose cost does not depend on the size.
     small = cv2.resize(mask, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     height = cv2.GaussianBlur(small, (0, 0), 4, borderType=cv2.BORDER_CONSTANT)
     slope_y, slope_x = np.gradient(height)

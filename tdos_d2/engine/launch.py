@@ -1,4 +1,4 @@
-"""Starting the processes, and ending with one clear line when something is wrong."""
+"""Launch of the processes, with errors reported in one line."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .preemption import exit_if_asked, signals_wait
 
 
 def launch_job(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more: object) -> None:
-    """Run ``main(args, cfg, *more)`` in every process that ``args`` asks for.
+    """Run ``main(args, cfg, *more)`` in every process that ``args`` requests.
 
     Raises:
-        UserError: some process raised it; the message is that one's.
-        SystemExit: some process ended by itself, for example because results were not as expected.
-            Of a training that SIGTERM or SIGINT ended the status is 143 or 130.
+        UserError: raised by a process, with its message.
+        SystemExit: a process exited, for example because results were not as expected. The status
+            is 143 or 130 for a training ended by SIGTERM or SIGINT.
     """
     several = args.num_gpus * args.num_machines > 1
     try:
@@ -51,7 +51,7 @@ def launch_job(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more
         raise UserError(message) from error
     except ProcessExitedException as error:
         if error.exit_code < 0:
-            exit_if_asked()  # before the training had begun
+            exit_if_asked()  # a signal before the training began
             raise UserError(
                 f"process {error.error_index} was killed by {error.signal_name}"
                 + (", often for want of memory" if error.signal_name == "SIGKILL" else "")
@@ -64,8 +64,8 @@ def _worker(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more: o
     if num_processes > 1 and not torch.cuda.is_available() and not threads_are_users():
         # Otherwise each process starts a thread per core.
         torch.set_num_threads(max(1, usable_cores() // num_processes))
-    register_datasets(cfg)  # again: a new process knows the built-in sets only
-    # The trainer logs exceptions with their traceback; users' own mistakes need none.
+    register_datasets(cfg)  # again: a new process has only the built-in datasets
+    # The trainer logs exceptions with their traceback; a UserError needs none.
     logging.getLogger("detectron2.engine.train_loop").addFilter(
         lambda record: not (record.exc_info and isinstance(record.exc_info[1], UserError))
     )
@@ -74,12 +74,12 @@ def _worker(main: Callable[..., object], args: Namespace, cfg: CfgNode, *more: o
     except UserError:
         raise
     except Exception as error:
-        if full := output_error(error, cfg.OUTPUT_DIR):  # of logs and events
+        if full := output_error(error, cfg.OUTPUT_DIR):  # raised by writing logs or events
             raise full from error
         known = user_message(str(error) or "-")
         if comm.get_world_size() > 1 and (known is None or known is OTHER_IS_GONE):
-            # A process fails by itself or because another one is gone. Waiting lets the launcher
-            # see the one that failed first, and report that.
+            # This process may fail only because another one ended. The wait lets the launcher
+            # detect and report the process that failed first.
             time.sleep(3)
         if known is not None:
             raise UserError(known) from error

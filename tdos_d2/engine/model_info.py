@@ -1,4 +1,4 @@
-"""What a model consists of: parameters, multiply-adds, prompts, and where its weights are from."""
+"""Summary of a model: parameters, multiply-adds, prompts, and the origin of its weights."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class ModelPart:
 
     Attributes:
         name: such as "pixel_decoder".
-        trainable: number of parameters that training changes.
-        frozen: number of the others.
-        sources: tensors (parameters and statistics) by what they came from.
-        multiply_adds: per window; None: not part of what is done for a window.
+        trainable: number of trained parameters.
+        frozen: number of frozen parameters.
+        sources: number of tensors (parameters and statistics) by their origin.
+        multiply_adds: number per window; None: the part does not process windows.
     """
 
     name: str
@@ -45,8 +45,8 @@ def load_model(cfg: CfgNode, random: bool = False) -> tuple[TDOS, list[ModelPart
 
     Args:
         cfg: the complete config; it is not changed.
-        random: random weights stand in for CLIP weights and checkpoints that are not on disk; what
-            is frozen is as it would be with them.
+        random: use random weights instead of CLIP weights and checkpoints that are not on disk;
+            the same parameters are frozen as with those weights.
 
     Returns:
         The model in eval mode, its parts without multiply-adds, and lines for the user.
@@ -96,7 +96,7 @@ def _parts(model: TDOS, cfg: CfgNode, not_loaded: set[str]) -> list[ModelPart]:
 
 
 def _start(key: str, cfg: CfgNode) -> str:
-    """What a tensor has before a checkpoint is loaded."""
+    """Origin of a tensor's values before a checkpoint is loaded."""
     clip, embeddings = cfg.MODEL.CLIP.WEIGHTS, cfg.MODEL.TEXT.EMBEDDINGS
     if key == "text.vectors" and embeddings:
         return f"text embeddings {embeddings}"
@@ -108,23 +108,23 @@ def _start(key: str, cfg: CfgNode) -> str:
 
 
 def count_multiply_adds(model: TDOS, parts: list[ModelPart], size: tuple[int, int]) -> int:
-    """fvcore's count for one window, per part (written into ``parts``) and in all.
+    """fvcore's count for one window, per part (written into ``parts``) and in total.
 
-    fvcore calls them flops: a multiply-add is one. Matrix products, convolutions, attention,
-    normalisation and resampling count; activations and sums do not. The text side does not take
-    part: its embeddings are computed once.
+    fvcore calls them flops and counts a multiply-add as one. Matrix products, convolutions,
+    attention, normalisation and resampling count; activations and sums do not. The text encoder is
+    not counted: the text embeddings are computed once.
 
     Args:
         model: in eval mode, on the CPU.
-        parts: of :func:`load_model`.
+        parts: from :func:`load_model`.
         size: (height, width) of the window in pixels.
     """
     fast_attention = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one operation, which fvcore cannot look into
+    torch.backends.mha.set_fastpath_enabled(False)  # a fused operation that fvcore cannot count
     try:
         with torch.no_grad():
             if isinstance(model, TDOS):
-                model.text()  # from now on the model keeps what it gives
+                model.text()  # the model keeps the embeddings
             counts = flops(_Windows(model), torch.zeros(1, 3, *size))
             by_module = counts.by_module()
     finally:
@@ -136,7 +136,7 @@ def count_multiply_adds(model: TDOS, parts: list[ModelPart], size: tuple[int, in
 
 
 class _Windows(nn.Module):
-    """What is done for windows (B, 3, h, w), as a module of its own, which fvcore needs."""
+    """The computation for windows (B, 3, h, w), as a separate module for fvcore."""
 
     def __init__(self, model: TDOS) -> None:
         super().__init__()
@@ -165,9 +165,9 @@ def describe_prompts(cfg: CfgNode, model: TDOS, num_words: int = 6) -> list[str]
     """Lines about known names, prompts, negatives and groups of OOD words.
 
     Args:
-        cfg: the config as given: a checkpoint's prompts no longer need the words.
+        cfg: the config before changes by the checkpoint, which clears the list of words.
         model: its model.
-        num_words: shown of each group.
+        num_words: number of words shown per group.
     """
     node, prompts, fixed = cfg.MODEL.TDOS, cfg.MODEL.PROMPTS, cfg.MODEL.TEXT.EMBEDDINGS
     if fixed:

@@ -14,19 +14,20 @@ from torch import nn
 from ..errors import UserError
 from ..value_checks import check_positive, check_share
 
-# By name, because Detectron2 and open_clip have norm layers of their own beside torch's.
+# By name, because Detectron2 and open_clip have their own norm layers.
 _NORM_LAYER = re.compile(r"Norm(\dd|Fp32)?$")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW over the parameters of ``model`` that are trained, clipped as the config says.
+    """AdamW over the trained parameters of ``model``, with the gradient clipping of the config.
 
-    ``SOLVER.MULTIPLIERS`` scales learning rates: a prefix stands for whole components of a module
-    path, the longest that fits wins, and factor 0 freezes. Frozen parameters are in no group.
+    ``SOLVER.MULTIPLIERS`` scales learning rates: a prefix matches whole components of a module
+    path, the longest matching prefix applies, and factor 0 freezes. Frozen parameters are in no
+    group.
 
     Raises:
-        UserError: an unknown optimizer or clipping type, a prefix that names no module, or a model
-            that has nothing to train.
+        UserError: unknown optimizer or clipping type, a prefix that matches no module, or a model
+            without trained parameters.
     """
     check_positive(cfg, "SOLVER", "BASE_LR")
     check_positive(cfg, "SOLVER.CLIP_GRADIENTS", "CLIP_VALUE", "NORM_TYPE")
@@ -43,12 +44,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         multipliers=solver.MULTIPLIERS,
     )
     # The fused step undoes GradScaler's scaling itself, so clipping before it would act on scaled
-    # gradients. On the meta device there is none.
+    # gradients. The meta device has no fused step.
     fused = not solver.AMP.ENABLED and not next(model.parameters()).is_meta
     optimizer = torch.optim.AdamW(
         groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=fused
     )
-    # A checkpoint would bring the way of stepping with it that its own run had.
+    # Otherwise a checkpoint would override ``fused`` with the setting of its own run.
     optimizer.register_load_state_dict_pre_hook(
         lambda _, state: {
             **state,
@@ -85,7 +86,7 @@ def parameter_groups(
     factors = _check_multipliers(model, multipliers)
     exempt = _listed_without_decay(model)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    # Shared by two modules, a parameter comes once, under its first name.
+    # A parameter shared by two modules is listed once, under its first name.
     for full_name, parameter in model.named_parameters():
         path, _, name = full_name.rpartition(".")
         module = model.get_submodule(path)
@@ -114,9 +115,9 @@ def parameter_groups(
 def build_lr_scheduler(
     cfg: CfgNode, optimizer: torch.optim.Optimizer
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """``SOLVER.LR_SCHEDULER_NAME``: "WarmupPolyLR", or one of Detectron2's.
+    """The scheduler ``SOLVER.LR_SCHEDULER_NAME``: "WarmupPolyLR", or one of Detectron2's.
 
-    A function of iteration / MAX_ITER without state: a run can be resumed with a larger MAX_ITER.
+    It is a stateless function of iteration / MAX_ITER: a run can be resumed with a larger MAX_ITER.
     """
     check_positive(cfg, "SOLVER", "MAX_ITER", "NUM_DECAYS")
     check_share(cfg, "SOLVER", "POLY_LR_CONSTANT_ENDING")

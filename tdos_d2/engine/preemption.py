@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a training ends after its step with a checkpoint, not in the middle."""
+"""On SIGTERM and SIGINT, training finishes the current step, saves a checkpoint and ends."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from torch.utils.data import DataLoader
 logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# SLURM, a terminal and our own launcher tell the same process of one event within a moment.
+# Seconds within which signals count as one: SLURM, a terminal and our launcher may all send one.
 _ONE_EVENT = 1.0
-# Longest in seconds that other processes and workers wait for the main one to write a checkpoint.
+# Seconds that other processes and workers wait at most for the main one to write a checkpoint.
 _PATIENCE = 300
 
 
 class _Pending:
-    """The signal that asks this process to end, and when it came."""
+    """The signal that asked this process to end, and its time."""
 
     number = 0
     came = 0.0
@@ -46,10 +46,10 @@ def _on_signal(number: int, _: FrameType | None) -> None:
 
 @contextmanager
 def signals_wait(*, hand_on: bool = False) -> Iterator[None]:
-    """Within, the first SIGTERM or SIGINT is only noted; one that comes a second later kills.
+    """Context in which the first SIGTERM or SIGINT is only recorded; one a second later kills.
 
     Args:
-        hand_on: the processes that this one starts meanwhile get them, too.
+        hand_on: forward the signals to processes started within the context.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -79,10 +79,10 @@ def exit_if_asked() -> None:
 
 
 def shield_workers(loader: DataLoader) -> DataLoader:
-    """Let the workers of ``loader`` outlive the first signal; returns ``loader``.
+    """Let the workers of ``loader`` survive the first signal; returns ``loader``.
 
-    SLURM and terminals signal all processes of a job. torch's workers would end at once, and the
-    training with an error in the middle of a step.
+    SLURM and terminals signal all processes of a job. torch's workers would end at once, which
+    would end the training with an error within a step.
     """
     loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
     return loader
@@ -97,7 +97,7 @@ def _start_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
 
 
 def _on_signal_in_worker(number: int, frame: FrameType | None) -> None:
-    # torch ends workers that hang with one SIGTERM, and would wait for them without end.
+    # torch ends hanging workers with a single SIGTERM, and would then wait for them forever.
     signal.alarm(_PATIENCE)
     _on_signal(number, frame)
 
@@ -110,10 +110,10 @@ class Preempted(SystemExit):
 
 
 def end_preempted() -> None:
-    """End this process; those that do not write the checkpoint after the one that does."""
+    """End this process; the main one, which writes the checkpoint, ends first."""
     name = signal.Signals(_Pending.number).name
     if not comm.is_main_process():
-        # The launcher takes the first that ends for the one that failed, and ends the others.
+        # The launcher treats the first process to end as the failed one, and ends the others.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(_PATIENCE if comm.get_rank() == comm.get_local_rank() else 5)
     else:
@@ -122,7 +122,7 @@ def end_preempted() -> None:
 
 
 class StopWhenAsked(hooks.HookBase):
-    """After a step in which any process was told to end, all save a checkpoint and end."""
+    """After a step in which any process was asked to end, all save a checkpoint and end."""
 
     def after_step(self) -> None:
         if _asked():
@@ -131,10 +131,10 @@ class StopWhenAsked(hooks.HookBase):
 
 
 def _asked() -> bool:
-    """Whether any process has been told to end; the same answer in all of them."""
+    """Whether any process has been asked to end; the same result in all processes."""
     if comm.get_world_size() == 1:
         return bool(_Pending.number)
-    # All processes save in the same iteration, so they ask each other in each.
+    # All processes must save in the same iteration, so they communicate in every iteration.
     number = torch.tensor(_Pending.number)
     torch.distributed.all_reduce(
         number, torch.distributed.ReduceOp.MAX, group=comm._get_global_gloo_group()
@@ -144,7 +144,7 @@ def _asked() -> bool:
 
 
 class StopBetweenFrames(DatasetEvaluator):
-    """In an evaluation, which may take hours, a process that was told to end does so at once."""
+    """Ends an evaluation, which may take hours, after the frame in which the signal arrived."""
 
     def process(self, inputs: object, outputs: object) -> None:
         """Raise Preempted if this process was told to end."""

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before any process starts is said then, in one line."""
+"""Checks of a run before any process starts, with errors in one line."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from .trainer import check_periods
 
 
 def check_run(cfg: CfgNode, args: Namespace) -> list[str]:
-    """``check_runnable``, and what only a whole run needs: outputs, processes, datasets.
+    """``check_runnable``, and checks that only a whole run needs: outputs, processes, datasets.
 
-    Called in the parent process, before ``launch``. Test sets that are not on disk leave
-    ``DATASETS.TEST`` where ``TEST.MISSING`` is "skip".
+    Called in the parent process, before ``launch``. Test datasets that are not on disk are removed
+    from ``DATASETS.TEST`` if ``TEST.MISSING`` is "skip".
 
     Args:
         cfg: the complete config.
@@ -51,7 +51,7 @@ def check_run(cfg: CfgNode, args: Namespace) -> list[str]:
         Lines for the log: what was filled in or left out.
 
     Raises:
-        UserError: the first thing that is wrong, naming the key, file or dataset.
+        UserError: the first problem; the message names the key, file or dataset.
     """
     notes = check_runnable(
         cfg,
@@ -93,7 +93,7 @@ def _check_processes(cfg: CfgNode, args: Namespace) -> None:
                 "through the GPUs; hide those (CUDA_VISIBLE_DEVICES=) or use --num-gpus 1"
             )
     batch, name = cfg.SOLVER.IMS_PER_BATCH, "the number of processes"
-    if cfg.SOLVER.REFERENCE_WORLD_SIZE:  # Detectron2 scales the batch from it
+    if cfg.SOLVER.REFERENCE_WORLD_SIZE:  # Detectron2 scales the batch size relative to it
         world, name = cfg.SOLVER.REFERENCE_WORLD_SIZE, "SOLVER.REFERENCE_WORLD_SIZE"
     if not args.eval_only and batch % world:
         raise UserError(f"SOLVER.IMS_PER_BATCH {batch} is not divisible by {name} ({world})")
@@ -105,7 +105,7 @@ def _build_evaluation(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def _check_memory(cfg: CfgNode, args: Namespace) -> None:
-    """What a NormalityMemory cannot do: be trained, be empty, tell classes apart."""
+    """Check the limits of a NormalityMemory: no training, not empty, no classification."""
     if cfg.MODEL.META_ARCHITECTURE != "NormalityMemory":
         return
     if not args.eval_only:
@@ -163,7 +163,7 @@ def _check_datasets(cfg: CfgNode, args: Namespace) -> list[str]:
 
 
 def _check_space(cfg: CfgNode, name: str) -> None:
-    """Scores of an OOD set with labels are kept on disk, of one set after the other."""
+    """Check the disk space for the scores of an OOD dataset; one dataset is stored at a time."""
     metadata = MetadataCatalog.get(name)
     if metadata.get("evaluator_type") == "ood" and metadata.get("has_labels", True):
         with _naming(f"DATASETS.TEST: {name}"):
@@ -171,9 +171,9 @@ def _check_space(cfg: CfgNode, name: str) -> None:
 
 
 def _check_method(cfg: CfgNode, args: Namespace) -> None:
-    """What training TDOS needs beyond single values."""
+    """Check the values that training TDOS depends on, also in combination."""
     node, prompts = cfg.MODEL.TDOS, cfg.MODEL.PROMPTS
-    check_positive(cfg, "MODEL.TDOS", "NEGATIVE_LENGTH")  # prompts without tokens learn nothing
+    check_positive(cfg, "MODEL.TDOS", "NEGATIVE_LENGTH")  # prompts need tokens to learn
     if "{}" not in cfg.MODEL.REG.TEMPLATE:
         raise UserError(f"MODEL.REG.TEMPLATE: '{cfg.MODEL.REG.TEMPLATE}' has no {{}} for the word")
     if prompts.GROUPS and node.NUM_NEGATIVE:
@@ -190,7 +190,7 @@ def _check_method(cfg: CfgNode, args: Namespace) -> None:
 
 @contextmanager
 def _naming(key: str) -> Iterator[None]:
-    """Put ``key`` before a UserError."""
+    """Prefix the message of a UserError with ``key``."""
     try:
         yield
     except UserError as error:
@@ -198,7 +198,7 @@ def _naming(key: str) -> Iterator[None]:
 
 
 def _check_class_count(cfg: CfgNode) -> None:
-    """Labels of a semantic segmentation set are class numbers: it needs as many names."""
+    """Check that a semantic segmentation dataset has as many class names as the model."""
     num_classes = len(cfg.MODEL.TDOS.CLASS_NAMES)
     if cfg.MODEL.META_ARCHITECTURE == "TDOS" and not num_classes:
         raise UserError("MODEL.TDOS.CLASS_NAMES is empty, and DATASETS.TRAIN has no class names")

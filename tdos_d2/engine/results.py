@@ -1,4 +1,4 @@
-"""What becomes of the results of an evaluation: files, comparison, operating threshold."""
+"""Output of evaluation results: files, comparison with expected values, operating threshold."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MARKDOWN_NOTE = (
 
 
 def by_dataset(cfg: CfgNode, results: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Undo Detectron2's special case: it leaves out the level of a single dataset."""
+    """Results by dataset, also for a single dataset, where Detectron2 omits this level."""
     names = cfg.DATASETS.TEST
     return OrderedDict({names[0]: results}) if len(names) == 1 else results
 
@@ -45,12 +45,12 @@ def write_results(
 ) -> None:
     """Print the table and write ``OUTPUT_DIR/results.{json,md,tex}``.
 
-    ``results.checkpoint.json`` says which checkpoint they are of: its name and SHA-256.
+    ``results.checkpoint.json`` has the name and SHA-256 of the evaluated checkpoint.
 
     Args:
         cfg: config.
         results: ``{dataset: {task: {metric: value}}}``.
-        checkpoint: the file that has the model, or words where there is none.
+        checkpoint: file of the evaluated model, or a description if there is none.
     """
     printed, markdown, latex = (
         "\n\n".join(format_rows(rows, form) for rows in results_rows(results))
@@ -76,7 +76,7 @@ def report_results(
     evaluators: Sequence[DatasetEvaluator],
     checkpoint: str | os.PathLike,
 ) -> None:
-    """Write ``OUTPUT_DIR/report/index.html`` if ``TEST.REPORT`` asks for it, on the main process.
+    """Write ``OUTPUT_DIR/report/index.html`` if ``TEST.REPORT`` is set, on the main process.
 
     Arguments as in :func:`write_results`; the evaluators are those of ``DATASETS.TEST``, after
     ``evaluate``.
@@ -95,10 +95,10 @@ def report_results(
 
 
 def _warning(cfg: CfgNode, checkpoint: str | os.PathLike) -> str:
-    """What has to be known of the training of ``checkpoint``, or of this one; a paragraph or ""."""
+    """Warnings about the training of ``checkpoint``, or the current one; a paragraph or ""."""
     if os.path.isfile(checkpoint):
         warning = read_checkpoint_info(checkpoint).get("outlier_warning", "")
-    else:  # of a training that goes on, or of weights of which nothing is known
+    else:  # the current training, or weights without information about theirs
         known = str(checkpoint) not in ("(none)", cfg.MODEL.WEIGHTS)
         warning = fallback_warning(cfg) if known else ""
     return f"**Warning: {warning}.**\n\n" if warning else ""
@@ -111,12 +111,12 @@ def _model(cfg: CfgNode, checkpoint: str | os.PathLike) -> str:
 
 
 def check_expected_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
-    """Compare results with ``TEST.EXPECTED_RESULTS``; exit with status 1 where they differ.
+    """Compare results with ``TEST.EXPECTED_RESULTS``; exit with status 1 if they differ.
 
-    A set whose labels leave nothing to measure is an error, once all results have been written.
+    A dataset whose metrics are undefined is an error; its results have been written before.
 
-    Rows are Detectron2's ``[task, metric, value, tolerance]``; with several test sets the task is
-    written ``<dataset>/<task>``.
+    Rows are Detectron2's ``[task, metric, value, tolerance]``; with several test datasets the task
+    is written ``<dataset>/<task>``.
 
     Raises:
         UserError: a row names a task that was not evaluated, or a set has no metrics.
@@ -138,10 +138,10 @@ def check_expected_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
 def keep_operating_point(
     cfg: CfgNode, evaluators: Sequence[DatasetEvaluator], checkpoint: str | os.PathLike
 ) -> None:
-    """Save the threshold of the set that ``TEST.THRESHOLD_DATASET`` names beside ``checkpoint``.
+    """Save the threshold for the dataset ``TEST.THRESHOLD_DATASET`` beside ``checkpoint``.
 
-    Without a name it is that of the first OOD set evaluated. A folder that cannot be written to is
-    a warning: the results are there.
+    If the key is empty, it is that of the first evaluated OOD dataset. If the folder cannot be
+    written to, this is only a warning, as the results have been written.
     """
     points = (getattr(evaluator, "operating_point", None) for evaluator in evaluators)
     wanted = cfg.TEST.THRESHOLD_DATASET

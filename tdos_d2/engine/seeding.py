@@ -1,4 +1,4 @@
-"""Random state as a function of (seed, iteration, rank), so that a resumed run is the same run."""
+"""Random state as a function of (seed, iteration, rank), for exact resuming of runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..config import set_key
 def settle_seed(cfg: CfgNode) -> bool:
     """Replace a negative ``cfg.SEED`` in place by a random one, the same in all processes.
 
-    Every process must call it. Returns whether a seed was drawn.
+    Every process must call this. Returns whether a seed was drawn.
     """
     drawn = cfg.SEED < 0
     own = int(np.random.SeedSequence().generate_state(1)[0] >> 1)  # 31 bits fit everywhere
@@ -26,10 +26,10 @@ def settle_seed(cfg: CfgNode) -> bool:
 
 
 def settle_determinism(cfg: CfgNode) -> None:
-    """Have torch take deterministic algorithms in this process if ``SOLVER.DETERMINISTIC`` says so.
+    """Use torch's deterministic algorithms in this process if ``SOLVER.DETERMINISTIC`` is set.
 
-    To be called before anything runs on a GPU: cuBLAS reads its setting then. Operations without
-    such an algorithm warn, with their name, instead of ending the run.
+    It must be called before anything runs on a GPU, when cuBLAS reads its setting. Operations
+    without such an algorithm only log a warning with their name.
     """
     if not cfg.SOLVER.DETERMINISTIC:
         return
@@ -47,14 +47,14 @@ def seed_iteration(seed: int, iteration: int, rank: int) -> None:
 
 
 class SeededBatches:
-    """Training batches from any iteration on, each handed out with the random state it belongs to.
+    """Training batches from any iteration on; the generators are seeded for each iteration.
 
-    The loader is built when the first batch is asked for. Seeding happens after a batch is there:
-    starting worker processes draws from torch's generator too, and would otherwise tell a resumed
-    run from an uninterrupted one.
+    The loader is built when the first batch is requested. Seeding follows the loading of a batch:
+    starting worker processes also draws from torch's generator, which would make a resumed run
+    differ from an uninterrupted one.
 
     Args:
-        build: gives the loader whose first batch is that of the iteration passed.
+        build: returns the loader whose first batch is that of the given iteration.
         seed: the run's seed.
     """
 

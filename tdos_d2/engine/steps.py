@@ -1,4 +1,4 @@
-"""One step of training: what Detectron2's trainers do, and what happens to a loss that is NaN."""
+"""Training steps: those of Detectron2's trainers, with handling of losses that are NaN."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from ..files import atomic_write
 
 logger = logging.getLogger(__name__)
 
-_MAX_FILES = 8  # that a message names
+_MAX_FILES = 8  # number of files that a message names
 
 
 class _Steps:
     """``run_step`` for both of Detectron2's trainers.
 
-    A loss or gradient that is NaN or infinite changes no weight. The batch of each process that has
-    one is kept in ``folder``; training stops, or goes on with the next batch up to ``max_skipped``
-    times in a row. All processes do the same. (In mixed precision gradients may be infinite:
-    the loss scale is lowered for that.)
+    If a loss or gradient is NaN or infinite, no weight is changed. Each process where this happens
+    saves its batch in ``folder``; training stops, or skips up to ``max_skipped`` steps in a row.
+    All processes do the same. (With float16, infinite gradients are normal: the loss scale is
+    lowered.)
     """
 
     folder: Path
     precision: torch.dtype | None = None  # of autocast; None = float32 throughout
     max_skipped = 0
-    skipped = 0  # so far
+    skipped = 0  # number of skipped steps so far
     _in_a_row = 0
 
     def run_step(self) -> None:
@@ -78,7 +78,7 @@ class _Steps:
             scaler.update()
 
     def _all_well(self, well: bool, device: torch.device) -> bool:
-        """Whether it is well in all processes."""
+        """Whether ``well`` is True in all processes."""
         if comm.get_world_size() == 1:
             return well
         flag = torch.tensor(float(well), device=device)
@@ -86,7 +86,7 @@ class _Steps:
         return bool(flag)
 
     def _statistics(self) -> list[tuple[Tensor, Tensor]]:
-        """Statistics of BatchNorm, which the forward pass changes, and what they are now."""
+        """BatchNorm statistics, which the forward pass changes, and copies of their values."""
         norms = [norm for norm in get_bn_modules(self.model) if norm.track_running_stats]
         buffers = [buffer for norm in norms for buffer in norm.buffers()]
         return [(buffer, buffer.clone()) for buffer in buffers]
@@ -98,12 +98,12 @@ class _Steps:
         losses: Mapping[str, float],
         statistics: Sequence[tuple[Tensor, Tensor]],
     ) -> None:
-        """Keep the batch, and stop or leave the step out.
+        """Save the batch, and stop or skip the step.
 
         Args:
-            what: is not finite; "" = nothing here, but the loss of another process.
-            batch: of this process.
-            losses: of this process, by name.
+            what: name of what is not finite; "": only the loss of another process is not finite.
+            batch: the batch of this process.
+            losses: the losses of this process, by name.
             statistics: see ``_statistics``.
 
         Raises:
@@ -120,7 +120,7 @@ class _Steps:
             text += f"; {self._in_a_row} in a row (SOLVER.MAX_SKIPPED_STEPS)"
         if stops:
             if not what:
-                time.sleep(1)  # the process that knows more is to be the first
+                time.sleep(1)  # so that the process with the details reports first
             raise UserError(text)
         logger.warning("step left out: %s", text)
         for buffer, before in statistics:
@@ -129,7 +129,7 @@ class _Steps:
         get_event_storage().put_scalar("skipped_steps", self.skipped, smoothing_hint=False)
 
     def _write_rates(self, norm: float) -> None:
-        """Gradient norm and, where there are several, the learning rate of each group."""
+        """Log the gradient norm and, if there are several, the learning rate of each group."""
         storage = get_event_storage()
         if math.isfinite(norm):
             storage.put_scalar("grad_norm", norm)
@@ -153,13 +153,13 @@ class FullPrecisionSteps(_Steps, SimpleTrainer):
 
 
 class MixedPrecisionSteps(_Steps, AMPTrainer):
-    """Steps in float16 where that is safe, with a loss scale, on a GPU."""
+    """Steps with autocast to float16 and a loss scale, on a GPU."""
 
     precision = torch.float16
 
 
 class BFloat16Steps(_Steps, SimpleTrainer):
-    """Steps in bfloat16 where that is safe, on a CPU. Its range needs no loss scale."""
+    """Steps with autocast to bfloat16, whose range needs no loss scale, on a CPU."""
 
     precision = torch.bfloat16
 
@@ -167,7 +167,7 @@ class BFloat16Steps(_Steps, SimpleTrainer):
 def build_steps(
     cfg: CfgNode, model: torch.nn.Module, batches: Any, optimizer: torch.optim.Optimizer
 ) -> SimpleTrainer:
-    """What ``SOLVER.AMP`` and ``SOLVER.MAX_SKIPPED_STEPS`` describe."""
+    """The trainer for ``SOLVER.AMP`` and ``SOLVER.MAX_SKIPPED_STEPS``."""
     amp, kind = cfg.SOLVER.AMP, FullPrecisionSteps
     if amp.ENABLED:
         on_gpu = next(model.parameters()).is_cuda

@@ -1,4 +1,4 @@
-"""What train_net.py does."""
+"""Implementation of train_net.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .trainer import Trainer
 
 
 def setup(args: Namespace, cfg: CfgNode, notes: Sequence[str]) -> None:
-    """Loggers, random state and OUTPUT_DIR/config.yaml of this process."""
+    """Set up loggers, random state and OUTPUT_DIR/config.yaml of this process."""
     if settle_seed(cfg):
         notes = [f"SEED is negative: this run uses {cfg.SEED}", *notes]
     settle_determinism(cfg)
@@ -36,10 +36,10 @@ def setup(args: Namespace, cfg: CfgNode, notes: Sequence[str]) -> None:
 
 
 def main(args: Namespace, cfg: CfgNode, notes: Sequence[str]) -> Mapping[str, Any] | None:
-    """What every process does."""
+    """Run training or evaluation in one process."""
     setup(args, cfg, notes)
     if args.eval_only:
-        seed_all_rng(cfg.SEED)  # an untrained model must be the same one in all processes
+        seed_all_rng(cfg.SEED)  # an untrained model must be identical in all processes
         resumed = args.resume and resume_file(cfg)
         warn_of_damage(cfg, resumed or None)
         checkpoint = resumed or local_weights(cfg)
@@ -64,10 +64,10 @@ def run(args: Namespace) -> None:
         args: the flags of Detectron2's ``default_argument_parser``.
 
     Raises:
-        UserError: something that the run needs is wrong or missing.
+        UserError: the config, a file or a dataset is invalid or missing.
     """
     if args.config_file:
-        args.config_file = find_config(args.config_file)  # Detectron2 opens it, too
+        args.config_file = find_config(args.config_file)  # Detectron2 also opens it
     cfg = load_config(args.config_file, args.opts)
     notes = check_run(cfg, args)
     launch_job(main, args, cfg, notes)

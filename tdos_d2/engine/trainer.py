@@ -63,9 +63,9 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """Trains and evaluates what a config describes.
+    """Trains and evaluates the model of a config.
 
-    A run interrupted and resumed equals the run that was not, bit for bit in one process: samples
+    An interrupted and resumed run equals an uninterrupted run, bit for bit in one process: samples
     depend on their position in the data order, and random state on (seed, iteration, rank).
     """
 
@@ -73,7 +73,7 @@ class Trainer(DefaultTrainer):
     build_lr_scheduler = staticmethod(build_lr_scheduler)
 
     def __init__(self, cfg: CfgNode) -> None:
-        TrainerBase.__init__(self)  # not DefaultTrainer's: this takes its place
+        TrainerBase.__init__(self)  # replaces DefaultTrainer's
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
             setup_logger(name="tdos_d2")
@@ -100,13 +100,13 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Continue from the last checkpoint in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` alone.
+        """Continue from the last checkpoint in ``OUTPUT_DIR``, or only load ``MODEL.WEIGHTS``.
 
-        Resuming takes over the seed of the checkpoint and starts the data order where it stopped.
-        Learning rates and weight decay are those of the config, which may be new.
+        Resuming uses the seed of the checkpoint and continues the data order where it stopped.
+        Learning rates and weight decay are those of the config, which may have changed.
 
         Raises:
-            UserError: a checkpoint that is damaged, of another model, or past MAX_ITER.
+            UserError: the checkpoint is damaged, of another model, or past MAX_ITER.
         """
         path = resume_file(self.cfg) if resume else None
         warn_of_damage(self.cfg, path)
@@ -123,7 +123,7 @@ class Trainer(DefaultTrainer):
         try:
             whole = f"cannot resume from {path}: it is of another model, which has"
             rest = self.checkpointer.load(str(path), whole=whole)
-        except ValueError as error:  # what optimizers say when their groups differ
+        except ValueError as error:  # raised by optimizers if their groups differ
             if isinstance(error, UserError):
                 raise
             raise UserError(f"cannot resume from {path}: {error}") from error
@@ -140,13 +140,13 @@ class Trainer(DefaultTrainer):
         if base_lrs != self.scheduler.base_lrs:
             logger.info(f"learning rates are those of the config, no more those of {path}")
         self.scheduler.base_lrs = base_lrs
-        # Loading has replaced the groups. The next step already belongs to the new schedule.
+        # Loading replaced the groups. The next step must already use the new schedule.
         groups = self.optimizer.param_groups
         for group, lr, decay in zip(groups, self.scheduler.get_lr(), decays, strict=True):
             group["lr"], group["weight_decay"] = lr, decay
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict``, whether or not mixed precision was on in that run."""
+        """Continue from ``state_dict``, whether or not its run used mixed precision."""
         state = dict(state_dict["_trainer"])
         scaler = getattr(self._trainer, "grad_scaler", None)
         if scaler is not None and not state.get("grad_scaler"):
@@ -171,7 +171,7 @@ class Trainer(DefaultTrainer):
         """Run training. Returns the results of the last evaluation on the main process.
 
         Raises:
-            Preempted: SIGTERM or SIGINT came; a checkpoint of the last whole step is written.
+            Preempted: SIGTERM or SIGINT arrived; a checkpoint of the last complete step is written.
         """
         with signals_wait():
             TrainerBase.train(self, self.start_iter, self.max_iter)
@@ -183,7 +183,7 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[hooks.HookBase]:
         """Detectron2's hooks; each evaluation also draws pictures for TensorBoard."""
         check_periods(self.cfg)
-        # Metrics that a set does not define would be NaN in metrics.json, which is no JSON.
+        # Undefined metrics would be NaN in metrics.json, which is not valid JSON.
         evaluate = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, lambda: _defined(self._evaluate()))
         built = [evaluate if isinstance(h, hooks.EvalHook) else h for h in super().build_hooks()]
         users = (hooks.PeriodicCheckpointer, hooks.EvalHook)
@@ -209,7 +209,7 @@ class Trainer(DefaultTrainer):
         try:
             results = self.test(cfg, self.model, with_pictures, checkpoint)
         except Preempted:
-            if not os.path.isfile(checkpoint):  # of this step; the last step's is always there
+            if not os.path.isfile(checkpoint):  # of this step; that of the last step always exists
                 self.save_now()
             end_preempted()
         report_results(cfg, by_dataset(cfg, results), evaluators, checkpoint)
@@ -219,7 +219,7 @@ class Trainer(DefaultTrainer):
         return results
 
     def _saved_now(self) -> str:
-        """The checkpoint of this iteration, or words where none is saved."""
+        """The checkpoint of this iteration, or a description if none is saved."""
         if self.iter + 1 >= self.max_iter:
             return os.path.join(self.cfg.OUTPUT_DIR, "model_final.pth")
         if (self.iter + 1) % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
@@ -228,7 +228,7 @@ class Trainer(DefaultTrainer):
 
     @staticmethod
     def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
-        """``data.build_train_loader``; its workers outlive the signal that ends the training."""
+        """``data.build_train_loader``; its workers survive the signal that ends the training."""
         return shield_workers(build_train_loader(cfg, start_iteration))
 
     @staticmethod
@@ -240,7 +240,7 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, folder: str = "inference"
     ) -> DatasetEvaluator:
-        """The evaluator that the metadata of ``dataset_name`` asks for."""
+        """The evaluator for the ``evaluator_type`` of ``dataset_name``."""
         return build_evaluator(cfg, dataset_name, os.path.join(cfg.OUTPUT_DIR, folder))
 
     @classmethod
@@ -251,19 +251,19 @@ class Trainer(DefaultTrainer):
         evaluators: Sequence[DatasetEvaluator] | None = None,
         checkpoint: str | os.PathLike = "",
     ) -> Mapping[str, Any]:
-        """Evaluate on every set of ``DATASETS.TEST``, print a table, write the results.
+        """Evaluate on every dataset in ``DATASETS.TEST``, print a table, write the results.
 
         Args:
             cfg: config.
             model: the model.
-            evaluators: one for each set; by default those that the metadata ask for.
-            checkpoint: the file that has the model (default: ``MODEL.WEIGHTS``).
+            evaluators: one per dataset; by default those of :meth:`build_evaluator`.
+            checkpoint: the file of the model (default: ``MODEL.WEIGHTS``).
 
         Returns:
             On the main process ``{dataset: {task: {metric: value}}}``, one level less for a
             single dataset, as in Detectron2.
         """
-        with inference_context(model):  # in one mode over all sets text is encoded once
+        with inference_context(model):  # eval mode for all datasets: text is encoded only once
             results = cls._inference(cfg, model, evaluators)
         if comm.is_main_process() and results:
             write_results(cfg, by_dataset(cfg, results), checkpoint or _weights(cfg))
@@ -273,7 +273,7 @@ class Trainer(DefaultTrainer):
     def _inference(
         cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Sequence[DatasetEvaluator] | None
     ) -> Mapping[str, Any]:
-        """Detectron2's own ``test``, in bfloat16 where ``TEST.BFLOAT16`` asks for it."""
+        """Detectron2's ``test``, in bfloat16 if ``TEST.BFLOAT16`` is set."""
         half = cfg.TEST.BFLOAT16 and cfg.MODEL.DEVICE == "cpu"
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             return super().test(cfg, model, evaluators)
@@ -282,10 +282,10 @@ class Trainer(DefaultTrainer):
     def test_checkpoint(
         cls, cfg: CfgNode, model: torch.nn.Module, checkpoint: str | os.PathLike | None
     ) -> Mapping[str, Any]:
-        """``test``, once more with test-time augmentation if ``TEST.AUG`` asks for it.
+        """``test``, repeated with test-time augmentation if ``TEST.AUG`` is enabled.
 
-        The file ``checkpoint``, from which the model was loaded, gets the operating threshold
-        beside it. Returns what ``test`` does.
+        Saves the operating threshold beside ``checkpoint``, the file that the model was loaded
+        from. Returns the results of ``test``.
         """
         evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         which = checkpoint or _weights(cfg)
@@ -312,22 +312,22 @@ class Trainer(DefaultTrainer):
 
 
 def check_periods(cfg: CfgNode) -> None:
-    """Raise UserError where hooks could not count as the config says."""
+    """Raise UserError if a period of the config is invalid for the hooks."""
     check_positive(cfg, "SOLVER", "CHECKPOINT_PERIOD")
     check_positive(cfg, "TEST.PRECISE_BN", "NUM_ITER")
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what killed runs have left of checkpoints: of many, they would fill the disk."""
+    """Delete incomplete checkpoints of killed runs, which could otherwise fill the disk."""
     for path in folder.glob(".*.pth.*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def start_anew(folder: Path) -> None:
-    """Say what a run that does not resume will overwrite in ``folder``, and empty ``metrics.json``.
+    """Log what a run without ``--resume`` will overwrite in ``folder``, and empty ``metrics.json``.
 
-    Its old lines are kept in ``metrics.<number>.json``. It stays the same file: a writer has it
-    open.
+    Its old lines are kept in ``metrics.<number>.json``. The file itself is not replaced, as a
+    writer has it open.
     """
     old = [path.name for path in sorted(folder.glob("*.pth"), reverse=True)]
     metrics = folder / "metrics.json"
@@ -350,17 +350,17 @@ def _weights(cfg: CfgNode) -> str | Path:
 
 
 def _defined(results: Any) -> Any:
-    """Nested results without those that are NaN."""
+    """Nested results without NaN values."""
     if not isinstance(results, Mapping):
         return results
     return {key: _defined(value) for key, value in results.items() if value == value}
 
 
 class MeanStatistics(hooks.HookBase):
-    """After each step, BatchNorm statistics become their mean over the processes.
+    """Averages BatchNorm statistics over the processes after each step.
 
-    Each process has normalised images of its own, and the checkpoint holds the statistics of one.
-    All processes average in every step, before whatever evaluates or saves: none waits for another
+    Each process normalises its own images, but a checkpoint has the statistics of one process.
+    All processes average in every step, before evaluation or saving, so that none waits for another
     that has no more frames.
     """
 
@@ -376,9 +376,9 @@ class MeanStatistics(hooks.HookBase):
 
 
 def _distribute(model: torch.nn.Module, on_gpu: bool) -> torch.nn.Module:
-    """Wrap the model where there are several processes, on GPUs or (through gloo) on CPU cores."""
+    """Wrap the model if there are several processes, on GPUs or (through gloo) on CPU cores."""
     options = inspect.signature(DistributedDataParallel).parameters
-    # torch is renaming the option that spares sending all buffers in every iteration.
+    # torch is renaming the option that disables the broadcast of all buffers in every iteration.
     renamed = "forward_sync_buffers" in options
     sync_buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     device_ids = [comm.get_local_rank()] if on_gpu else None

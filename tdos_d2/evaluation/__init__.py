@@ -1,4 +1,4 @@
-"""Evaluation: ``evaluate_scores`` needs NumPy and OpenCV only, evaluators need Detectron2."""
+"""Evaluation: ``evaluate_scores`` needs only NumPy and OpenCV, the evaluators need Detectron2."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What the metrics of a dataset consist of: objects, images, sizes of anomalies, and distances.
+"""Breakdown of a dataset's metrics: by instances, images, and size and distance of anomalies.
 
-Groups of true components are those of the label, 8-connected. By size they are COCO's (small below
-32x32 pixels, medium below 96x96, large), by place this project's: the distance of their lowest
-pixel to the lower edge of the image, which is a stand-in for the distance to the vehicle (near
-below a quarter of the height, middle below a half, far). In the pixel metrics of a group the
-anomalies of other groups are void; sIoU is the mean over its components.
+True components are the 8-connected components of the label. Their groups by size are COCO's (small
+below 32x32 pixels, medium below 96x96, large). Groups by distance are defined by this project: the
+distance between a component's lowest pixel and the lower edge of the image, as a proxy for the
+distance to the vehicle (near below a quarter of the height, middle below a half, far). In the pixel
+metrics of a group the anomalies of other groups are void; sIoU is the mean over its components.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Group(NamedTuple):
     """True components with ``low`` <= ``of`` < ``high``.
 
     Attributes:
-        name: for tables.
+        name: name in tables.
         of: "area" in pixels, or "distance" to the lower edge as a share of the height.
     """
 
@@ -50,13 +50,13 @@ GROUPS = (
 
 
 class FrameParts(NamedTuple):
-    """What a frame adds to the breakdown.
+    """A frame's contribution to the breakdown.
 
     Attributes:
-        instances: matched.
-        image: score, and whether there is an anomaly; None = all void.
-        area, distance: of the true components that ``component_metrics`` counts, in their order.
-        siou: of these.
+        instances: matched instances.
+        image: score of the image, and whether it has an anomaly; None = all void.
+        area, distance: of the true components that ``component_metrics`` counts, in its order.
+        siou: sIoU of these components.
     """
 
     instances: InstanceScores
@@ -74,12 +74,12 @@ def frame_parts(
     strict: bool = False,
     instances: np.ndarray | None = None,
 ) -> FrameParts:
-    """Take a frame apart.
+    """Compute a frame's contribution to the breakdown.
 
     Args:
-        frame: as ``check_frame`` gives it.
-        components: of it, at ``threshold``.
-        threshold: that predictions are made with.
+        frame: as returned by ``check_frame``.
+        components: its components at ``threshold``.
+        threshold: threshold of the predictions.
         sizes: smallest predicted and true component in pixels.
         strict: predict score > threshold.
         instances: see :func:`~.instance_metrics.score_instances`.
@@ -102,7 +102,7 @@ def only(frame: Frame, group: Group) -> Frame:
     if group.of == "distance":
         values = _distance(stats, len(frame.label))
     others = ~((values >= group.low) & (values < group.high))
-    others[0] = False  # all that is no component
+    others[0] = False  # the background
     label = frame.label.copy()
     label[others[numbers]] = VOID
     return Frame(frame.score, label)
@@ -116,17 +116,17 @@ def count_group(frames: Iterable[Frame], group: Group, bins: KeyBins) -> np.ndar
 def breakdown_rows(
     parts: Sequence[FrameParts], count: Callable[[Group, KeyBins], np.ndarray], name: str
 ) -> dict[str, dict[str, float]]:
-    """Metrics in percent by what they are of.
+    """Metrics in percent for instances, images and each group.
 
     Args:
-        parts: of all frames, in any order.
+        parts: contributions of all frames, in any order.
         count: counts the pixels of the dataset for a group, as :func:`count_group`.
-        name: of the dataset, for messages.
+        name: name of the dataset, for messages.
 
     Returns:
         "instances" (see ``instance_metrics``), "images" (see ``image_metrics``) and the groups by
-        name, with the number of "components", "AP", "AUROC", "FPR95" and "sIoU". What has nothing
-        to measure is not there: instances without a true one, images all with or all without
+        name, with the number of "components", "AP", "AUROC", "FPR95" and "sIoU". Entries that are
+        undefined are omitted: "instances" without a true instance, "images" if all or none have
         anomalies, groups without a component.
     """
     rows = {
@@ -157,6 +157,6 @@ def _components(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _distance(stats: np.ndarray, height: int) -> np.ndarray:
-    """Rows between the lowest pixel of each component and the lower edge, by the height."""
+    """Rows between each component's lowest pixel and the lower edge, divided by the height."""
     below = height - (stats[:, cv2.CC_STAT_TOP] + stats[:, cv2.CC_STAT_HEIGHT])
     return below / height

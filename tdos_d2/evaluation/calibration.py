@@ -1,4 +1,4 @@
-"""A threshold from normal frames alone, with a promise about false alarms.
+"""A threshold from normal frames alone, with a guarantee about false alarms.
 
 Split-conformal calibration (Vovk et al., Algorithmic Learning in a Random World, 2005; Angelopoulos
 and Bates, arXiv 2107.07511): if a new normal frame is exchangeable with the n calibration frames,
@@ -23,19 +23,20 @@ from .threshold_files import read_threshold, write_threshold
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold and what it promises.
+    """A threshold and its guarantee.
 
     Attributes:
         threshold: ``score >= threshold`` is predicted OOD; in the score's own units.
-        false_alarm_rate: a, share of normal frames with an alarm at most.
-        frames: n, calibration frames.
-        min_area: smallest object in pixels that is an alarm; with ``by_frame`` in the largest of
-            the frames.
-        by_frame: the smallest object is in each frame the default one for its size.
+        false_alarm_rate: a, the largest share of normal frames with an alarm.
+        frames: n, the number of calibration frames.
+        min_area: smallest object in pixels that raises an alarm; with ``by_frame``, that of the
+            largest frame.
+        by_frame: whether each frame has the default smallest object for its size.
         score: name of the score.
-        source: where the frames are from: a folder or a dataset.
-        ego_mask: SHA-256 of the file that says where no objects are looked for; None = everywhere.
-        settings: what else the scores depend on beside the checkpoint, by config key.
+        source: the folder or dataset of the frames.
+        ego_mask: SHA-256 of the mask file of the region where no objects are looked for; None =
+            no mask.
+        settings: by config key, what the scores depend on beside the checkpoint.
     """
 
     threshold: float
@@ -53,7 +54,7 @@ class Calibration:
             raise ValueError(f"not a calibration: {self}")
 
     def promise(self) -> str:
-        """What the threshold promises, in a sentence."""
+        """The guarantee of the threshold, in a sentence."""
         size = f"{self.min_area} pixels or more"
         if self.by_frame:
             size += " (of a smaller frame the same share)"
@@ -75,10 +76,10 @@ def alarm_level(score: np.ndarray, min_area: int, valid: np.ndarray | None = Non
         valid: (H, W) bool, where objects may be; None = everywhere.
 
     Returns:
-        The level; -inf where even the whole frame has no such object.
+        The level; -inf if no threshold gives such an object.
 
     Raises:
-        ValueError: a score that is not finite, ``min_area`` below 1.
+        ValueError: a score is not finite, or ``min_area`` is below 1.
     """
     if min_area < 1:
         raise ValueError(f"min_area must be at least 1, got {min_area}")
@@ -99,15 +100,15 @@ def alarm_level(score: np.ndarray, min_area: int, valid: np.ndarray | None = Non
 
 
 def calibrate(levels: Sequence[float], false_alarm_rate: float, min_area: int) -> Calibration:
-    """The lowest threshold with the promised rate: just above the ceil((n + 1)(1 - a))-th level.
+    """The lowest threshold with the guarantee: just above the ceil((n + 1)(1 - a))-th level.
 
     Args:
         levels: ``alarm_level`` of each of n normal frames.
         false_alarm_rate: a, in (0, 1).
-        min_area: that the levels are for.
+        min_area: smallest object of the levels, in pixels.
 
     Raises:
-        UserError: a rate outside (0, 1), or fewer frames than it needs.
+        UserError: the rate is outside (0, 1), or needs more frames.
     """
     check_frames(len(levels), false_alarm_rate)
     n = len(levels)
@@ -138,9 +139,9 @@ def frames_needed(false_alarm_rate: float) -> int:
 
 
 def calibration_file(checkpoint: str | os.PathLike) -> Path:
-    """Where the calibration of a checkpoint lies: ``<checkpoint>.calibration.json``.
+    """Path of a checkpoint's calibration: ``<checkpoint>.calibration.json``.
 
-    Not in the file of the operating point, which every evaluation writes anew.
+    It is separate from the operating point's file, which every evaluation overwrites.
     """
     return Path(f"{os.fspath(checkpoint)}.calibration.json")
 
@@ -148,9 +149,12 @@ def calibration_file(checkpoint: str | os.PathLike) -> Path:
 def save_calibration(
     checkpoint: str | os.PathLike, calibration: Calibration, path: Path | None = None
 ) -> Path:
-    """Write the calibration, by default beside ``checkpoint``; gives the path. OSError as ``open``.
+    """Write the calibration, by default beside ``checkpoint``; returns the path.
 
-    The file names the checkpoint's content by its SHA-256.
+    The file has the SHA-256 of the checkpoint.
+
+    Raises:
+        OSError: as from ``open``.
     """
     path = path or calibration_file(checkpoint)
     write_threshold(path, checkpoint, calibration, {"promise": calibration.promise()})
@@ -158,7 +162,7 @@ def save_calibration(
 
 
 def load_calibration(checkpoint: str | os.PathLike, path: Path | None = None) -> Calibration | None:
-    """The calibration in ``path``, by default beside ``checkpoint``; None where there is none.
+    """The calibration in ``path``, by default beside ``checkpoint``; None if there is no file.
 
     Raises:
         UserError: the file is damaged, or was made for another checkpoint.

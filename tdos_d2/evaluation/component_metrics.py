@@ -1,9 +1,10 @@
 """Component metrics of SegmentMeIfYouCan: sIoU, PPV and mean F1 over connected components.
 
 A frame is scored in this order: pixels with score >= threshold are predicted OOD, except where
-the label is void; OOD pixels of label and prediction fall into 8-connected components; predicted
-components below ``min_pred`` pixels are dropped; true components below ``min_gt`` pixels become
-void, and predictions are cut there; a predicted component of which nothing is left does not count.
+the label is void; OOD pixels of label and prediction are grouped into 8-connected components;
+predicted components below ``min_pred`` pixels are dropped; true components below ``min_gt`` pixels
+become void, also in the predicted components; predicted components without remaining pixels do not
+count.
 
 sIoU of a true component is its IoU with the union of the predicted components that touch it, where
 pixels of that union on other true components do not count. PPV of a predicted component is the
@@ -43,7 +44,7 @@ def component_sizes(
 
     Args:
         protocol: "anomaly" (500 and 100 pixels) or "obstacle" (50 and 10).
-        min_pred, min_gt: sizes that take the place of the protocol's.
+        min_pred, min_gt: sizes that override the protocol's.
 
     Raises:
         UserError: unknown protocol.
@@ -60,13 +61,13 @@ def score_components(
     """sIoU and PPV of all components of some frames.
 
     Args:
-        frames: as ``check_frame`` gives them.
+        frames: as returned by ``check_frame``.
         threshold: score >= threshold is predicted OOD.
         sizes: smallest predicted and true component in pixels.
         strict: predict score > threshold, as the official tool does.
 
     Returns:
-        Those of parts of a dataset are concatenated to those of the whole.
+        The components; those of parts of a dataset can be concatenated.
     """
     return concatenate(_score_frame(frame, threshold, sizes, strict) for frame in frames)
 
@@ -78,11 +79,11 @@ def concatenate(parts: Iterable[ComponentScores]) -> ComponentScores:
 
 
 def component_metrics(scores: ComponentScores) -> dict[str, float]:
-    """Metrics in percent from the components of a dataset, the same in whatever order they come.
+    """Metrics in percent from the components of a dataset, independent of their order.
 
     Returns:
         "sIoU", the mean over true components, and "PPV", the mean over predicted ones, each NaN if
-        there is none; "mF1", the mean over thresholds of 2 TP / (2 TP + FN + FP), NaN if there is
+        there are none; "mF1", the mean over thresholds of 2 TP / (2 TP + FN + FP), NaN if there is
         neither a true nor a predicted component.
     """
     siou, ppv = scores
@@ -103,12 +104,12 @@ def _score_frame(
     frame: Frame, threshold: float, sizes: tuple[int, int], strict: bool
 ) -> ComponentScores:
     predicted, is_true = frame.predicted(threshold, strict), frame.label == OOD
-    # Only pixels of components are needed, as runs of the same pair of components.
+    # Only pixels of components are needed, in runs of the same pair of components.
     pixels = np.flatnonzero(predicted | is_true)
     pred, true = (_components(mask).ravel()[pixels] for mask in (predicted, is_true))
     starts = np.flatnonzero(np.diff(pred, prepend=-1) | np.diff(true, prepend=-1))
     length = np.diff(starts, append=len(pixels))
-    # One number per pair (predicted, true), 0 being the background, and the pixels they share.
+    # A number for each pair (predicted, true), with 0 for the background, and their shared pixels.
     num_pred = pred.max(initial=0) + 1
     pairs = true[starts].astype(np.int64) * num_pred + pred[starts]
     pairs, pair = np.unique(pairs, return_inverse=True)
@@ -128,8 +129,8 @@ def _score_frame(
     true, pred, shared = true[touch], pred[touch], area[touch]
     hit = np.bincount(true, shared, len(true_area))
     on_true = np.bincount(pred, shared, len(pred_area))
-    # The union of a true component with those that touch it, less their pixels on other true ones:
-    # the component itself, and their pixels on none.
+    # Union of a true component with the predicted ones that touch it, without their pixels on other
+    # true components: the component itself, and their pixels on the background.
     union = true_area + np.bincount(true, (pred_area - on_true)[pred], len(true_area))
     has_true, has_pred = (np.flatnonzero(area[1:]) + 1 for area in (true_area, pred_area))
     return ComponentScores(hit[has_true] / union[has_true], on_true[has_pred] / pred_area[has_pred])

@@ -11,9 +11,9 @@ from ..labels import KNOWN, OOD
 from .frames import Frame
 from .pixel_metrics import KeyBins
 
-_POINTS = 1000  # more than the pixels of a figure
+_POINTS = 1000  # more than a figure's width in pixels
 _HISTOGRAM_BINS = 100
-_OUTSIDE = 1e-3  # share of either class beyond each end of a histogram
+_OUTSIDE = 1e-3  # share of known and of OOD pixels beyond each end of a histogram
 
 
 class CurvePoints(NamedTuple):
@@ -35,14 +35,14 @@ class CurvePoints(NamedTuple):
 
 
 def curve_points(bins: KeyBins, counts: np.ndarray) -> CurvePoints | None:
-    """Points of the exact curve: enough that recall and FPR differ by at most about 1 / 1000.
+    """Points of the exact curve, at steps of recall and FPR of at most about 1 / 1000.
 
     Args:
-        bins: such as the last that ``pixel_metrics`` asked for.
+        bins: for example the last bins that ``pixel_metrics`` counted.
         counts: (2, len(bins)) known and OOD pixels of the whole dataset.
 
     Returns:
-        None where no pixel is OOD or none is known.
+        The points; None if no pixel is OOD or none is known.
     """
     if not counts.any(axis=1).all():
         return None
@@ -67,10 +67,10 @@ def curve_points(bins: KeyBins, counts: np.ndarray) -> CurvePoints | None:
 
 
 def central_range(bins: KeyBins, counts: np.ndarray) -> tuple[float, float]:
-    """Lowest and highest score, less the outermost thousandth of known and of OOD pixels.
+    """Lowest and highest score, without the outermost thousandth of known and of OOD pixels.
 
     Args:
-        bins, counts: as in ``curve_points``, with an OOD or a known pixel.
+        bins, counts: as in ``curve_points``, with at least one OOD or known pixel.
     """
     ends = [
         bins.smallest(int(np.argmax(cumulative >= share * cumulative[-1])))
@@ -86,7 +86,7 @@ class Histogram(NamedTuple):
     """Pixels by score.
 
     Attributes:
-        edges: (n + 1,) of bars of equal width; the outermost bars also count what is beyond.
+        edges: (n + 1,) of bars of equal width; the outermost bars include all scores beyond them.
         counts: (2, n) int64 known and OOD pixels.
     """
 
@@ -103,7 +103,7 @@ def histogram(frames: Iterable[Frame], low: float, high: float) -> Histogram:
     counts = np.zeros((2, _HISTOGRAM_BINS), np.int64)
     for frame in frames:
         for row, value in zip(counts, (KNOWN, OOD), strict=True):
-            # float32 has no hundred steps in a narrow range.
+            # In a narrow range, float32 does not have a hundred different values.
             inside = frame.score[frame.label == value].astype(np.float64).clip(low, high)
             row += np.histogram(inside, _HISTOGRAM_BINS, (low, high))[0]
     return Histogram(edges, counts)

@@ -41,13 +41,13 @@ def evaluate_scores(
     Args:
         frames: ``(score, label)`` per frame. score: (H, W) finite real numbers, larger = more
             anomalous, compared as float32. label: (H, W) integers 0 (known), 1 (OOD), 255 (void).
-            There are several passes over them: an iterator is written to a temporary file first, 5
-            bytes per pixel, in ``TMPDIR``.
+            They are iterated over several times; an iterator is first written to a temporary file
+            in ``TMPDIR``, 5 bytes per pixel.
         protocol: smallest components in pixels: "anomaly" (predicted 500, true 100) or "obstacle"
-            (50 and 10). Absolute sizes, meant for frames of 1280x720 and larger.
-        min_pred, min_gt: smallest predicted and true component in place of the protocol's.
+            (50 and 10). These are absolute sizes, for frames of 1280x720 and larger.
+        min_pred, min_gt: smallest predicted and true component, instead of the protocol's.
         strict: predict score > threshold, as the official tool does. Default: score >= threshold,
-            which is what the pixel F1 counts.
+            as in the pixel F1.
         threshold: of the component metrics: "best-f1", "fpr:0.01" (the lowest with at most that
             share of the known pixels), "tpr:0.95" (the highest with at least that share of the OOD
             pixels), a number, or a .json file of tools/calibrate.py.
@@ -57,8 +57,8 @@ def evaluate_scores(
         the log, if no pixel is OOD or none is known; see ``component_metrics`` for other cases.
 
     Raises:
-        UserError: shapes that differ, scores that are not finite, undeclared labels, each
-            naming the frame by its number; unknown protocol or rule.
+        UserError: shapes differ, scores are not finite or labels are undeclared (the message has
+            the number of the frame); unknown protocol or rule.
     """
     sizes, rule = component_sizes(protocol, min_pred, min_gt), parse_rule(threshold)
     with _several_passes(frames) as checked:
@@ -81,7 +81,7 @@ def evaluate_breakdown(
     the labels.
 
     Returns:
-        See ``breakdown.breakdown_rows``; {} without an OOD or without a known pixel.
+        See ``breakdown.breakdown_rows``; {} if no pixel is OOD or none is known.
     """
     sizes, rule = component_sizes(protocol, min_pred, min_gt), parse_rule(threshold)
     with _several_passes(frames) as checked:
@@ -97,7 +97,7 @@ def evaluate_breakdown(
 
 @contextmanager
 def _several_passes(frames: Iterable[tuple[ArrayLike, ArrayLike]]) -> Iterator[Iterable[Frame]]:
-    """Checked frames that can be gone through again: those of an iterator are kept in a file."""
+    """Checked frames for several passes: those of an iterator are kept in a temporary file."""
     checked = CheckedFrames(frames)
     if not isinstance(frames, Iterator):
         yield checked
@@ -111,15 +111,15 @@ def _several_passes(frames: Iterable[tuple[ArrayLike, ArrayLike]]) -> Iterator[I
 def pixels_and_threshold(
     frames: Iterable[Frame], rule: ThresholdRule, name: str
 ) -> tuple[PixelMetrics, float, KeptCounts]:
-    """Pixel metrics of frames that are passed over several times, the threshold of a rule, and the
-    counts that both come from; ``name`` is the dataset's in warnings."""
+    """Pixel metrics of frames (iterated over several times), the rule's threshold, and the counts
+    that both come from; ``name`` is the dataset's name in warnings."""
     count = KeptCounts(partial(count_pixels, frames))
     pixels = pixel_metrics(count, name)
     return pixels, threshold_by(rule, pixels.threshold, count, count.bins, count.counts), count
 
 
 class KeptCounts:
-    """Counts pixels for ``pixel_metrics`` as ``count`` does, and keeps what it counted last."""
+    """Counts pixels for ``pixel_metrics`` as ``count`` does, and keeps the last counts."""
 
     def __init__(self, count: Callable[[KeyBins], np.ndarray]) -> None:
         self._count = count
@@ -132,7 +132,7 @@ class KeptCounts:
 
 
 def all_metrics(pixels: PixelMetrics, components: ComponentScores) -> dict[str, float]:
-    """The metrics of ``evaluate_scores``; all NaN where there is no threshold."""
+    """The metrics of ``evaluate_scores``; all NaN if there is no threshold."""
     metrics = {**pixels.as_dict(), **component_metrics(components)}
     return dict.fromkeys(metrics, math.nan) if math.isnan(pixels.threshold) else metrics
 
@@ -140,10 +140,10 @@ def all_metrics(pixels: PixelMetrics, components: ComponentScores) -> dict[str, 
 def frame_metrics(
     frame: Frame, threshold: float, components: ComponentScores, strict: bool = False
 ) -> dict[str, float]:
-    """Metrics of one frame. No metric of a dataset is a mean of these.
+    """Metrics of one frame. A dataset's metrics are not means of these.
 
     Args:
-        frame: as ``check_frame`` gives it.
+        frame: as returned by ``check_frame``.
         threshold: operating threshold of the whole dataset.
         components: of this frame, at that threshold.
         strict: predict score > threshold.

@@ -1,4 +1,4 @@
-"""The evaluator of a dataset, by the ``evaluator_type`` in its metadata."""
+"""Construction of a dataset's evaluator by the ``evaluator_type`` in its metadata."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _KINDS = ("ood", "sem_seg", "cityscapes_sem_seg")
 
 
 class OODEvaluators(DatasetEvaluators):
-    """Evaluators of an OOD dataset: of its scores, the main one first, and writers."""
+    """Evaluators of an OOD dataset: one per score, the main one first, and writers."""
 
     @property
     def _scores(self) -> list[OODEvaluator]:
@@ -36,12 +36,12 @@ class OODEvaluators(DatasetEvaluators):
 
     @property
     def operating_point(self) -> OperatingPoint | None:
-        """Of the main score, on the main process after ``evaluate``; None without labels."""
+        """The main score's, on the main process after ``evaluate``; None without labels."""
         return self._scores[0].operating_point if self._scores else None
 
     @property
     def section(self) -> Section | None:
-        """That of the main score, with the curves of all of them."""
+        """The section of the main score, with the curves of all scores."""
         section = self._scores[0].section if self._scores else None
         if section is None:
             return None
@@ -81,17 +81,17 @@ def build_evaluator(
 
 
 def score_label(cfg: CfgNode) -> str:
-    """What ``ood_score`` of the model is called: "ood_score" where nothing is known of it."""
+    """Name of the score in the model's ``ood_score``; "ood_score" for other architectures."""
     names = {"TDOS": cfg.MODEL.TDOS.SCORE, "NormalityMemory": "memory"}
     return names.get(cfg.MODEL.META_ARCHITECTURE, "ood_score")
 
 
 def check_export(cfg: CfgNode, dataset_name: str) -> None:
-    """Check what is to be written of an OOD dataset.
+    """Check the requested outputs for an OOD dataset.
 
     Raises:
-        UserError: unknown ``TEST.EXPORT.FORMAT``; a dataset without labels, if neither score maps
-            nor pictures are asked for.
+        UserError: unknown ``TEST.EXPORT.FORMAT``; the dataset has no labels, and neither score maps
+            nor pictures are requested.
     """
     form = cfg.TEST.EXPORT.FORMAT
     if form not in (*FORMATS, "none"):
@@ -104,11 +104,11 @@ def check_export(cfg: CfgNode, dataset_name: str) -> None:
 
 
 def threshold_rule(cfg: CfgNode) -> ThresholdRule:
-    """``TEST.THRESHOLD``.
+    """The rule in ``TEST.THRESHOLD``.
 
     Raises:
-        UserError: it is no rule, or the calibration is not there, or for another checkpoint or
-            score.
+        UserError: the value is not a rule, or its calibration is missing or belongs to another
+            checkpoint or score.
     """
     text = cfg.TEST.THRESHOLD
     if text != "calibrated":

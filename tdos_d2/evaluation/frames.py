@@ -1,4 +1,4 @@
-"""Score maps with labels: checked, and kept on disk for further passes."""
+"""Score maps with labels: checks, and storage on disk for several passes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..files import image_size, open_with
 from ..labels import KNOWN, OOD, VOID
 
-# What is wrong with ``coarse`` scores.
+# Warning about ``coarse`` scores.
 COARSE = (
     "scores that differ become equal, which changes the metrics (by tens of points of AP with 8 "
     "bits or less, under one with float16); save float32, or logits"
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T", bound=tuple)
 
 _BYTES_PER_PIXEL = 5  # float32 and uint8, of a Frame
-_WORTH_SAYING = 0.1  # GB
+_WORTH_SAYING = 0.1  # GB; larger files are announced in the log
 
 
 class Frame(NamedTuple):
@@ -51,17 +51,17 @@ class Frame(NamedTuple):
 
 
 def frame_id(record: Mapping[str, Any]) -> str:
-    """What the frame of a dataset dict is called in reports, files and messages."""
+    """The name of a dataset dict's frame in reports, files and messages."""
     return str(record.get("image_id", record["file_name"]))
 
 
 def check_frame(score: ArrayLike, label: ArrayLike, name: str) -> Frame:
-    """Check a score map and its label, and convert them to what the metrics need.
+    """Check a score map and its label, and convert them to the types of the metrics.
 
     Args:
         score: (H, W) real numbers of any type; converted to float32.
         label: (H, W) integers 0 (known), 1 (OOD) or 255 (void).
-        name: what the frame is called in messages.
+        name: name of the frame in messages.
 
     Raises:
         UserError: shapes differ, a score is not finite (in float32), or a label has another value.
@@ -74,7 +74,7 @@ def check_frame(score: ArrayLike, label: ArrayLike, name: str) -> Frame:
         )
     if score.dtype.kind not in "fiub":
         raise UserError(f"{name}: scores must be real numbers, got {score.dtype}")
-    with np.errstate(over="ignore"):  # becomes infinite, and is found below
+    with np.errstate(over="ignore"):  # becomes infinite, which is detected below
         score = np.ascontiguousarray(score, np.float32)
     check_finite(score, name)
     if not ((label == KNOWN) | (label == OOD) | (label == VOID)).all():
@@ -84,7 +84,7 @@ def check_frame(score: ArrayLike, label: ArrayLike, name: str) -> Frame:
 
 
 def check_finite(values: np.ndarray, what: str, hint: str = "") -> None:
-    """Raise UserError, with ``what`` before and ``hint`` after it, unless all are finite."""
+    """Raise UserError unless all ``values`` are finite; ``what`` and ``hint`` frame the message."""
     finite = np.isfinite(values)
     if not finite.all():
         bad = finite.size - np.count_nonzero(finite)
@@ -92,7 +92,7 @@ def check_finite(values: np.ndarray, what: str, hint: str = "") -> None:
 
 
 def coarse(score: ArrayLike) -> bool:
-    """Whether scores have so few values that different ones may have become equal."""
+    """Whether scores have so few distinct values that rounding may have merged some."""
     score = np.asarray(score)
     if score.dtype.kind in "iub" and score.size:
         return int(score.max()) - int(score.min()) < 256
@@ -102,7 +102,7 @@ def coarse(score: ArrayLike) -> bool:
 class CheckedFrames:
     """Checks (score, label) pairs in every pass over them.
 
-    It warns once of ``coarse`` scores, and raises what ``check_frame`` does.
+    It warns once about ``coarse`` scores, and raises the errors of ``check_frame``.
     """
 
     def __init__(self, frames: Iterable[tuple[ArrayLike, ArrayLike]]) -> None:
@@ -122,16 +122,16 @@ def check_space(
     records: Iterable[Mapping[str, Any]],
     per_pixel: int = _BYTES_PER_PIXEL,
 ) -> None:
-    """Say what a :class:`Spool` of all ``records`` will need.
+    """Check that the disk has space for a :class:`Spool` of all ``records``, and log its size.
 
     Args:
-        folder: where the spool will be; it or a parent of it exists.
-        records: dataset dicts; those without "height" and "width" count as large as the image of
-            the first of them.
-        per_pixel: bytes.
+        folder: folder of the spool; it or a parent of it exists.
+        records: dataset dicts; those without "height" and "width" are assumed to have the size of
+            the first such image.
+        per_pixel: bytes per pixel.
 
     Raises:
-        UserError: there is less free space.
+        UserError: there is too little free space.
     """
     unknown, pixels = 0, 0
     first = None
@@ -157,15 +157,15 @@ def check_space(
 class Spool(Sequence[_T]):
     """Frames in a temporary file; those of type ``Frame`` take 5 bytes per pixel.
 
-    On POSIX systems the file has no name, so it is gone when the process ends, however it ends.
+    On POSIX systems the file has no name, so it is deleted even if the process is killed.
 
     Args:
-        folder: where the file is (default: ``TMPDIR``).
-        kind: a named tuple of arrays of one (H, W).
-        types: of the arrays.
+        folder: folder of the file (default: ``TMPDIR``).
+        kind: named tuple type of arrays of the same (H, W).
+        types: data types of the arrays.
 
     Raises:
-        UserError: the file cannot be made; from ``append``: the disk is full.
+        UserError: the file cannot be created; from ``append``: the disk is full.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Spool(Sequence[_T]):
     ) -> None:
         self._kind, self._types = kind, types
         self._folder = os.fspath(folder or tempfile.gettempdir())
-        self._places: list[tuple[int, tuple[int, int]]] = []  # in the file, and (H, W)
+        self._places: list[tuple[int, tuple[int, int]]] = []  # offset in the file, and (H, W)
         with self._named_errors():
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
 
@@ -186,7 +186,7 @@ class Spool(Sequence[_T]):
             start = self._file.seek(0, os.SEEK_END)
             for array in frame:
                 self._file.write(array)
-            self._file.flush()  # a full disk is an error here, not later
+            self._file.flush()  # so that a full disk raises its error here, not later
         self._places.append((start, frame[0].shape))
 
     def __getitem__(self, index: int) -> _T:
@@ -202,7 +202,7 @@ class Spool(Sequence[_T]):
 
     def close(self) -> None:
         """Delete the file."""
-        with suppress(OSError):  # of what could not be written
+        with suppress(OSError):  # from data that could not be written
             self._file.close()
 
     @contextmanager

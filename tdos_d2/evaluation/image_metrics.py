@@ -1,8 +1,8 @@
-"""Metrics of whole images: is there an anomaly in it?
+"""Image-level metrics: detection of images with an anomaly.
 
-The score of an image is the largest of its scores outside of void, as PatchCore's (Roth et al.,
-arXiv 2106.08265, section 3.3). AUROC and FPR95 are those of the pixel metrics, with images in place
-of pixels: by the trapezoid rule, and at the first threshold that finds 95 % of the OOD images.
+The score of an image is the largest of its scores outside of void, as in PatchCore (Roth et al.,
+arXiv 2106.08265, section 3.3). AUROC and FPR95 are defined as in the pixel metrics, with images in
+place of pixels: by the trapezoid rule, and at the first threshold that finds 95 % of OOD images.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from .frames import Frame
 
 
 def score_image(frame: Frame) -> tuple[float, bool] | None:
-    """The image's score and whether it has an OOD pixel; None where all of it is void."""
+    """The image's score and whether it has an OOD pixel; None if all pixels are void."""
     counted = frame.score[frame.label != VOID]
     return (float(counted.max()), bool((frame.label == OOD).any())) if counted.size else None
 
 
 def image_metrics(images: Sequence[tuple[float, bool]]) -> dict[str, float]:
-    """"AUROC" and "FPR95" in percent; NaN unless there are images with and without OOD.
+    """Image-level metrics.
 
-    "OOD_images" and "normal_images" are their numbers.
+    Returns:
+        "AUROC" and "FPR95" in percent, NaN unless there are images with and without OOD pixels;
+        "OOD_images" and "normal_images", the numbers of these images.
     """
     scores = np.array([score for score, _ in images])
     is_ood = np.array([ood for _, ood in images], bool)

@@ -2,11 +2,11 @@
 
 It is the AP of Cityscapes' instance evaluation with one class, "anomaly", and true instances of at
 least 10 pixels. At an overlap threshold t a predicted instance is a true positive if its IoU with a
-true instance of that size is above t; it does not count if its IoU with a smaller one is, or if
-more than the share t of it lies on void and on smaller true instances; else it is a false positive.
-Predictions are ranked by their confidence, over the dataset. AP is the area under the precision
-and recall curve by the trapezoid rule, from precision 1 at recall 0; "AP" is the mean over t =
-0.50, 0.55 ... 0.95, "AP50" that at 0.50.
+true instance of that size is above t. It is ignored if its IoU with a smaller true instance is
+above t, or if a share of more than t of it is on void and on smaller true instances. Otherwise it
+is a false positive. Predictions are ranked by their confidence, over the dataset. AP is the area
+under the precision-recall curve by the trapezoid rule, from precision 1 at recall 0; "AP" is the
+mean over t = 0.50, 0.55 ... 0.95, "AP50" the value at 0.50.
 
 Predicted instances are disjoint here, so that at most one has an IoU above 1/2 with a true one.
 """
@@ -28,13 +28,13 @@ OVERLAPS = np.arange(50, 100, 5) / 100
 
 
 class InstanceScores(NamedTuple):
-    """What the instances of some frames have in common, 1-D float64 arrays.
+    """Overlaps and confidences of the instances of some frames, 1-D float64 arrays.
 
     Attributes:
-        true_iou: of each true instance with the predicted one that fits it best.
-        true_confidence: of that prediction.
-        iou: of each predicted instance with the true one that fits it best, of whatever size.
-        confidence: of the predicted instance.
+        true_iou: IoU of each true instance with the best matching predicted one.
+        true_confidence: confidence of that prediction.
+        iou: IoU of each predicted instance with the best matching true one of any size.
+        confidence: confidence of each predicted instance.
         ignored: its share on void and on true instances that are too small to count.
     """
 
@@ -52,18 +52,18 @@ def score_instances(
     strict: bool = False,
     instances: np.ndarray | None = None,
 ) -> InstanceScores:
-    """Match the predicted instances of a frame, made without its label, with the true ones.
+    """Match the predicted instances of a frame, which do not depend on its label, to the true ones.
 
     A predicted instance is an 8-connected component of at least ``min_pred`` pixels; its
     confidence is its mean score.
 
     Args:
-        frame: as ``check_frame`` gives it.
+        frame: as returned by ``check_frame``.
         threshold: score >= threshold is predicted OOD; > if ``strict``.
-        min_pred: pixels.
+        min_pred: smallest predicted instance in pixels.
         strict: see ``threshold``.
         instances: (H, W) int, a number per true instance where the label is OOD; None: instances
-            are the 8-connected components of the label, so that objects that touch are one.
+            are the 8-connected components of the label, so touching objects form one instance.
     """
     above = frame.score > threshold if strict else frame.score >= np.float32(threshold)
     pred = cv2.connectedComponents(above.astype(np.uint8), connectivity=8)[1]
@@ -96,10 +96,11 @@ def score_instances(
 
 
 def instance_metrics(parts: Iterable[InstanceScores]) -> dict[str, float]:
-    """"AP" and "AP50" in percent from the instances of a dataset, in whatever order they come.
+    """Instance metrics of a dataset, independent of the order of ``parts``.
 
-    NaN without a true instance, 0 without a predicted one. "instances" and "predicted" are their
-    numbers.
+    Returns:
+        "AP" and "AP50" in percent, NaN without a true instance and 0 without a predicted one;
+        "instances" and "predicted", the numbers of true and predicted instances.
     """
     empty = InstanceScores(*[np.empty(0)] * 5)
     scores = InstanceScores(*map(np.concatenate, zip(empty, *parts, strict=True)))
@@ -123,7 +124,7 @@ def _average_precision(scores: InstanceScores, overlap: float) -> float:
         return 0.0
     is_hit = np.arange(len(ranked)) < len(hits)
     order = np.argsort(-ranked, kind="stable")
-    ends = np.flatnonzero(np.diff(ranked[order], append=-np.inf))  # of equal confidences
+    ends = np.flatnonzero(np.diff(ranked[order], append=-np.inf))  # last of equal confidences
     tp = is_hit[order].cumsum()[ends]
     precision = np.concatenate([[1.0], tp / (ends + 1)])
     recall = np.concatenate([[0.0], tp / number])

@@ -48,10 +48,10 @@ _T = TypeVar("_T")
 def score_of(output: Mapping[str, Any], name: str = "ood_score") -> np.ndarray:
     """(H, W) float32 score in a model's output.
 
-    ``ood_score`` of a model without it is the negative maximum of ``sem_seg``.
+    If a model has no ``ood_score``, it is the negative maximum of ``sem_seg``.
 
     Raises:
-        UserError: ``ood_scores`` has no other score of this name.
+        UserError: ``name`` is another score, which ``ood_scores`` lacks.
     """
     scores = output.get("ood_scores", {})
     if name == "ood_score":
@@ -65,9 +65,10 @@ def score_of(output: Mapping[str, Any], name: str = "ood_score") -> np.ndarray:
 
 
 class FrameEvaluator(DatasetEvaluator):
-    """Base class of evaluators that take one frame after the other.
+    """Base class of evaluators that process one frame at a time.
 
-    Raises UserError if the dataset is unknown or missing.
+    Raises:
+        UserError: the dataset is unknown or missing.
     """
 
     def __init__(self, dataset_name: str) -> None:
@@ -81,7 +82,7 @@ class FrameEvaluator(DatasetEvaluator):
         """Call ``process_frame`` for each of ``inputs``, which have a ``file_name``.
 
         Raises:
-            UserError: a frame that is not in the dataset; see ``process_frame``.
+            UserError: a frame is not in the dataset; see ``process_frame``.
         """
         for input_, output in zip(inputs, outputs, strict=True):
             record = self._records.get(input_["file_name"])
@@ -90,7 +91,7 @@ class FrameEvaluator(DatasetEvaluator):
             self.process_frame({**record, **input_}, output)
 
     def process_frame(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> None:
-        """Take a dataset dict, with what the model got, and the model's output."""
+        """Process a frame: its dataset dict with the model's input, and the model's output."""
         raise NotImplementedError
 
     def read_label(self, record: Mapping[str, Any]) -> np.ndarray:
@@ -100,7 +101,7 @@ class FrameEvaluator(DatasetEvaluator):
 
 
 class _CountOrder(NamedTuple):
-    """What the main process asks the others for: counts in bins, of a group or of all pixels."""
+    """A request of the main process to the others: counts in bins, of a group or of all pixels."""
 
     bins: KeyBins
     group: Group | None
@@ -119,26 +120,26 @@ class OODEvaluator(FrameEvaluator):
     temporary file, 5 bytes per pixel, and evaluated at the end.
 
     Args:
-        dataset_name: a registered dataset; every frame has a ``sem_seg_file_name``, unless the
-            metadata say ``has_labels=False`` (a hidden test split): then the result is empty and
-            the log says so. The metadata give the label values (``tdos_d2.data.read_label``),
+        dataset_name: a registered dataset. Every frame has a ``sem_seg_file_name``, unless the
+            metadata have ``has_labels=False`` (a hidden test split): then the result is empty, with
+            a line in the log. The metadata have the label values (``tdos_d2.data.read_label``),
             ``protocol``, ``min_pred``, ``min_gt``; a frame's ``region_mask_file_name`` is void.
         score: "ood_score", or the name of another score in the model's ``ood_scores``.
         output_dir: folder of the temporary file (default: ``TMPDIR``).
         distributed: gather the frames of all processes; else each evaluates its own.
-        report: gather a section for a report.
-        show_dir: folder for pictures of all frames, see ``report.sections``; None for none.
+        report: create a section for a report.
+        show_dir: folder for pictures of all frames, see ``report.sections``; None: no pictures.
         label: name of the score in report and pictures; ``score`` by default.
-        rule: how the threshold of components, report and pictures is chosen.
-        breakdown: also measure instances, images, groups of anomalies by size and place, and
-            open-IoU where the metadata have ``class_values``, as tasks of their own.
-        frame_counts: folder for counts of each frame, which ``comparison`` compares runs by; None
-            for none.
+        rule: chooses the threshold of components, report and pictures.
+        breakdown: also measure instances, images, groups of anomalies by size and distance, and
+            open-IoU if the metadata have ``class_values``, as separate tasks.
+        frame_counts: folder for the counts of each frame, which ``comparison`` uses to compare
+            runs; None: they are not written.
 
     Attributes, on the main process after ``evaluate``:
         operating_point: threshold and value of the best pixel F1.
         curve: points of the curve, and its metrics; None without OOD or without known pixels.
-        section: what a report shows of the dataset; None unless ``report``.
+        section: the dataset's section of a report; None unless ``report``.
 
     Raises:
         UserError: unknown or missing dataset, a frame without label file, unknown protocol.
@@ -186,7 +187,7 @@ class OODEvaluator(FrameEvaluator):
         self._classes: Spool[FrameClasses] | None = None  # of the same frames
 
     def reset(self) -> None:
-        """Forget all frames."""
+        """Discard all frames."""
         self._close()
         if self._folder is not None:
             os.makedirs(self._folder, exist_ok=True)
@@ -204,11 +205,11 @@ class OODEvaluator(FrameEvaluator):
         Args:
             record: its dataset dict.
             output: has ``ood_score`` (H, W), larger = more anomalous, or ``sem_seg`` (K, H, W); for
-                another score ``ood_scores``. All of the size of the label.
+                another score ``ood_scores``. All have the size of the label.
 
         Raises:
-            UserError: no such score; a score of another size than the label, or not finite; a label
-                that cannot be read.
+            UserError: the score is missing, not finite, or of another size than the label; the
+                label cannot be read.
         """
         if self._has_labels:
             score, label = score_of(output, self._score), self.read_label(record)
@@ -225,7 +226,7 @@ class OODEvaluator(FrameEvaluator):
             ``breakdown.breakdown_rows``; {} on all processes but the main one, and without labels.
 
         Raises:
-            UserError: a frame was processed twice, in whichever process.
+            UserError: a frame was processed twice, by one process or by two.
         """
         if not self._has_labels:
             self._close()
@@ -274,7 +275,7 @@ class OODEvaluator(FrameEvaluator):
             )
 
     def _on_main(self, work: Callable[[], _T]) -> _T:
-        """What ``work`` gives on the main process; the others count their frames, as it asks."""
+        """Run ``work`` on the main process; the others count their frames at its request."""
         if self._comm.is_main:
             return self._comm.share(work())[0]
         while isinstance(order := self._comm.share(None)[0], _CountOrder):
@@ -287,7 +288,7 @@ class OODEvaluator(FrameEvaluator):
         return sum(self._comm.gather(order.count(self._spool)))
 
     def _measure(self) -> tuple[PixelMetrics, float]:
-        """Pixel metrics and the threshold, from counts in ever finer bins."""
+        """Pixel metrics and the threshold, from counts in successively finer bins."""
         count = KeptCounts(self._count)
         pixels = pixel_metrics(count, self._name)
         self._bins, self._counts = count.bins, count.counts
@@ -355,7 +356,7 @@ class OODEvaluator(FrameEvaluator):
     def _draw(
         self, pixels: PixelMetrics, threshold: float, components: Sequence[ComponentScores]
     ) -> None:
-        """Curve, section and pictures, as asked for."""
+        """Create the requested outputs: curve, section and pictures."""
         if self._comm.is_main:
             curve = curve_points(self._bins, self._counts)
             self.curve = curve and (curve, pixels)

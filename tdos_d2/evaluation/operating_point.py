@@ -1,4 +1,4 @@
-"""The threshold that turns scores into OOD regions, kept beside the checkpoint it was found for."""
+"""The operating point (threshold of the best pixel F1), saved beside its checkpoint."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .threshold_files import read_threshold, write_threshold
 
 @dataclasses.dataclass(frozen=True)
 class OperatingPoint:
-    """Where pixel F1 is best: ``float32(score) >= threshold`` is predicted OOD.
+    """The threshold of the best pixel F1: ``float32(score) >= threshold`` is predicted OOD.
 
     Attributes:
         score: name of the score.
         threshold: in the score's own units.
-        dataset: the dataset whose labels chose it; on that set it flatters.
-        f1: pixel F1 there, in percent.
+        dataset: the dataset whose labels chose it; results on that dataset are optimistic.
+        f1: pixel F1 at the threshold, in percent.
     """
 
     score: str
@@ -27,14 +27,17 @@ class OperatingPoint:
 
 
 def threshold_file(checkpoint: str | os.PathLike) -> Path:
-    """Where the operating point of a checkpoint lies: ``<checkpoint>.threshold.json``."""
+    """Path of a checkpoint's operating point: ``<checkpoint>.threshold.json``."""
     return Path(f"{os.fspath(checkpoint)}.threshold.json")
 
 
 def save_operating_point(checkpoint: str | os.PathLike, point: OperatingPoint) -> Path:
-    """Write the operating point beside ``checkpoint``; gives the path. OSError as ``open``.
+    """Write the operating point beside ``checkpoint``; returns the path.
 
-    The file names the checkpoint's content by its SHA-256.
+    The file has the SHA-256 of the checkpoint.
+
+    Raises:
+        OSError: as from ``open``.
     """
     path = threshold_file(checkpoint)
     chosen_by = f"best pixel F1 on {point.dataset}"
@@ -43,7 +46,7 @@ def save_operating_point(checkpoint: str | os.PathLike, point: OperatingPoint) -
 
 
 def load_operating_point(checkpoint: str | os.PathLike) -> OperatingPoint | None:
-    """The operating point saved beside ``checkpoint``; None where there is none.
+    """The operating point saved beside ``checkpoint``; None if there is no file.
 
     Raises:
         UserError: the file is damaged, or was made for another checkpoint.

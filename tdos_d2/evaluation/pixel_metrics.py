@@ -4,12 +4,12 @@ Definitions are those of SegmentMeIfYouCan and scikit-learn, on the curve of the
 (never a mean over images): AP by the step rule, AUROC by the trapezoid rule, FPR95 at the first
 point of the curve whose TPR is at least 0.95, best F1 along the curve.
 
-Scores are counted in bins of float32 values, known and OOD pixels apart. These integer counts are
-the whole state: they are added over frames and processes, in any order. The order of the scores
-inside a bin is not known, which bounds the error of each metric. While a bound exceeds
+Known and OOD pixels are counted separately in bins of float32 scores. These integer counts are the
+whole state: they can be summed over frames and processes in any order. Only the order of scores
+within a bin is unknown, which gives a bound on the error of each metric. While a bound exceeds
 ``TOLERANCE``, the bins that cause it are split and the frames are counted again; a bin of one
-float32 value causes no error. So ``100 - tiny`` or a saturated sigmoid are measured as exactly as
-well spread scores, mostly in 2 passes.
+float32 value causes no error. So scores such as ``100 - tiny`` or a saturated sigmoid are measured
+as exactly as well spread scores, mostly in 2 passes.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from .frames import Frame
 
 logger = logging.getLogger(__name__)
 
-# Largest error allowed to a metric, as a fraction: half of a hundredth of a point.
+# Largest error of a metric, as a fraction: half of a hundredth of a percentage point.
 TOLERANCE = 5e-5
-# Bins that one refinement may add: 16 MB of counts, whatever the number of frames.
+# Bins that one refinement may add: 16 MB of counts for any number of frames.
 _NEW_BINS = 2**20
 _COARSE_BITS = 16  # a bin of the first pass holds the floats that share their upper 16 bits
 
 
 @dataclass(frozen=True)
 class PixelMetrics:
-    """Pixel metrics in percent, NaN where the dataset has no OOD or no known pixel.
+    """Pixel metrics in percent, NaN if the dataset has no OOD or no known pixel.
 
     Attributes:
         ap, auroc, fpr95, f1: see the module.
@@ -59,7 +59,7 @@ class PixelMetrics:
 
 @dataclass(frozen=True, eq=False)
 class KeyBins:
-    """A division of the float32 values, ordered by size, into bins.
+    """A partition of the ordered float32 values into bins.
 
     Attributes:
         low: (n,) uint32, the smallest key (``float_keys``) of each bin, ascending.
@@ -82,17 +82,17 @@ class KeyBins:
 
     @property
     def single(self) -> np.ndarray:
-        """(len,) bool: the bin holds one float32 value, so its scores are equal."""
+        """(len,) bool: the bin holds only one float32 value, so its scores are equal."""
         return self.bits == 0
 
     def smallest(self, index: int) -> float:
         """The smallest float32 value of a bin."""
         key = int(self.low[index])
-        bits = key ^ (2**31 if key >> 31 else 2**32 - 1)  # float_keys turned round
+        bits = key ^ (2**31 if key >> 31 else 2**32 - 1)  # inverse of float_keys
         return float(np.uint32(bits).view(np.float32))
 
     def index(self, keys: np.ndarray) -> np.ndarray:
-        """The bin of each of the ``keys`` that ``float_keys`` gives."""
+        """The bin of each of the ``keys`` from ``float_keys``."""
         index = keys >> np.uint32(32 - _COARSE_BITS)
         for shift, base in self.levels:
             index = (keys >> shift[index]) - base[index]
@@ -122,9 +122,9 @@ class KeyBins:
 
 
 def float_keys(score: np.ndarray) -> np.ndarray:
-    """uint32 keys of finite float32 scores: ordered and equal just as the scores are."""
+    """uint32 keys of finite float32 scores, with the same order and equality as the scores."""
     bits = (score + np.float32(0)).view(np.int32)  # -0.0 + 0 = 0.0: one zero
-    # Negative numbers grow in magnitude with their bits: all bits are flipped, else the sign only.
+    # More bits mean smaller negative numbers: their bits are all flipped, else only the sign bit.
     return (bits ^ ((bits >> 31) | np.int32(-(2**31)))).view(np.uint32)
 
 
@@ -145,9 +145,9 @@ def pixel_metrics(count: Callable[[KeyBins], np.ndarray], name: str) -> PixelMet
     """Pixel metrics within ``TOLERANCE`` of those of the exact curve.
 
     Args:
-        count: gives the counts of the whole dataset in given bins, as ``count_pixels`` does. It is
-            called until the bins are fine enough, and has to count the same pixels every time.
-        name: what the dataset is called in messages.
+        count: returns the counts of the whole dataset in given bins, as ``count_pixels`` does. It
+            is called until the bins are fine enough, and must count the same pixels every time.
+        name: name of the dataset in messages.
 
     Returns:
         The metrics; all NaN, with a warning in the log, if no pixel is OOD or none is known.
@@ -179,7 +179,7 @@ def pixel_metrics(count: Callable[[KeyBins], np.ndarray], name: str) -> PixelMet
 
 
 class Curve(NamedTuple):
-    """Metrics of one or more curves, as fractions; leading axes (...) are datasets of their own.
+    """Metrics of one or more curves, as fractions; leading axes (...) are separate datasets.
 
     Attributes:
         metrics: (4, ...) AP, AUROC, FPR95 and best F1; NaN without OOD or without known pixels.
@@ -200,7 +200,7 @@ def curve_of_counts(neg: np.ndarray, pos: np.ndarray, hidden: np.ndarray) -> Cur
 
     Args:
         neg, pos: (..., n) float64, known and OOD pixels per bin, from the largest score down.
-        hidden: (n,) bool, the order of the scores inside the bin is not known.
+        hidden: (n,) bool, whether the order of the scores inside the bin is unknown.
     """
     fp, tp = neg.cumsum(-1), pos.cumsum(-1)
     num_neg, num_pos = fp[..., -1:], tp[..., -1:]
@@ -210,7 +210,7 @@ def curve_of_counts(neg: np.ndarray, pos: np.ndarray, hidden: np.ndarray) -> Cur
     # With many known pixels above, rounding may leave a difference below 0.
     ap_doubt = (ap_high - ap_low).clip(min=0) / 2 / num_pos
 
-    # Inside a bin, between none and all of the pos * neg pairs are in the right order.
+    # Inside a bin, any number from 0 to pos * neg of the pairs is in the right order.
     num_pairs = num_pos * num_neg
     auroc = (pos * (num_neg - fp + neg / 2)).sum(-1) / num_pairs[..., 0]
     auroc_doubt = hidden * pos * neg / 2 / num_pairs
@@ -222,7 +222,7 @@ def curve_of_counts(neg: np.ndarray, pos: np.ndarray, hidden: np.ndarray) -> Cur
 
     f1 = 2 * tp / (num_pos + tp + fp)  # of score >= the smallest value of the bin
     best_f1 = f1.max(-1, keepdims=True)
-    # How much larger F1 may be inside the bin.
+    # Largest possible excess of F1 inside a bin over the best F1.
     f1_doubt = hidden * (2 * tp / (num_pos + tp + fp - neg) - best_f1).clip(min=0)
     return Curve(
         metrics=np.stack([ap, auroc, fpr95, best_f1[..., 0]]),
@@ -235,11 +235,11 @@ def curve_of_counts(neg: np.ndarray, pos: np.ndarray, hidden: np.ndarray) -> Cur
 def _precision_range(
     pos: np.ndarray, neg: np.ndarray, tp: np.ndarray, fp: np.ndarray, hidden: np.ndarray
 ) -> np.ndarray:
-    """(2, ..., n): least and largest sum of the precisions at the OOD pixels of each bin.
+    """(2, ..., n): smallest and largest sum of the precisions at the OOD pixels of each bin.
 
-    Equal scores have one precision, tp / (tp + fp). Else it is largest when all OOD pixels have one
-    score above the known ones, and smallest when their scores differ and are all below: the sum
-    over j = 1 ... pos of f(tp - pos + j) with f(t) = t / (t + fp). As f is concave, f(t) is at
+    Equal scores have one precision, tp / (tp + fp). Otherwise the sum is largest if all OOD pixels
+    have one score above the known ones, and smallest if their scores differ and are all below: the
+    sum over j = 1 ... pos of f(tp - pos + j) with f(t) = t / (t + fp). As f is concave, f(t) is at
     least its mean from t - 1/2 to t + 1/2, and the sum at least the integral.
     """
     tied = pos * tp / np.maximum(tp + fp, 1)

@@ -1,4 +1,4 @@
-"""Files with score maps: which belongs to which frame, and reading them.
+"""Files with score maps: assignment to frames, and reading.
 
 The scores of frame ``a/b`` (``image_id`` of its dataset: the path of the image below the dataset's
 image folder, without extension) are one (H, W) map of the size of the image, larger = more
@@ -8,13 +8,13 @@ anomalous, in ``FOLDER/a/b`` with one of these endings:
   ignored;
 - ``.npz``: the only array, or the one called "value";
 - ``.h5``, ``.hdf5``: the dataset "value", as in SegmentMeIfYouCan's tool (needs h5py);
-- ``.png``: one channel of 16 bits (in 8 bits different scores become equal); where the text of the
-  file has "offset" and "step", the score is offset + step * value;
-- ``_raw.png``, ``_raw.npy`` of tools/predict.py, whose pictures beside it are ignored.
+- ``.png``: one channel of 16 bits (8 bits would make different scores equal); if the file has text
+  entries "offset" and "step", the score is offset + step * value;
+- ``_raw.png``, ``_raw.npy`` of tools/predict.py, whose pictures beside them are ignored.
 
-Where only one frame is called ``b``, ``FOLDER/b`` serves too, also without Cityscapes'
+If only one frame is called ``b``, its file may also be ``FOLDER/b``, also without Cityscapes'
 "_leftImg8bit", as in the official ``outputs/anomaly_p/<method>/<dataset>/<frame>.hdf5``. Files of
-other kinds are ignored. Maps of another size than the image are an error: they are not resized.
+other kinds are ignored. A map of another size than the image is an error; maps are not resized.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ..errors import UserError
 from ..files import check_regular, find_files, open_image
 from ..untrusted import MAX_ARRAYS, load_arrays
 
-KEY = "value"  # of the dataset in a HDF5 file
+KEY = "value"  # name of the dataset in an HDF5 file
 CITYSCAPES_END = "_leftImg8bit"
 RAW_END = "_raw"
 # tools/predict.py writes these beside "_raw".
@@ -42,9 +42,9 @@ _PICTURE = re.compile(r"(.+)_(?:score|segmentation|word\d+_[0-9a-zA-Z-]*)", re.D
 
 
 def short_names(frames: Iterable[str], without: str = CITYSCAPES_END) -> dict[str, str]:
-    """Last part of each frame's id, less the ending ``without``; the whole id if it is not unique.
+    """Frame names of the official tools, by id.
 
-    These are the names of frames in official tools.
+    A name is the id's last part without the ending ``without``; the whole id if that is not unique.
     """
     short = {frame: PurePosixPath(frame).name.removesuffix(without) for frame in frames}
     times = Counter(short.values())
@@ -62,7 +62,7 @@ def find_score_files(
         allow_extra: ignore score files that belong to none of the frames.
 
     Raises:
-        UserError: no such folder; frames without file or with two; files that fit no frame.
+        UserError: no such folder; a frame has no file or two; a file belongs to no frame.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -100,20 +100,20 @@ def read_score(path: str | os.PathLike) -> np.ndarray:
     """The array in a score file, in the file's type; float64 from a PNG with offset and step.
 
     Raises:
-        UserError: the file cannot be read, or does not hold what the module says.
+        UserError: the file cannot be read, or its content is not as described above.
     """
     path = Path(path)
     try:
         return _READERS[path.suffix.lower()](path)
     except UserError:
         raise
-    except Exception as error:  # broken files make NumPy and h5py raise nearly every kind there is
+    except Exception as error:  # for damaged files, NumPy and h5py raise almost any type
         cause = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read scores {path}: {cause}") from error
 
 
 def import_h5py() -> ModuleType:
-    """h5py; raises UserError where it is not installed."""
+    """Import h5py; raises UserError if it is not installed."""
     try:
         import h5py
     except ModuleNotFoundError as error:
@@ -122,7 +122,7 @@ def import_h5py() -> ModuleType:
 
 
 def _frame_of(stem: str, path: Path, owners: dict[str, str]) -> str | None:
-    """The frame that a file belongs to, "" for a file to ignore, None where there is none."""
+    """The frame that a file belongs to; "" for a file to ignore, None if it belongs to none."""
     suffix = path.suffix.lower()
     if stem in owners:
         return owners[stem]
@@ -157,7 +157,7 @@ def _read_hdf5(path: Path) -> np.ndarray:
         found = file[KEY]
         if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "fiub":
             raise UserError(f"scores {path}: '{KEY}' is no array of numbers")
-        # Links to other files, whichever the author named.
+        # An external link could read any file that the author of this one named.
         link = file.get(KEY, getlink=True)
         if isinstance(link, h5py.ExternalLink) or found.external or found.is_virtual:
             raise UserError(f"scores {path}: '{KEY}' is in another file, which is not followed")
@@ -169,7 +169,7 @@ def _read_hdf5(path: Path) -> np.ndarray:
 def _read_png(path: Path) -> np.ndarray:
     check_regular(path)
     with open_image(path, ["PNG"]) as image:
-        image.load()  # texts may stand behind the pixels
+        image.load()  # text entries may follow the pixels
         values, texts = np.asarray(image), image.text
         is_16_bit = image.mode.startswith("I") and values.ndim == 2
     if not is_16_bit:

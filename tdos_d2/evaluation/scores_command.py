@@ -1,4 +1,4 @@
-"""What tools/evaluate_scores.py does: evaluate the OOD score maps of any method on a dataset."""
+"""Implementation of tools/evaluate_scores.py: evaluate OOD score maps of any method."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ from .threshold_rules import ThresholdRule, parse_rule
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read, evaluate, print, as the command line of tools/evaluate_scores.py says.
+    """Read, evaluate and print, with the options of tools/evaluate_scores.py.
 
     Raises:
-        UserError: something about the options, the dataset or the score maps is wrong.
+        UserError: an option, the dataset or a score map is invalid.
     """
     try:
         rule = parse_rule(args.threshold)
@@ -186,7 +186,7 @@ def _print(
     details: Mapping[str, Any],
     groups: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """The table; of a breakdown one more for each kind of row."""
+    """Print the table, and one for each kind of row of a breakdown."""
     if form == "json":
         content = {**result, **details, **({"breakdown": groups} if groups else {})}
         print(to_json(content), flush=True)
@@ -194,7 +194,7 @@ def _print(
     tables: dict[tuple[str, ...], list[Mapping[str, Any]]] = {tuple(result): [result]}
     for name, row in groups.items():
         tables.setdefault(tuple(row), []).append({"of": name, **row})
-    # What is written to files afterwards may fail.
+    # Flushed now, since writing the files afterwards may fail.
     print("\n\n".join(format_rows(rows, form) for rows in tables.values()), flush=True)
 
 

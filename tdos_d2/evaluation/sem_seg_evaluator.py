@@ -47,8 +47,8 @@ class SemSegEvaluator(evaluation.SemSegEvaluator):
                 size of the label.
 
         Raises:
-            UserError: another number of channels, another size, scores that are not finite, or a
-                label that cannot be read.
+            UserError: the number of channels or the size is wrong, a score is not finite, or a
+                label cannot be read.
         """
         for input_, output in zip(inputs, outputs, strict=True):
             path = self.input_file_to_gt_file[input_["file_name"]]
@@ -60,7 +60,7 @@ class SemSegEvaluator(evaluation.SemSegEvaluator):
                     f"{tuple(output['sem_seg'].shape)}, expected {shape} (classes, height, width)"
                 )
             known = label < self._num_classes
-            best = output["sem_seg"].max(dim=0)  # NaN counts as the largest
+            best = output["sem_seg"].max(dim=0)  # the maximum propagates NaN
             check_finite(best.values.float().cpu().numpy(), input_["file_name"])
             predicted = best.indices.cpu().numpy()[known]
             # Rows are predictions, columns labels; the last ones are void.

@@ -1,9 +1,9 @@
-"""Score maps in the formats of benchmarks; ``score_files`` reads both.
+"""Writing of score maps in the formats of benchmarks; ``score_files`` reads both.
 
 "smiyc": ``FOLDER/anomaly_p/<method>/<official name of the dataset>/<frame>.hdf5`` with the HDF5
-dataset "value", as SegmentMeIfYouCan's tool reads it (FOLDER is its ``outputs``). Ours is float32;
-the official tool writes float16, in which different scores become equal: up to 0.6 points of AP for
-a saturated sigmoid.
+dataset "value", as SegmentMeIfYouCan's tool reads it (FOLDER is its ``outputs``). It is float32
+here. The official tool writes float16, which makes different scores equal and changes AP by up to
+0.6 points for a saturated sigmoid.
 
 "fishyscapes": ``FOLDER/fishyscapes/<dataset>/<image>_anomaly.npy`` (H, W) float32 and
 ``<image>_segmentation.npy`` (H, W) uint8 class numbers.
@@ -78,8 +78,8 @@ class Submission:
             classes: (H, W) class numbers below 255, for "fishyscapes".
 
         Raises:
-            UserError: scores that are not finite or not (H, W), no classes where they are needed;
-                a file cannot be written, or holds something else when it is read.
+            UserError: scores are not finite or not (H, W), or classes are missing; a file cannot be
+                written, or differs when it is read back.
         """
         score = np.asarray(score, np.float32)
         if score.ndim != 2:
@@ -110,7 +110,7 @@ class Submission:
 
 
 def _write_hdf5(file: IO[bytes], array: np.ndarray) -> None:
-    content = io.BytesIO()  # h5py reads in what it writes
+    content = io.BytesIO()  # h5py also reads from the file that it writes
     with import_h5py().File(content, "w") as made:
         made.create_dataset(KEY, data=array, compression="gzip", compression_opts=4, shuffle=True)
     file.write(content.getbuffer())

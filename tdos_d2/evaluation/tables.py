@@ -16,10 +16,10 @@ _TABULATE = {"table": "simple", "markdown": "github", "latex": "latex_booktabs"}
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]], form: str) -> str:
-    """Lay out rows.
+    """Format rows as a table.
 
     Args:
-        rows: values by column; columns are those of all rows, in order of appearance.
+        rows: values by column; the table has the columns of all rows, in order of appearance.
         form: one of ``FORMATS``. JSON and CSV have all digits, the others two decimals; NaN is null
             in JSON, "nan" in CSV, "-" in the others. LaTeX needs the package booktabs.
     """
@@ -55,7 +55,7 @@ def results_rows(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> li
 
     Args:
         results: ``{dataset: {task: {metric: value}}}``. Metrics with "-" in their name, which
-            are per-class metrics of Detectron2, are left out.
+            are Detectron2's per-class metrics, are left out.
     """
     groups: dict[tuple[str, ...], list[dict]] = {}
     for name, tasks in results.items():

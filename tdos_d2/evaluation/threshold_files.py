@@ -1,4 +1,4 @@
-"""Thresholds beside the checkpoint that they were found for: JSON that names it by its SHA-256."""
+"""JSON files of thresholds, saved beside a checkpoint and tied to it by its SHA-256."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..untrusted import read_json
 from .tables import to_json
 
 _T = TypeVar("_T")
-# By the annotations of dataclasses.
+# Types by the annotations of dataclasses.
 _KINDS = {
     "float": (int, float), "int": (int,), "str": (str,), "bool": (bool,),
     "str | None": (str, NoneType), "Mapping[str, Any]": (dict,),
@@ -26,13 +26,16 @@ _KINDS = {
 def write_threshold(
     path: Path, checkpoint: str | os.PathLike, values: Any, comments: Mapping[str, str]
 ) -> None:
-    """Write a threshold with what it is of. OSError as ``open``.
+    """Write a threshold with the SHA-256 of its checkpoint.
 
     Args:
         path: the file.
-        checkpoint: whose content is named.
+        checkpoint: the checkpoint of the threshold.
         values: a dataclass with ``threshold``: ``float32(score) >= threshold`` is predicted OOD.
-        comments: further entries, for people.
+        comments: further entries, which are not read back.
+
+    Raises:
+        OSError: as from ``open``.
     """
     content = {
         **dataclasses.asdict(values),
@@ -45,13 +48,13 @@ def write_threshold(
 
 
 def read_threshold(path: Path, checkpoint: str | os.PathLike, kind: type[_T], remedy: str) -> _T:
-    """What :func:`write_threshold` wrote.
+    """Read the values that :func:`write_threshold` wrote.
 
     Args:
         path: the file.
-        checkpoint: that it must be of.
+        checkpoint: the checkpoint that the file must belong to.
         kind: dataclass of the values.
-        remedy: what the user may do to have it anew, for messages.
+        remedy: how to create the file again, for messages.
 
     Raises:
         UserError: the file is damaged, or was made for another checkpoint.

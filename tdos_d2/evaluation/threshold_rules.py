@@ -1,4 +1,4 @@
-"""Which threshold the predictions of an evaluation are made with."""
+"""Rules that choose the threshold of an evaluation."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _FORMS = "best-f1, fpr:SHARE, tpr:SHARE (such as tpr:0.95), a number or a .json 
 
 @dataclass(frozen=True)
 class ThresholdRule:
-    """How a threshold is chosen.
+    """A rule that chooses a threshold.
 
     Attributes:
         kind: "best-f1"; "fpr", the lowest threshold with at most that share of the known pixels;
             "tpr", the highest with at least that share of the OOD pixels; "fixed".
         value: the share, or the threshold.
-        source: where a fixed one is from, for messages.
+        source: origin of a fixed threshold, for messages.
     """
 
     kind: str = BEST_F1
@@ -47,10 +47,10 @@ BEST_RULE = ThresholdRule()
 
 
 def parse_rule(text: str) -> ThresholdRule:
-    """The rule that a text names: best-f1, fpr:0.01, tpr:0.95, a number or a ``*.json`` file.
+    """Parse a rule: best-f1, fpr:0.01, tpr:0.95, a number or a ``*.json`` file.
 
     Raises:
-        UserError: it is none of them, or a file that cannot be read.
+        UserError: the text is none of these, or the file cannot be read.
     """
     kind, _, share = text.partition(":")
     if text == BEST_F1:
@@ -74,13 +74,13 @@ def threshold_by(
     bins: KeyBins,
     counts: np.ndarray,
 ) -> float:
-    """The threshold of a rule over a dataset, exact: ``float32(score) >= threshold`` is OOD.
+    """The exact threshold of a rule for a dataset: ``float32(score) >= threshold`` is OOD.
 
     Args:
         rule: the rule.
-        best_f1: threshold of the best F1; NaN where nothing can be measured.
+        best_f1: threshold of the best F1; NaN if the metrics are undefined.
         count: counts the pixels of the dataset, as for ``pixel_metrics``.
-        bins, counts: the last that it was asked for, and what it gave.
+        bins, counts: the last bins and counts of ``count``.
     """
     if rule.kind == FIXED or math.isnan(best_f1):
         return rule.value if rule.kind == FIXED else best_f1
@@ -100,7 +100,7 @@ def threshold_by(
         doubt[occupied[unsure]] = 1
         bins = bins.refined(doubt)
         counts = count(bins)
-    if last < 0:  # even the largest score is too many
+    if last < 0:  # even the largest score alone gives too many pixels
         return float(np.nextafter(np.float32(bins.smallest(occupied[0])), np.float32(np.inf)))
     return bins.smallest(occupied[last])
 

@@ -1,4 +1,4 @@
-"""Detectron2 evaluators without metrics: they write or draw what a model gives of each frame."""
+"""Detectron2 evaluators without metrics: they write or draw a model's output for each frame."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _PANEL_WIDTH = 480
 
 
 class SubmissionWriter(FrameEvaluator):
-    """Writes ``ood_score``, and for Fishyscapes classes by ``sem_seg``.
+    """Writes ``ood_score``, and for Fishyscapes the classes predicted by ``sem_seg``.
 
-    Args and errors are those of ``FrameEvaluator`` and ``Submission``.
+    Arguments and errors are those of ``FrameEvaluator`` and ``Submission``.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class SubmissionWriter(FrameEvaluator):
         """Write one frame.
 
         Raises:
-            UserError: scores of another size than the image; see ``Submission.write``.
+            UserError: the scores have another size than the image; see ``Submission.write``.
         """
         score = score_of(output)
         size = (record.get("height", score.shape[0]), record.get("width", score.shape[1]))
@@ -68,13 +68,13 @@ class SubmissionWriter(FrameEvaluator):
 class OverlayWriter(FrameEvaluator):
     """Writes a picture of every frame to ``folder/<dataset>/<frame>.jpg``.
 
-    Of a segmentation dataset it shows the image tinted with the predicted classes, of an OOD
-    dataset without labels image and score. Pictures of OOD datasets with labels need the threshold
-    of the whole dataset: ``OODEvaluator`` writes them.
+    For a segmentation dataset it shows the image tinted with the predicted classes, for an OOD
+    dataset without labels the image and the score. Pictures of OOD datasets with labels need the
+    threshold of the whole dataset: ``OODEvaluator`` writes them.
 
     Args:
         dataset_name: a registered dataset.
-        folder: where to write.
+        folder: folder to write to.
         score: name of the score in pictures.
     """
 
@@ -119,7 +119,7 @@ class PictureEvaluator(FrameEvaluator):
         self._pictures: list[np.ndarray] = []
 
     def reset(self) -> None:
-        """Forget the frames of the last evaluation."""
+        """Discard the frames of the last evaluation."""
         self._pictures = []
 
     def process_frame(self, record: Mapping[str, Any], output: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Using a trained model: predictor, objects, words at test time, export, and their command."""
+"""Inference with a trained model: predictor, objects, words at test time, export, commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tools/calibrate.py does: a threshold from normal frames, with a promise."""
+"""Implementation of tools/calibrate.py: a threshold from normal frames, with a guarantee."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from .predictor import OODPredictor
 
 
 def run(args: argparse.Namespace) -> None:
-    """Calibrate as the command line of tools/calibrate.py says.
+    """Calibrate with the options of tools/calibrate.py.
 
     Raises:
-        UserError: something about the options, the model or the frames is wrong.
+        UserError: an option, the model or a frame is invalid.
         SystemExit: 1 = some frames could not be read.
     """
     if args.output:
@@ -79,10 +79,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def list_frames(images: Path | None, dataset: str | None) -> list[str]:
-    """Image files of a folder with its subfolders, but for results of predict.py; or of a dataset.
+    """Image files of a dataset, or of a folder and its subfolders without results of predict.py.
 
     Raises:
-        UserError: there is no such folder or dataset.
+        UserError: the folder or dataset does not exist.
     """
     if dataset is not None:
         return [record["file_name"] for record in get_dicts(dataset)]
@@ -103,16 +103,16 @@ def alarm_levels(
     min_area: int | None,
     ego_mask: np.ndarray | None = None,
 ) -> tuple[list[float], list[int], int]:
-    """The alarm level of each frame that can be read; the others are named on standard error.
+    """The alarm level of each readable frame; unreadable frames are named on standard error.
 
     Args:
         predictor: the model.
         files: the frames.
         min_area: smallest object in pixels; None: by the size of the frame, as in prediction.
-        ego_mask: (H, W) bool, True on the ego vehicle; None: nowhere.
+        ego_mask: (H, W) bool, True on the ego vehicle; None: no mask.
 
     Returns:
-        The levels, the smallest object in pixels per frame, and how many frames cannot be read.
+        The levels, the smallest object in pixels per frame, and the number of unreadable frames.
 
     Raises:
         UserError: the mask has another size, a frame is too small for an object, or the model gives

@@ -1,4 +1,4 @@
-"""What raised an alarm in videos: a table that grows, and a page with a picture of each event."""
+"""Events (tracks that raised an alarm) in videos: an append-only table, and a page of pictures."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _ENVIRONMENT = page_environment(Path(__file__).parent)
 
 
 class EventLog:
-    """Writes events as they end. It keeps none of them: the page is made from the table.
+    """Writes each event when it ends, and keeps none in memory: the page is made from the table.
 
-    Rows of earlier runs stay.
+    Rows of earlier runs are kept.
 
     Args:
-        folder: where ``events.csv``, ``events.html`` and the pictures go; it exists.
+        folder: existing folder for ``events.csv``, ``events.html`` and the pictures.
 
     Raises:
-        UserError: there is an ``events.csv`` with other columns.
+        UserError: an existing ``events.csv`` has other columns.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,12 +45,12 @@ class EventLog:
             self._append(COLUMNS)
 
     def add(self, name: str, pictures: Path, track: Track) -> bool:
-        """Write a track that raised an alarm; others are no events.
+        """Write a track if it raised an alarm; other tracks are not events.
 
         Args:
-            name: of the input.
-            pictures: folder for its picture, below the log's; made if it is not there.
-            track: it has ended.
+            name: name of the input.
+            pictures: folder for its picture, below the log's; created if missing.
+            track: a track that has ended.
 
         Returns:
             Whether it is an event.
@@ -94,7 +94,7 @@ def write_page(folder: Path) -> Path:
 
 
 def words_of(found: Mapping[str, Any]) -> str:
-    """What an object may be, as far as the model can tell: the likeliest word and the nearest."""
+    """The model's names for an object: the likeliest word and the nearest OOD words."""
     words = [found["word"]] if found.get("word") else []
     words += [word for word, _ in found.get("nearest_words", ())]
     return ", ".join(dict.fromkeys(words))

@@ -1,9 +1,9 @@
-"""The model of one window as a program: torch.export's, or ONNX for use without PyTorch.
+"""Export of the model of one window: a torch.export program, or ONNX for use without PyTorch.
 
-Normalisation, padding and text embeddings are inside; the text encoder is not. The program takes
-any number of windows of any size, or one of a fixed size; ``examples/onnx_sliding_window.py`` cuts
-an image into windows and averages what comes out, as the model itself does. With that inside:
-``export_predictor.py``.
+The program includes normalisation, padding and text embeddings, but not the text encoder. It takes
+any number of windows of any size, or one window of a fixed size.
+``examples/onnx_sliding_window.py`` cuts an image into windows and averages the outputs, as the
+model does; ``export_predictor.py`` exports a program that includes this step.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from ..tdos import TDOS
 
 INPUT, OUTPUTS = "windows", ("sem_seg", "ood_score")
 INPUT_TYPES = {"uint8": torch.uint8, "float32": torch.float32}
-_OPSET = 18  # GridSample is there since 16
+_OPSET = 18  # GridSample needs 16 or more
 _ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
-# Traced with this many windows of these pixels; the program takes others. No two numbers are equal
-# and none stands for a grid of one cell, which would be taken for a property of all inputs.
+# Shape of the windows for tracing; the program takes other shapes. No two numbers are equal and
+# none gives a grid of one cell: the tracer would take either for a property of all inputs.
 _TRACED = (2, 3, 136, 200)
 
 
 class WindowModel(nn.Module):
-    """What a model says of windows, with its text embeddings as constants.
+    """A model's outputs for windows, with its text embeddings as constants.
 
     Args:
-        model: TDOS or NormalityMemory, in eval mode, float32; it shares its parts with this module
-            and stays as it is.
-        bgr: the model was trained with ``INPUT.FORMAT`` BGR; this module takes RGB nevertheless.
+        model: TDOS or NormalityMemory, in eval mode, float32; it shares its submodules with this
+            module and is not changed.
+        bgr: the model was trained with ``INPUT.FORMAT`` BGR; this module still takes RGB.
 
     Raises:
-        UserError: a score that is made after windows have been averaged.
+        UserError: the model's score can only be computed after windows have been averaged.
     """
 
     def __init__(self, model: TDOS | NormalityMemory, *, bgr: bool = False) -> None:
@@ -55,7 +55,7 @@ class WindowModel(nn.Module):
             )
         self.bgr, self.num_known = bgr, len(model.class_names)
         self.model = without_text_encoder(model) if isinstance(model, TDOS) else model
-        # A NormalityMemory knows no classes, and not every runtime has arrays without channels.
+        # A NormalityMemory has no classes, and not every runtime supports arrays without channels.
         self.outputs = OUTPUTS if self.num_known else OUTPUTS[1:]
         self.eval()
 
@@ -66,18 +66,18 @@ class WindowModel(nn.Module):
 
         Returns:
             S of the known classes (B, K, h, w) and the OOD score (B, h, w), float32, both to be
-            averaged over windows; of a NormalityMemory the score alone.
+            averaged over windows; for a NormalityMemory only the score.
         """
         images = windows.flip(1) if self.bgr else windows
         maps = self.model._predict(self.model._normalise(images))
         score = maps[:, -1]
-        if self.model.score_name == "combined":  # linear, so that its average may be taken as well
+        if self.model.score_name == "combined":  # linear, so averaging over windows is valid
             score = self.model.scores.combine(maps[:, -2:].unbind(1))
         return (maps[:, : self.num_known], score)[-len(self.outputs) :]
 
 
 def without_text_encoder(model: TDOS) -> TDOS:
-    """The same parts in a new model, but for those that windows do not need."""
+    """A new model that shares the submodules but lacks those that windows do not need."""
     other = copy.copy(model)
     other._modules = dict(model._modules)
     with torch.no_grad():
@@ -94,13 +94,13 @@ def export_program(
     input_type: torch.dtype = torch.uint8,
     size: tuple[int, int] | None = None,
 ) -> torch.export.ExportedProgram:
-    """``model`` as torch.export's program.
+    """``model`` as a torch.export program.
 
     Args:
         model: on the CPU.
-        input_type: of the windows.
+        input_type: type of the windows.
         size: (h, w) of the one window (1, 3, h, w) that the program takes; None: any number of
-            windows of any size, which takes long for encoders whose padding depends on the size.
+            windows of any size; this export is slow for encoders whose padding depends on the size.
     """
     any_size = torch.export.Dim.AUTO
     shapes = None if size else {"windows": {0: any_size, 2: any_size, 3: any_size}}
@@ -117,7 +117,7 @@ def check_onnx_packages() -> None:
 
 
 def export_predictor(model: nn.Module, frame: tuple[int, int]) -> torch.export.ExportedProgram:
-    """A ``PredictorModel`` as torch.export's program, for frames (H, W, 3) uint8 of one size."""
+    """A ``PredictorModel`` as a torch.export program, for frames (H, W, 3) uint8 of one size."""
     with torch.no_grad():
         image = torch.zeros((*frame, 3), dtype=torch.uint8)
         return torch.export.export(model, (image,), strict=False)
@@ -132,10 +132,10 @@ def to_onnx(
     """``program`` as the content of an ONNX file.
 
     Args:
-        program: of :func:`export_program` or :func:`export_predictor`.
-        metadata: what the file says of itself; values that are not text are written as JSON.
-        name: of the input.
-        outputs: names of the outputs; of more than there are, the last.
+        program: from :func:`export_program` or :func:`export_predictor`.
+        metadata: metadata of the file; values that are not strings are written as JSON.
+        name: name of the input.
+        outputs: names of the outputs; if the program has fewer outputs, the last names are used.
     """
     count = len(program.graph_signature.user_outputs)
     made = torch.onnx.export(
@@ -144,7 +144,7 @@ def to_onnx(
         opset_version=_OPSET,
         input_names=[name],
         output_names=list(outputs[-count:]),
-        optimize=False,  # takes minutes, and ONNX Runtime does it when it loads
+        optimize=False,  # takes minutes, and ONNX Runtime optimises on loading
         verbose=False,
     )
     made.model.metadata_props.update(
@@ -156,11 +156,10 @@ def to_onnx(
 def expected_outputs(
     model: nn.Module, inputs: Iterable[np.ndarray]
 ) -> list[tuple[np.ndarray, ...]]:
-    """What PyTorch gives for each of some inputs of a module that names its ``outputs``, checked
-    to be finite.
+    """PyTorch's outputs of a module (with ``outputs``, their names) for each input.
 
     Raises:
-        UserError: it is not.
+        UserError: an output is not finite.
     """
     with torch.no_grad():
         results = [tuple(map(Tensor.numpy, model(torch.from_numpy(x)))) for x in inputs]
@@ -171,11 +170,11 @@ def expected_outputs(
 
 
 def onnx_outputs(onnx: bytes, inputs: Iterable[np.ndarray]) -> list[tuple[np.ndarray, ...]]:
-    """What ONNX Runtime gives for each of some inputs, on the CPU.
+    """ONNX Runtime's outputs for each input, on the CPU.
 
     Args:
-        onnx: of :func:`to_onnx`.
-        inputs: of the model.
+        onnx: from :func:`to_onnx`.
+        inputs: inputs of the model.
     """
     import onnxruntime
 
@@ -187,7 +186,7 @@ def onnx_outputs(onnx: bytes, inputs: Iterable[np.ndarray]) -> list[tuple[np.nda
 def largest_difference(
     found: Iterable[tuple[np.ndarray, ...]], expected: Iterable[tuple[np.ndarray, ...]]
 ) -> float:
-    """Largest absolute difference in any output; of whole numbers the share that differs.
+    """Largest absolute difference in any output; for integer outputs, the share that differs.
 
     Returns:
         NaN where either is NaN.

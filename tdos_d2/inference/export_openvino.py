@@ -1,4 +1,4 @@
-"""OpenVINO's format (IR) of an exported model, and its quantisation to INT8 by NNCF."""
+"""Conversion of an exported model to OpenVINO's format (IR), and quantisation to INT8 by NNCF."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..files import atomic_write
 if TYPE_CHECKING:
     import openvino
 
-# Products have the time; whatever else is quantised costs accuracy and gains nothing.
+# Products take most of the time; quantising other operators costs accuracy and gains no speed.
 _QUANTISED = {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"}
-# Of what the plugin would otherwise choose by the processor: bfloat16 where it has it.
+# Otherwise the plugin chooses the precision by the processor: bfloat16 where it is supported.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
@@ -42,11 +42,11 @@ def to_openvino(onnx: bytes, metadata: Mapping[str, Any]) -> openvino.Model:
 
 
 def quantise(model: openvino.Model, inputs: Sequence[np.ndarray]) -> openvino.Model:
-    """The same model with products of INT8 numbers, whose ranges are measured on ``inputs``.
+    """The model with convolutions and matrix products in INT8, calibrated on ``inputs``.
 
     Args:
-        model: of :func:`to_openvino`.
-        inputs: as the model takes them, like those that it will be given.
+        model: from :func:`to_openvino`.
+        inputs: inputs of the model that are representative of its later use.
     """
     import nncf
 
@@ -60,9 +60,9 @@ def quantise(model: openvino.Model, inputs: Sequence[np.ndarray]) -> openvino.Mo
 
 
 def save_openvino(model: openvino.Model, output: Path) -> int:
-    """Write ``output`` (.xml) and the weights beside it (.bin), as they are; their size in bytes.
+    """Write ``output`` (.xml) and uncompressed weights (.bin) beside it; returns the size in bytes.
 
-    Each file appears complete or not at all.
+    Each file is written completely or not at all.
     """
     import openvino
 
@@ -81,7 +81,7 @@ def save_openvino(model: openvino.Model, output: Path) -> int:
 def openvino_outputs(
     model: openvino.Model, inputs: Iterable[np.ndarray]
 ) -> list[tuple[np.ndarray, ...]]:
-    """What the model gives for each of some inputs, on the CPU, in FP32."""
+    """The model's outputs for each input, on the CPU, in FP32."""
     import openvino
 
     compiled = openvino.Core().compile_model(model, "CPU", EXACT)

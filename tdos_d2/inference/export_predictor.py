@@ -1,7 +1,7 @@
-"""The whole predictor as one module: a camera's frame in, score, labels and mask of its size out.
+"""The whole predictor as one module: from a camera frame to score, labels and mask of its size.
 
-Resizing, normalisation, windows and text embeddings are inside. The frames have one size, so that
-all of this is a fixed graph; its operators are plain ones that every runtime computes alike.
+It includes resizing, normalisation, windows and text embeddings. All frames have one size, which
+makes the graph fixed; it has only operators that every runtime computes alike.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from .predictor import OODPredictor
 
 INPUT = "image"
 CHANNELS = ("bgr", "rgb")
-_ON = 255  # of a mask, as OpenCV's are
+_ON = 255  # value of a mask's pixels, as in OpenCV
 
 
 class PredictorModel(nn.Module):
-    """What :class:`OODPredictor` does with frames of one size.
+    """:class:`OODPredictor` for frames of one size.
 
     Args:
-        predictor: on the CPU; it shares its parts with this module and stays as it is.
+        predictor: on the CPU; it shares its submodules with this module and is not changed.
         frame: (H, W) of the frames.
-        channels: their order, "bgr" or "rgb".
-        threshold: from which score on a pixel is in the mask; None: there is no mask.
-        labels: whether the labels of the known classes are wanted, where there are any.
+        channels: channel order of the frames, "bgr" or "rgb".
+        threshold: pixels with a score of this or more are in the mask; None: no mask.
+        labels: whether to output labels of the known classes, if the model has any.
 
     Attributes:
-        outputs: their names, in order.
+        outputs: names of the outputs, in order.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class PredictorModel(nn.Module):
         self.model = without_text_encoder(model) if isinstance(model, TDOS) else model
         self.frame, self.threshold = frame, threshold
         self.swap = predictor.channels.lower() != channels
-        # The order of Pillow's passes: along rows, then along columns.
+        # In the order of Pillow's passes: along rows, then along columns.
         size = predictor.input_size(*frame)
         self.along_rows = _Resampling(2, frame[1], size[1])
         self.along_columns = _Resampling(1, frame[0], size[0])
@@ -61,12 +61,12 @@ class PredictorModel(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """
         Args:
-            image: (H, W, 3) uint8, as a camera gives it.
+            image: (H, W, 3) uint8, a camera frame.
 
         Returns:
-            What ``outputs`` names: the score (H, W) float32, larger = more anomalous; the known
-            class with the largest S (H, W) uint8; the mask (H, W) uint8, 255 where the score is the
-            threshold or more, else 0.
+            Those of the following that ``outputs`` names: the score (H, W) float32, larger = more
+            anomalous; the known class with the largest S (H, W) uint8; the mask (H, W) uint8, 255
+            where the score is the threshold or more, else 0.
         """
         pixels = self.along_columns(self.along_rows(image.permute(2, 0, 1)))
         if self.swap:
@@ -83,16 +83,16 @@ class PredictorModel(nn.Module):
 
 
 class _Resampling(nn.Module):
-    """Pillow's bilinear resampling along an axis, to whole numbers.
+    """Pillow's bilinear resampling along an axis, with rounding to integers.
 
-    Written out as a sum over the few pixels that become one: of ONNX's Resize with antialiasing,
-    ONNX Runtime has another rounding and OpenVINO leaves the antialiasing out without a word. Bytes
-    are gathered, four times fewer than of floats.
+    It is written as a weighted sum of the few source pixels of each target pixel, since runtimes
+    differ in ONNX's Resize with antialiasing: ONNX Runtime rounds differently, and OpenVINO
+    silently skips the antialiasing. The gather works on uint8, a quarter of the bytes of float32.
 
     Args:
         axis: 1 or 2 of (3, H, W).
         old: length of the axis.
-        new: what it becomes.
+        new: its length after resampling.
     """
 
     def __init__(self, axis: int, old: int, new: int) -> None:
@@ -115,14 +115,14 @@ class _Resampling(nn.Module):
 
 
 def resampling(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which pixels become one, and their shares, in Pillow's bilinear resampling.
+    """Source pixels of each target pixel, and their weights, in Pillow's bilinear resampling.
 
     Returns:
         Indices (n, new) int64 and weights (n, new) float32 that sum to 1 over n; n is the largest
-        number of pixels that become one.
+        number of source pixels of a target pixel.
     """
     step = old / new
-    support = max(step, 1.0)  # half the width of the triangle: it covers all pixels when shrinking
+    support = max(step, 1.0)  # half the width of the triangle; it covers all pixels when shrinking
     centres = (np.arange(new) + 0.5) * step
     first = np.maximum(np.floor(centres - support + 0.5), 0).astype(np.int64)
     taps = first + np.arange(math.ceil(support) * 2 + 1)[:, None]

@@ -1,4 +1,4 @@
-"""What is found in one frame: objects with what they look like, and pictures of it."""
+"""Results for one frame: objects with the words nearest to them, and pictures."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ from .score_units import score_range
 
 @dataclass
 class FrameResult:
-    """What was found in one frame.
+    """Results for one frame.
 
     Attributes:
-        record: for the JSON line.
+        record: the entries for its JSON line.
         score: (H, W) raw score.
-        score_picture: RGB; None where nothing is drawn.
-        segmentation_picture: RGB; None also where there are no known classes.
+        score_picture: RGB; None if nothing is drawn.
+        segmentation_picture: RGB; None also if there are no known classes.
         word_pictures: RGB by word.
-        regions: (H, W) int32, i on the object with ``id`` i, else 0; None: no objects are looked
-            for.
+        regions: (H, W) int32, i on the object with ``id`` i, else 0; None without a threshold.
     """
 
     record: dict[str, Any]
@@ -39,24 +38,24 @@ class FrameResult:
     regions: np.ndarray | None = None
 
     def pictures(self) -> dict[str, np.ndarray]:
-        """Those without words, by what they are called."""
+        """The pictures other than those of words, by name."""
         made = {"score": self.score_picture, "segmentation": self.segmentation_picture}
         return {kind: picture for kind, picture in made.items() if picture is not None}
 
 
 class FramePredictor:
-    """Predicts on frames, finds objects, draws.
+    """Predicts on frames, finds objects and draws pictures.
 
     Args:
         predictor: the model.
         colours: (K, 3) RGB of the known classes.
-        threshold: from which score on a pixel is OOD; None: no objects are looked for.
+        threshold: pixels with a score of this or more are OOD; None: no objects are looked for.
         words: concepts to look for; None: none.
-        combine: let the words take part in the score.
-        num_nearest: OOD words named per object; a model without a text side names none.
-        min_area: of an object in pixels; None: by the size of the frame.
-        limits: scores of the darkest and the brightest colour; None: by the score.
-        ego_mask: (H, W) bool, True on the ego vehicle; None: nowhere.
+        combine: whether words raise the score.
+        num_nearest: nearest OOD words per object; none for a model without text embeddings.
+        min_area: smallest object in pixels; None: by the size of the frame.
+        limits: scores of the darkest and the brightest colour; None: by the kind of score.
+        ego_mask: (H, W) bool, True on the ego vehicle; None: no mask.
         draw: draw pictures.
     """
 
@@ -92,18 +91,18 @@ class FramePredictor:
         smooth: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
         follow: Callable[[list[dict[str, Any]]], None] | None = None,
     ) -> FrameResult:
-        """Everything about a frame.
+        """All results for a frame.
 
         Args:
             image: (H, W, 3) uint8 BGR.
-            pictures_of_words: draw them.
-            result: what the predictor gave for the image and the words; None: it is called.
-            smooth: is given the image and its (H, W) score; objects, pictures and results are of
+            pictures_of_words: whether to draw the pictures of words.
+            result: the predictor's result for the image and the words; None: it is computed.
+            smooth: called with the image and its (H, W) score; objects, pictures and results use
                 the score that it returns.
-            follow: is given the objects of the frame, to add to what is said of them.
+            follow: called with the objects of the frame; may add entries to them.
 
         Raises:
-            UserError: the ego vehicle's mask has another size.
+            UserError: the ego vehicle's mask has another size than the frame.
         """
         height, width = image.shape[:2]
         if self.ego_mask is not None and self.ego_mask.shape != (height, width):
@@ -194,11 +193,11 @@ class FramePredictor:
 
 
 def class_colours(cfg: CfgNode, number: int) -> np.ndarray:
-    """(K, 3) uint8 RGB of the known classes: those of the training set, where it has any.
+    """(K, 3) uint8 RGB colours of the known classes, from the training set if it has colours.
 
     Args:
         cfg: the model's config.
-        number: K.
+        number: number K of known classes.
     """
     train = cfg.DATASETS.TRAIN
     given = MetadataCatalog.get(train[0]).get("stuff_colors") if train else None
@@ -206,7 +205,7 @@ def class_colours(cfg: CfgNode, number: int) -> np.ndarray:
 
 
 def _tag(entry: dict[str, Any]) -> str:
-    """What is written at an object: its number, of a video that of its track, and its word."""
+    """The label drawn at an object: its number (in a video, its track's) and its word."""
     number = f"track {entry['track']}" if "track" in entry else str(entry["id"])
     alarm = "ALARM" if entry.get("alarm") else None
     return " ".join(filter(None, [number, alarm, entry.get("word")]))

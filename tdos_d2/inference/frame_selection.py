@@ -1,4 +1,4 @@
-"""Which frames are most worth labelling: those that score high and do not look alike."""
+"""Selection of frames to label: those with high scores that differ from each other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def score_mass(score: np.ndarray, valid: np.ndarray | None = None) -> float:
 
     Args:
         score: (H, W), finite.
-        valid: (H, W) bool, what counts; None = everything.
+        valid: (H, W) bool, the pixels that count; None = all.
     """
     values = score.ravel() if valid is None else score[valid]
     if not values.size:
@@ -30,10 +30,10 @@ def score_mass(score: np.ndarray, valid: np.ndarray | None = None) -> float:
 
 
 class EncoderFeatures:
-    """What the encoder of a model makes of an image, pooled: (D,) of each forward pass.
+    """Pooled encoder features, (D,) per forward pass.
 
     Args:
-        model: with a ``backbone`` that gives maps by name; others give nothing.
+        model: a model with a ``backbone`` that returns maps by name; others have no features.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -41,13 +41,13 @@ class EncoderFeatures:
         self._inside = False
         backbone = getattr(model, "backbone", None)
         if isinstance(backbone, nn.Module):
-            # Objects' crops go through the backbone, too, but not through the model's forward.
+            # The backbone also processes crops of objects, but not through the model's forward.
             model.register_forward_pre_hook(self._start)
             model.register_forward_hook(self._stop)
             backbone.register_forward_hook(self._collect)
 
     def take(self) -> np.ndarray | None:
-        """Mean over windows and places of the last map of the latest image; None without any."""
+        """Mean over windows and positions of the latest image's last map; None without maps."""
         return torch.cat(self._pooled).mean(dim=0).numpy() if self._pooled else None
 
     def _start(self, *_: Any) -> None:
@@ -64,22 +64,23 @@ class EncoderFeatures:
 
 
 def small_picture(image: np.ndarray) -> np.ndarray:
-    """(48,) float32: colours of an (H, W, 3) uint8 image in a grid of 4x4 cells."""
+    """(48,) float32: mean colours of an (H, W, 3) uint8 image in a grid of 4x4 cells."""
     small = cv2.resize(image, (_GRID, _GRID), interpolation=cv2.INTER_AREA)
     return small.astype(np.float32).ravel() - 127.5
 
 
 class FrameChooser:
-    """Chooses frames that score high and differ from each other; 132 bytes per frame.
+    """Chooses frames with high scores that differ from each other; keeps 132 bytes per frame.
 
-    The first is the one with the largest score mass. Each further one has the largest product of
+    The first choice is the frame with the largest score mass, each further one that with the
+    largest product of
 
-    - its score mass, between 0 (that of the least frame) and 1 (that of the first), and
+    - its score mass, scaled to 0 for the lowest frame and 1 for the first choice, and
     - the distance of its descriptor to the nearest one chosen before (farthest-point traversal).
 
-    So the second frame of an event comes after the first frame of any other event that scores
-    comparably. Descriptors have unit length; those of more than 64 numbers are projected to 64 at
-    random, which keeps distances within some ten percent.
+    So a second frame of one event comes after the first frame of other events with similar scores.
+    Descriptors have unit length; those of more than 64 numbers are projected to 64 at random, which
+    preserves distances to within about ten percent.
     """
 
     def __init__(self) -> None:
@@ -105,12 +106,12 @@ class FrameChooser:
         self._descriptors += unit.astype(np.float16).tobytes()
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first ``length`` frames."""
+        """Discard all but the first ``length`` frames."""
         del self._mass[length:]
         del self._descriptors[2 * self._dimensions * length :]
 
     def choose(self, number: int) -> list[int]:
-        """Numbers of at most ``number`` frames, from 0 in the order of ``add``; best first."""
+        """Indices (order of ``add``, from 0) of at most ``number`` frames, best first."""
         if not len(self):
             return []
         mass = np.array(self._mass, np.float64)

@@ -1,4 +1,4 @@
-"""A folder for people who label: pictures, pre-annotations, and the frames most worth labelling."""
+"""A folder for annotators: pictures, pre-annotations, and the frames to label first."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ _QUALITY = 95  # of JPEG
 
 
 class HandOver:
-    """Collects what was found in frames, and writes it for labelling tools in the end.
+    """Collects the results of frames, and finally writes them for labelling tools.
 
-    ``hand_over/data`` has the pictures: images as they are (linked where the disk allows it), of
-    videos JPEG files; beside it lie the files of the formats and, with ``select``,
-    ``selected.txt``, a path per line. A second run writes ``hand_over_2``. Between, frames are in a
-    temporary file.
+    ``hand_over/data`` has the pictures: images unchanged (as hard links if the disk allows it),
+    frames of videos as JPEG files. Beside it are the files of the formats and, with ``select``,
+    ``selected.txt``, a path per line. A second run writes ``hand_over_2``. Until they are written,
+    the results are in a temporary file.
 
     Args:
         predictor: the model.
-        output: folder that ``hand_over`` comes into.
+        output: the folder in which ``hand_over`` is created.
         formats: "coco", "label-studio", both or none.
         select: number of frames to choose (see :class:`~.frame_selection.FrameChooser`); None: all
             images, and those frames of videos that have an object.
-        words: that objects may have; they are categories beside "ood".
-        valid: (H, W) bool, which scores count; None = all.
+        words: words that objects may have; they are categories beside "ood".
+        valid: (H, W) bool, the pixels whose scores count; None = all.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class HandOver:
         self._valid = valid
         self._features = EncoderFeatures(predictor.model) if select else None
         self._chooser = FrameChooser()
-        self._places: list[int] = []  # of frames in the file
+        self._places: list[int] = []  # offsets of the frames in the file
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
 
     def __len__(self) -> int:
@@ -75,14 +75,14 @@ class HandOver:
     def add(
         self, source: Path, name: str, number: int | None, image: np.ndarray, found: FrameResult
     ) -> None:
-        """Take a frame.
+        """Add a frame.
 
         Args:
             source: the image or video.
-            name: what its results are called, without suffix.
-            number: of the frame in a video, from 0; None for an image.
+            name: name of its results, without suffix.
+            number: index of the frame in a video, from 0; None for an image.
             image: (H, W, 3) uint8 BGR.
-            found: in it.
+            found: the results for it.
         """
         record = found.record
         objects = [
@@ -107,15 +107,15 @@ class HandOver:
         self._file.write(f"{line}\n".encode())
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first ``length`` frames."""
+        """Discard all but the first ``length`` frames."""
         del self._places[length:]
         self._chooser.truncate(length)
 
     def finish(self) -> str:
-        """Write everything; gives a line that says what is where.
+        """Write everything; returns a line that says what is where.
 
         Raises:
-            UserError: a picture cannot be read a second time, or the folder not be written to.
+            UserError: a picture can no longer be read, or the folder cannot be written to.
         """
         try:
             return self._write(self._kept(), self._free_folder())
@@ -142,7 +142,7 @@ class HandOver:
         return f"{len(kept)} of {len(self)} frames for labelling in {folder}"
 
     def entry(self, place: int) -> dict[str, Any]:
-        """The frame number ``place``, as it was taken."""
+        """The entry of frame number ``place``, in the order of ``add``."""
         self._file.seek(self._places[place])
         return json.loads(self._file.readline())
 
@@ -180,7 +180,7 @@ class HandOver:
 
 
 class _Frames:
-    """Some of the frames of a :class:`HandOver`, to be gone through more than once."""
+    """Some of the frames of a :class:`HandOver`; can be iterated over more than once."""
 
     def __init__(self, hand_over: HandOver, places: Sequence[int]) -> None:
         self._hand_over, self._places = hand_over, places

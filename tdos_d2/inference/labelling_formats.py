@@ -17,18 +17,18 @@ from pycocotools import mask as coco_mask
 from ..files import atomic_write
 
 COCO, LABEL_STUDIO = "coco", "label-studio"
-# Bits of a run's length, of thi.ng's rle-pack that Label Studio reads; a run has up to 2**16 bytes.
+# thi.ng's rle-pack, which Label Studio reads: possible bits of a run's length (up to 2**16 bytes).
 _LENGTH_BITS, _WORD_BITS = (3, 4, 8, 16), 8
 
 
 @dataclass(frozen=True)
 class LabelledFrame:
-    """A picture with what was found in it.
+    """A picture and the objects found in it.
 
     Attributes:
         file: path of the picture below the folder of pictures, with "/".
         width, height: pixels.
-        objects: dicts with ``category`` (place in the list of categories), ``score``, ``area``,
+        objects: dicts with ``category`` (index in the list of categories), ``score``, ``area``,
             ``box`` (x0, y0, x1, y1) and ``rle``, the mask in COCO's packed run lengths.
     """
 
@@ -39,18 +39,21 @@ class LabelledFrame:
 
 
 def pack_mask(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's run lengths of an (H, W) bool mask, for JSON: ``{"size", "counts"}``."""
+    """An (H, W) bool mask in COCO's run-length encoding, for JSON: ``{"size", "counts"}``."""
     packed = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     return {"size": packed["size"], "counts": packed["counts"].decode()}
 
 
 def write_coco(path: Path, frames: Iterable[LabelledFrame], categories: Sequence[str]) -> None:
-    """Write COCO's instances file, with the scores that its results have. OSError as ``open``.
+    """Write a COCO instances file whose annotations also have a score, as COCO results do.
 
     Args:
         path: the file.
-        frames: gone through twice.
+        frames: iterated over twice.
         categories: their ids count from 1.
+
+    Raises:
+        OSError: as from ``open``.
     """
     head = {
         "info": {"description": "OOD objects of tdos_d2, as pre-annotations"},
@@ -89,14 +92,14 @@ def write_coco(path: Path, frames: Iterable[LabelledFrame], categories: Sequence
 def write_label_studio(
     path: Path, frames: Iterable[LabelledFrame], categories: Sequence[str], version: str
 ) -> None:
-    """Write tasks with predictions for Label Studio, and beside them the labelling interface.
+    """Write tasks with predictions for Label Studio, and the labelling interface beside them.
 
     Args:
         path: the .json file; the interface is the .xml file of the same name.
-        frames: their pictures are served by Label Studio as local files of the folder of ``path``,
-            where they lie in ``data``.
+        frames: the frames; their pictures are in ``data`` beside ``path``, whose folder Label
+            Studio serves as local files.
         categories: names of the labels.
-        version: what made the predictions.
+        version: name of the model that made the predictions.
     """
     tasks = (_task(frame, categories, version) for frame in frames)
     with atomic_write(path) as file:
@@ -113,11 +116,11 @@ def write_label_studio(
 
 
 def brush_run_lengths(mask: np.ndarray) -> list[int]:
-    """Label Studio's brush: run lengths of the mask as an RGBA picture, 255 inside.
+    """Label Studio's brush format: run lengths of the mask as an RGBA picture, 255 inside.
 
-    The packing is that of thi.ng's rle-pack: 32 bits number of bytes; 5 bits word size less 1; 4
-    times 4 bits, the four sizes of a length less 1; then per run the bit 1, 2 bits for the size of
-    the length, the length less 1, and the byte.
+    The packing is that of thi.ng's rle-pack: the number of bytes (32 bits); the word size minus 1
+    (5 bits); the four possible sizes of a length minus 1 (4 bits each); then per run a bit 1, the
+    index of the size of its length (2 bits), its length minus 1, and the byte.
 
     Args:
         mask: (H, W) bool.
@@ -181,6 +184,6 @@ def _xywh(box: Sequence[int]) -> list[int]:
 
 
 def _write_list(file: IO[bytes], items: Iterable[Any]) -> None:
-    """The items of a JSON list, one a line."""
+    """Write the items of a JSON list, one per line."""
     for i, item in enumerate(items):
         file.write(f"{',' if i else ''}\n{json.dumps(item, allow_nan=False)}".encode())

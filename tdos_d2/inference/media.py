@@ -1,4 +1,4 @@
-"""Reading and writing of files for prediction: inputs of all kinds, outputs that are complete."""
+"""Reading of inputs for prediction, and writing of its outputs, each completely or not at all."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from .sources import IMAGES, VIDEOS, Input, live_source, natural_order, stream_n
 
 TABLE = "predictions.jsonl"
 LIST = ".txt"  # of inputs
-HAND_OVER = "hand_over"  # folder for people who label; of later runs hand_over_2, ...
-# of the results for one input
+HAND_OVER = "hand_over"  # folder for annotators; later runs write hand_over_2, ...
+# endings of the results for one input
 _ENDS = ("_score.png", "_segmentation.png", "_raw.png", "_raw.npy",
          "_score.mp4", "_segmentation.mp4", "_frames", "_events")  # fmt: skip
 
@@ -37,7 +37,7 @@ def read_names(stream: Iterable[str]) -> Iterator[str]:
     """
     try:
         for line in stream:
-            line.encode()  # in the C locale wrong bytes get as far as this
+            line.encode()  # in the C locale, decoding does not detect invalid bytes
             yield line
     except UnicodeError as error:
         raise UserError("a name on standard input is not UTF-8") from error
@@ -46,23 +46,24 @@ def read_names(stream: Iterable[str]) -> Iterator[str]:
 def list_inputs(
     given: Sequence[str], lines: IO[str], output: Path, results: set[str]
 ) -> Iterator[tuple[Path, str]]:
-    """The files to be read, each with a name for what is made of it.
+    """The files to read, each with a name for its results.
 
     Args:
-        given: files, folders (searched with their subfolders), patterns such as "a/**/*.png" (where
-            no file has that name), lists (.txt, a file or folder per line) and "-" for ``lines``.
-        lines: a file or folder per line, read as they come.
-        output: folder of the results; what lies there is not an input, unless it is (in) an input
-            folder itself: then ``results`` are none.
-        results: real paths of files that are results, of this run or earlier ones.
+        given: files, folders (searched with their subfolders), patterns such as "a/**/*.png"
+            (unless a file has that name), lists (.txt, a file or folder per line) and "-" for
+            ``lines``.
+        lines: a file or folder per line, read as they arrive.
+        output: folder of the results. Files in it are not inputs; but if an input folder is
+            ``output`` or in it, only ``results`` are left out.
+        results: real paths of files that are results of this run or earlier ones.
 
     Yields:
-        The file, and a path without suffix relative to ``output``: that below the folder, or the
-        file's name; made unique by a number, also among what lies in ``output``.
+        The file, and a path without suffix relative to ``output``: the path below the input folder,
+        or the file's name. A number makes it unique, also among the files in ``output``.
 
     Raises:
-        UserError: a folder without images and videos, a pattern that nothing fits, a list that
-            cannot be read or names nothing.
+        UserError: a folder has no images or videos, a pattern matches nothing, or a list cannot be
+            read or is empty.
     """
     taken: set[str] = set()
     words = (line.strip() for word in given for line in _words(word, lines))
@@ -79,7 +80,7 @@ def list_inputs(
 
 
 def _words(word: str, lines: IO[str]) -> Iterable[str]:
-    """The files and folders that a word of ``--input`` stands for."""
+    """The files and folders that an argument of ``--input`` stands for."""
     if word == "-":
         return lines
     path = os.path.expanduser(word)
@@ -101,7 +102,7 @@ def _read_list(path: Path) -> list[str]:
 
 
 def unique_name(stem: str, output: Path, taken: set[str]) -> str:
-    """``stem``, with a number if it is ``taken`` or ``output`` has results of it; taken then."""
+    """``stem``, numbered if it is in ``taken`` or has results in ``output``; added to ``taken``."""
     unique, number = stem, 1
     while unique in taken or any(os.path.exists(output / (unique + end)) for end in _ENDS):
         number += 1
@@ -111,10 +112,10 @@ def unique_name(stem: str, output: Path, taken: set[str]) -> str:
 
 
 def group_sequences(inputs: Iterable[tuple[Path, str]], output: Path) -> Iterator[Input]:
-    """The images of each folder together, in the order of the numbers in their names.
+    """One input per folder of images, ordered by the numbers in their names.
 
     Args:
-        inputs: of :func:`list_inputs`.
+        inputs: from :func:`list_inputs`.
         output: folder of the results.
 
     Yields:
@@ -135,7 +136,7 @@ def group_sequences(inputs: Iterable[tuple[Path, str]], output: Path) -> Iterato
 
 
 def live_inputs(given: Iterable[str], output: Path) -> Iterator[Input]:
-    """Those of the words that name cameras and streams."""
+    """Those arguments of ``--input`` that name cameras and streams."""
     taken: set[str] = set()
     for source in filter(lambda s: s is not None, map(live_source, given)):
         stem = re.sub(r"[^0-9a-zA-Z.-]+", "_", stream_name(source)).strip("_.")
@@ -143,7 +144,7 @@ def live_inputs(given: Iterable[str], output: Path) -> Iterator[Input]:
 
 
 def _files_in(folder: Path, output: Path, results: set[str]) -> dict[str, Path]:
-    """Images and videos by their path below the folder; finds the results of other runs there."""
+    """Images and videos by their path below the folder; adds other runs' results to ``results``."""
     known = IMAGES | VIDEOS
     inside = [output] if output.resolve() != folder.resolve() else []
     files = {name: folder / name for name in find_files(folder, without=inside)}
@@ -157,10 +158,10 @@ def _files_in(folder: Path, output: Path, results: set[str]) -> dict[str, Path]:
 
 
 def read_results(table: Path) -> set[str]:
-    """Real paths of the files that lines of a ``predictions.jsonl`` name, and of those handed over.
+    """Real paths of the files that a ``predictions.jsonl`` names, and of those in ``hand_over``.
 
-    None where it is absent. Lines of other kinds, such as the rest of one when a disk was full,
-    name none.
+    Empty if there is no such table. Lines that are not records, such as one that a full disk cut
+    off, are skipped.
     """
     found = {os.path.realpath(path) for path in table.parent.glob(f"{HAND_OVER}*/data/**/*")}
     for record in read_records(table) if table.is_file() else ():
@@ -170,7 +171,7 @@ def read_results(table: Path) -> set[str]:
 
 
 def read_records(table: Path) -> Iterator[dict[str, Any]]:
-    """Records of a ``predictions.jsonl``; lines of other kinds are left out."""
+    """Records of a ``predictions.jsonl``; other lines are skipped."""
     with open(table, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             record = None
@@ -187,16 +188,16 @@ def result_files(record: Mapping[str, Any], folder: Path) -> set[str]:
 
 
 def _is_result(path: Path, results: set[str]) -> bool:
-    """Whether a file is one of the results, or in a folder that is one."""
+    """Whether a file is a result, or in a folder that is a result."""
     try:
         real = os.path.realpath(path)
-    except ValueError:  # no path can have this character: an error when it is read
+    except ValueError:  # a character that no path can have; reading the file raises the error
         return False
     return real in results or os.path.dirname(real) in results
 
 
 class VideoFile:
-    """A video that appears under its name when it is complete; frames may be of any one size.
+    """A video file that gets its name when it is complete. All frames must have one size.
 
     Args:
         path: the .mp4 file to write.
@@ -213,7 +214,7 @@ class VideoFile:
         """Append an (H, W, 3) uint8 RGB picture.
 
         Raises:
-            UserError: this OpenCV cannot write videos there; the size is not that of the first.
+            UserError: this OpenCV build cannot write the video; the size differs from the first.
         """
         # The codec takes even sizes only.
         edges = [(0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)]
@@ -225,16 +226,16 @@ class VideoFile:
             self._writer = cv2.VideoWriter(str(self._temporary), code, self.rate, size)
             if not self._writer.isOpened():
                 raise UserError(f"OpenCV cannot write the video {self.path}")
-        if size != self._size:  # OpenCV leaves it out without a word
+        if size != self._size:  # OpenCV would silently drop the frame
             raise UserError(f"{self.path}: the frames are not of one size")
         self._writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         self._frames += 1
 
     def close(self, keep: bool) -> None:
-        """Give the file its name, or leave nothing.
+        """Give the file its name if it is to be kept, else delete it.
 
         Raises:
-            UserError: the file lacks frames, which OpenCV does not say of a full disk.
+            UserError: the file lacks frames; OpenCV does not report a full disk.
         """
         try:
             if self._writer is not None:
@@ -258,7 +259,7 @@ class VideoFile:
 
 @contextmanager
 def video_files(paths: Sequence[Path], rate: float) -> Iterator[list[VideoFile]]:
-    """Videos that are all kept if nothing is raised, else none."""
+    """Videos that are all kept, or all deleted if an exception is raised."""
     files = [VideoFile(path, rate) for path in paths]
     keep = False
     try:
@@ -278,13 +279,13 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
 
 
 def write_score(path: Path, score: np.ndarray) -> dict[str, dict[str, float]]:
-    """Write an (H, W) score as it is (.npy) or with 16 bits (.png).
+    """Write an (H, W) score unchanged (.npy) or with 16 bits (.png).
 
-    A PNG has ``value = round((score - offset) / step)``; offset and step are also in its text
-    entries of these names, so that ``score = offset + step * value`` up to half a step.
+    A PNG has ``value = round((score - offset) / step)``, and text entries "offset" and "step", so
+    that ``score = offset + step * value`` up to half a step.
 
     Returns:
-        For its record: ``raw_scale``, offset and step of a PNG; nothing for .npy.
+        Entries for its record: ``raw_scale`` (offset and step) for a PNG, none for .npy.
     """
     if path.suffix == ".npy":
         with atomic_write(path) as file:

@@ -1,4 +1,4 @@
-"""From a score map to the objects in it."""
+"""Objects in a score map."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-# The smallest true object of SegmentMeIfYouCan's anomaly protocol, in a frame of that size.
+# Pixels of the smallest object in SegmentMeIfYouCan's anomaly protocol, and pixels of a frame.
 _MIN_AREA, _OF_FRAME = 100, 1280 * 720
 
 
@@ -29,7 +29,7 @@ class OODObject:
 
 
 def default_min_area(shape: tuple[int, int]) -> int:
-    """100 pixels in a frame of 1280x720, in another frame (H, W) the same share of its area."""
+    """100 pixels in a frame of 1280x720, and the same share of the area of other frames (H, W)."""
     return max(1, round(_MIN_AREA * shape[0] * shape[1] / _OF_FRAME))
 
 
@@ -45,12 +45,11 @@ def find_objects(
     Args:
         score: (H, W), larger = more anomalous.
         threshold: in the score's units.
-        min_area: smaller regions, in pixels, are left out.
+        min_area: smallest region, in pixels.
         valid: (H, W) bool, where objects may be; None = everywhere.
 
     Returns:
-        The objects, largest first, and an (H, W) int32 map: i where object number i (from 1) is,
-        0 where none is.
+        The objects, largest first, and an (H, W) int32 map: i at object number i (from 1), else 0.
     """
     above = score.astype(np.float32) >= np.float32(threshold)
     if valid is not None:
@@ -79,7 +78,7 @@ def region_means(regions: np.ndarray, values: np.ndarray, count: int) -> np.ndar
     Args:
         regions: (H, W) int: 1..count in a region, 0 outside.
         values: (H, W) numbers.
-        count: how many regions there are.
+        count: number of regions.
     """
     flat = regions.ravel()
     sums = np.bincount(flat, weights=values.ravel(), minlength=count + 1)[1:]

@@ -1,4 +1,4 @@
-"""What tools/predict.py does: predict on images, folders and videos, and write what was found."""
+"""Implementation of tools/predict.py: predict on images, folders and videos, write the results."""
 
 from __future__ import annotations
 
@@ -43,26 +43,26 @@ from .thresholds import choose_threshold
 from .video_options import video_options
 from .video_prediction import VideoOptions, VideoPrediction
 
-_INTERRUPTED = 130  # as shells have it
+_INTERRUPTED = 130  # exit code, as in shells
 
 
 class PredictionRun:
-    """Goes through the inputs, writes the results, and goes on where one cannot be read.
+    """Predicts all inputs and writes the results; skips inputs that cannot be read.
 
-    What earlier runs wrote to the same folder stays: lines are added to predictions.jsonl.
+    Results of earlier runs in the same folder are kept: predictions.jsonl is appended to.
 
     Args:
-        predict_frame: makes the results.
+        predict_frame: computes the results of a frame.
         output: folder to write to.
         raw: "png", "npy" or "none"; None: "png" for images, "none" for frames of videos.
-        hand_over: takes each frame for people who label; None: nothing does.
-        how: what is done with videos.
-        shard: takes its part of the inputs; None: all are predicted.
+        hand_over: collects each frame for annotators; None: no hand-over.
+        how: options for videos.
+        shard: selects its part of the inputs; None: all are predicted.
 
     Attributes:
-        done: inputs that were predicted.
-        failed: inputs that were not.
-        images: single ones among them.
+        done: number of inputs that were predicted.
+        failed: number of inputs that failed.
+        images: number of single images among the predicted inputs.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class PredictionRun:
         self.shard = shard
         self.hand_over, self.how = hand_over, how or VideoOptions()
         self.done, self.failed, self.images = 0, 0, 0
-        self._written: list[Path] = []  # for the input at hand
+        self._written: list[Path] = []  # files of the current input
 
     def __call__(self, given: Sequence[str], lines: IO[str]) -> None:
-        """Everything that ``--input`` names; one line of predictions.jsonl each."""
+        """Predict all inputs that ``--input`` names; each gets a line in predictions.jsonl."""
         self.output.mkdir(parents=True, exist_ok=True)
         path = self.output / TABLE
         results = read_results(path)
@@ -98,13 +98,13 @@ class PredictionRun:
         predict_video = VideoPrediction(
             self.predict_frame, self.output, self.raw or "none", self.how, self.hand_over
         )
-        # Without a buffer every line is one call of the system: it is there as a whole or not.
+        # Unbuffered: each line is one system call, so it is written completely or not at all.
         with (
             open(path, "a+b", buffering=0) as table,
             tqdm(desc="Predicting", total=total, unit="frame") as bar,
         ):
             if table.tell() and table.seek(-1, os.SEEK_END) and table.read() != b"\n":
-                table.write(b"\n")  # the last line broke off, when a disk was full
+                table.write(b"\n")  # the last line is incomplete: the disk was full
             for item in chain(inputs, live):
                 write = partial(_write_line, table, item.label)
                 record = self._try(item, predict_video, write, bar)
@@ -134,7 +134,7 @@ class PredictionRun:
         return inputs if self.shard is None else self.shard.part(inputs)
 
     def _length(self, item: Input) -> int:
-        """Frames of a video, as far as it says; 1 for an image and for what cannot be read."""
+        """Frames of a video, as its file states; 1 for an image or an unreadable input."""
         try:
             source = item.open(self.how.span, self.how.rate)
         except UserError:
@@ -144,7 +144,7 @@ class PredictionRun:
     def _try(
         self, item: Input, predict_video: VideoPrediction, write: Callable[..., None], bar: tqdm
     ) -> dict[str, Any]:
-        """The record of an input. Where there is none, no files of it are left, either."""
+        """The record of an input. If the prediction fails, its files are deleted."""
         self._written.clear()
         taken = 0 if self.hand_over is None else len(self.hand_over)
         try:
@@ -193,10 +193,10 @@ class PredictionRun:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Predict as the command line of tools/predict.py says.
+    """Predict with the options of tools/predict.py.
 
     Raises:
-        UserError: something about the options or the model is wrong.
+        UserError: an option or the model is invalid.
         SystemExit: 1 = some inputs could not be read; 130 = interrupted.
     """
     how = video_options(args)
@@ -212,7 +212,7 @@ def run(args: argparse.Namespace) -> None:
             )
     num_nearest = 3 if args.nearest_words is None else args.nearest_words
     if words:
-        predictor.embed_words(words)  # what is wrong with a word is wrong with all inputs
+        predictor.embed_words(words)  # an invalid word fails here, not with every input
     threshold = choose_threshold(
         predictor, args.threshold,
         min_area=args.min_area, combine=args.combine_words, ego_mask=args.ego_mask,
@@ -274,7 +274,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> list[str] | None:
-    """Find what is wrong with the options before the model is loaded; gives the words."""
+    """Check the options before the model is loaded; returns the words."""
     check_output(args.output, "--output", folder=True)
     if Path(args.output).is_dir():
         check_output(Path(args.output, TABLE), "--output")

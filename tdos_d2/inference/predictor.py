@@ -1,4 +1,4 @@
-"""From images to class labels and OOD scores in one call."""
+"""A predictor: class labels and OOD scores of images in one call."""
 
 from __future__ import annotations
 
@@ -31,38 +31,38 @@ from ..modeling.weight_files import weights_follow
 from ..ood_words import load_groups
 from .score_units import chance_as_score
 
-# CLIP's own input size; an object fills about two thirds of its crop.
+# CLIP's input size; and margin: an object's box covers about two thirds of its crop.
 _CROP, _CROP_MARGIN = 224, 0.25
 _OF_WORDS = ("word_scores", "word_chances")
 _OUTPUTS = ("sem_seg", "ood_score", *_OF_WORDS)
-# Of the same weights they make other scores.
+# Config keys that change the scores of a checkpoint.
 _SETTINGS = ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "TEST.WINDOW.SIZE", "TEST.WINDOW.STRIDE",
              "TEST.WINDOW.DECODE", "MODEL.TDOS.MERGE", "MODEL.TDOS.CLASS_MERGE",
              "MODEL.MEMORY.NEIGHBOURS")  # fmt: skip
 
 
 class OODPredictor:
-    """Detectron2's DefaultPredictor for TDOS and NormalityMemory: BGR images in, arrays out.
+    """Counterpart of Detectron2's DefaultPredictor for TDOS and NormalityMemory.
 
     Class names and architecture come from the checkpoint in ``MODEL.WEIGHTS``, as in evaluation.
-    Text embeddings are computed once. Calls from several threads at a time are safe and give what
-    calls one after the other give.
+    Text embeddings are computed once. Calls from several threads are safe and give the same results
+    as sequential calls.
 
-    Words need no training. They mean something where the text embeddings do: with CLIP's weights
-    (a checkpoint that was trained from them), or with ``MODEL.TEXT.EMBEDDINGS``, and then only the
-    words of that file. With random weights, as in the demo, they are numbers without a meaning.
+    Words need no training. Their scores are meaningful if the text embeddings are: with a
+    checkpoint that was trained from CLIP's weights, or with ``MODEL.TEXT.EMBEDDINGS``, and then
+    only for the words of that file. With random weights, as in the demo, they are meaningless.
     A NormalityMemory has neither words nor known classes.
 
     Attributes:
         model: the model.
         class_names: names of the K known classes.
         score: name of the score in ``ood_score``.
-        takes_words: whether the model has a text side, to compare words with.
-        words_have_meaning: whether words do.
-        weights: file of the checkpoint; None where there is none, or it is an address.
-        channels: "RGB" or "BGR", the order that the model was trained with.
-        settings: what the scores depend on beside the checkpoint, by config key.
-        notes: lines for a log: what was taken from the checkpoint or the machine.
+        takes_words: whether the model has text embeddings that words can be compared with.
+        words_have_meaning: whether the scores of words are meaningful.
+        weights: file of the checkpoint; None if there is none, or it is a URL.
+        channels: "RGB" or "BGR", the channel order that the model was trained with.
+        settings: by config key, what the scores depend on beside the checkpoint.
+        notes: lines for a log: settings taken from the checkpoint or the machine.
     """
 
     def __init__(self, cfg: CfgNode, *, half: bool = True) -> None:
@@ -90,7 +90,7 @@ class OODPredictor:
         fuse_for_prediction(self.model)
         self.class_names, self.score = self.model.class_names, self.model.score_name
         self.settings = {key: get_key(cfg, key) for key in _SETTINGS}
-        # True, not its name: float16 was the only one once, and files of thresholds say so.
+        # True for float16: existing threshold files have it, from when float16 was the only type.
         self.settings["half precision"] = bool(half) if on_gpu or not half else "bfloat16"
         mapper = TDOSDatasetMapper(cfg, is_train=False)
         self._augmentations, self.channels = mapper.augmentations, mapper.image_format
@@ -116,22 +116,22 @@ class OODPredictor:
         Args:
             bgr_image: (H, W, 3) uint8 in OpenCV's channel order, or a list of such.
             words: concepts to look for, such as ``["deer", "lost cargo"]`` or "deer, lost cargo".
-                They change nothing in the other results.
+                They do not change the other results.
 
         Returns:
-            Per image, all arrays of its size: ``labels`` (H, W) uint8, the known class with the
-            largest S, 255 where there are no known classes; ``sem_seg`` (K, H, W) float32, S of the
-            known classes; ``ood_score`` (H, W)
-            float32, larger = more anomalous; ``word_scores``, by word the (H, W) float32 cosines in
-            [-1, 1] of its text embedding with the dense visual embedding. With words there is also
-            ``word_chances``, by word (H, W) float32 in [0, 1]: above 1/2 the word fits better than
-            every known name (see ``modeling.word_maps``).
+            Per image, a dict of arrays of its size: ``labels`` (H, W) uint8, the known class with
+            the largest S, 255 if there are no known classes; ``sem_seg`` (K, H, W) float32, S of
+            the known classes; ``ood_score`` (H, W) float32, larger = more anomalous;
+            ``word_scores``, by word the (H, W) float32 cosines in [-1, 1] of its text embedding
+            with the dense visual embedding; with words also ``word_chances``, by word (H, W)
+            float32 in [0, 1]: above 1/2 the word fits better than every known name (see
+            ``modeling.word_maps``).
 
         Raises:
-            ValueError: an image of another shape or type.
-            UserError: no word, a word too long for the text encoder, or one that
-                ``MODEL.TEXT.EMBEDDINGS`` lacks; words for a model without a text side; the model
-                gives NaN or infinity.
+            ValueError: an image has another shape or type.
+            UserError: ``words`` is empty; a word is too long for the text encoder, or
+                ``MODEL.TEXT.EMBEDDINGS`` lacks it; the model takes no words; the model gives NaN
+                or infinity.
         """
         names = None if words is None else split_words(words)
         if isinstance(bgr_image, np.ndarray):
@@ -143,7 +143,7 @@ class OODPredictor:
 
         Raises:
             UserError: a word is too long for the text encoder, or ``MODEL.TEXT.EMBEDDINGS`` lacks
-                it; the model has no text side.
+                it; the model has no text embeddings.
         """
         if not self.takes_words:
             raise UserError(
@@ -153,22 +153,22 @@ class OODPredictor:
 
     @cached_property
     def operating_point(self) -> OperatingPoint | None:
-        """The threshold saved beside the checkpoint; None where there is none.
+        """The threshold saved beside the checkpoint; None if there is none.
 
         Raises:
-            UserError: it is of another checkpoint, or damaged.
+            UserError: it belongs to another checkpoint, or is damaged.
         """
         return self.weights and load_operating_point(self.weights)
 
     def combined_score(self, result: dict[str, Any]) -> np.ndarray:
         """Maximum of ``ood_score`` and the words' chances in its unit, (H, W) float32.
 
-        S_ood is about the share of a pixel that OOD claims, and a word's chance is calibrated the
-        same way by the known names, so for the default score this is max(log S_ood, log chance).
-        Other scores: see ``score_units``. Without words it is ``ood_score``.
+        S_ood approximates the share of a pixel that OOD claims, and a word's chance is calibrated
+        to the same range by the known names, so the default score gives max(log S_ood, log chance).
+        For other scores see ``score_units``. Without words the result is ``ood_score``.
 
         Args:
-            result: of a call.
+            result: the result of a call.
         """
         score = result["ood_score"]
         for chance in result.get("word_chances", {}).values():
@@ -183,21 +183,21 @@ class OODPredictor:
         boxes: Sequence[tuple[int, int, int, int]],
         number: int = 3,
     ) -> list[list[tuple[str, float]]]:
-        """What regions look like: the nearest of the OOD words by text-image similarity.
+        """The OOD words nearest to each region by text-image similarity.
 
-        A region is cut out with its surroundings, its dense visual embedding averaged and compared
+        Each region is cropped with its surroundings; its mean dense visual embedding is compared
         with plain text embeddings: those of the list in ``MODEL.PROMPTS.GROUPS`` or, with
-        ``MODEL.TEXT.EMBEDDINGS``, all names of that file but the known ones.
+        ``MODEL.TEXT.EMBEDDINGS``, of all names in that file except the known ones.
 
         Args:
             bgr_image: (H, W, 3) uint8.
             regions: (H, W) int, i in region number i, from 1.
             boxes: x0, y0, x1, y1 of each region.
-            number: of words per region.
+            number: number of words per region.
 
         Returns:
-            Per region (word, cosine), nearest first; nothing where words have no meaning
-            (``words_have_meaning``) or the config names no list.
+            Per region (word, cosine), nearest first; empty if ``words_have_meaning`` is False or
+            the config names no list.
         """
         words, embeddings = self._word_list()
         if not words:
@@ -219,7 +219,7 @@ class OODPredictor:
         return found
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that an image of that size is brought to before the model."""
+        """(height, width) to which an image of that size is resized for the model."""
         aug_input = T.AugInput(np.zeros((height, width, 3), np.uint8))
         self._augmentations(aug_input)
         return aug_input.image.shape[:2]
@@ -282,7 +282,7 @@ def _tensor(image: np.ndarray) -> Tensor:
 def _crop(
     image: np.ndarray, mask: np.ndarray, box: tuple[int, int, int, int], channels: str
 ) -> tuple[Tensor, Tensor]:
-    """A square around a box as (3, 224, 224) uint8, and the (224, 224) share of the mask in it."""
+    """A square crop around a box, (3, 224, 224) uint8, and the mask's share of its pixels."""
     x0, y0, x1, y1 = box
     side = round(max(x1 - x0, y1 - y0) * (1 + 2 * _CROP_MARGIN))
     left, top = (x0 + x1 - side) // 2, (y0 + y1 - side) // 2

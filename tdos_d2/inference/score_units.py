@@ -1,7 +1,7 @@
-"""What the numbers of an anomaly score mean: the range that pictures show, and chances in its unit.
+"""Units of the anomaly scores: the range that pictures show, and chances converted to the unit.
 
-All follow from S_c of ``modeling.scores``: the low end is a pixel that one known class claims
-fully (S = 1, all others 0), the high end one that is claimed by OOD alone.
+Both ends of the range follow from S_c of ``modeling.scores``: the low end is a pixel that one known
+class claims fully (S = 1, all others 0), the high end a pixel that only OOD claims.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-# Logarithms of a share; their low end, -inf, is cut where the share is about 1/3000.
+# Logarithms of a share; their low end, -inf, is clipped at a share of about 1/3000.
 _LOGARITHMS = ("log_s_ood", "text_only")
 _LOWEST_LOGARITHM = -8.0
 
@@ -22,8 +22,8 @@ def score_range(name: str, num_known: int) -> tuple[float, float]:
         name: from ``modeling.scores.SCORES``.
         num_known: K.
     """
-    if name == "memory":  # of any number of classes, even none
-        return 0.25, 0.8  # of frames in practice; 0 is a vector of the memory, 1 a right angle
+    if name == "memory":  # does not depend on the known classes
+        return 0.25, 0.8  # usual range; 0: a vector of the memory, 1: orthogonal to all of them
     k = num_known
     return {
         "log_s_ood": (_LOWEST_LOGARITHM, 0.0),
@@ -37,7 +37,7 @@ def score_range(name: str, num_known: int) -> tuple[float, float]:
 
 
 def chance_as_score(chance: np.ndarray, name: str, num_known: int) -> np.ndarray:
-    """Chances in [0, 1] in the unit of a score: their logarithm, or linear from low to high end.
+    """Chances in [0, 1] in the unit of a score: their logarithm, or scaled linearly to its range.
 
     Args:
         chance: any shape.

@@ -1,4 +1,4 @@
-"""The part of the inputs that one process of several predicts, and the joining of their tables."""
+"""Prediction in shards: each process's part of the inputs, and joining of their tables."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ..files import atomic_write
 from .media import TABLE, read_records
 from .sources import Input
 
-_COMPLETE = "complete"  # file of a shard that is predicted
+_COMPLETE = "complete"  # file that marks a completed shard
 
 
 class Shard:
-    """One of ``count`` parts of a prediction; it shares nothing with the others while it runs.
+    """One of ``count`` parts of a prediction; shards share no state while they run.
 
     Args:
-        root: the output folder of all.
-        number: from 1 to ``count``.
-        count: shards.
+        root: the output folder of all shards.
+        number: number of this shard, from 1 to ``count``.
+        count: number of shards.
 
     Attributes:
-        folder: where its results go.
+        folder: folder of its results.
     """
 
     def __init__(self, root: Path, number: int, count: int) -> None:
@@ -33,20 +33,20 @@ class Shard:
         (self.folder / _COMPLETE).unlink(missing_ok=True)  # of an earlier run
 
     def part(self, inputs: Iterable[Input]) -> Iterator[Input]:
-        """Its part of all inputs, which every shard must be given in the same order.
+        """This shard's part of all inputs, which must be in the same order for every shard.
 
-        Results of shards are no inputs, wherever ``root`` lies.
+        Results of shards are never inputs, wherever ``root`` is.
         """
         real = os.path.join(os.path.realpath(self.root), "shard-")
         others = (x for x in inputs if not os.path.realpath(x.source).startswith(real))
         return islice(others, self.number - 1, None, self.count)
 
     def finish(self) -> Path | None:
-        """Say that it is complete; the last one joins the tables.
+        """Mark the shard as complete; the last one joins the tables.
 
         Returns:
-            The joined table, unless other shards are not complete yet. Lines of other runs in it
-            stay; those of shards say which (``"shard": "1/8"``), and their files have its folder.
+            The joined table; None while other shards are incomplete. Its lines from other runs are
+            kept; a shard's lines name it (``"shard": "1/8"``), and their files include its folder.
         """
         (self.folder / _COMPLETE).touch()
         numbers = range(1, self.count + 1)
@@ -54,7 +54,7 @@ class Shard:
         if not all((folder / _COMPLETE).is_file() for folder in folders.values()):
             return None
         table = self.root / TABLE
-        # Two that end at once write the same: each time the whole, under one name.
+        # Two shards that end at once both write the whole table, with the same content.
         records = [x for x in read_records(table) if "shard" not in x] if table.is_file() else []
         for shard, folder in folders.items():
             for record in read_records(folder / TABLE):

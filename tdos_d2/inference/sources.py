@@ -1,4 +1,4 @@
-"""What gives frames in order: video files, folders of numbered images, cameras and streams."""
+"""Sources of frames: video files, folders of numbered images, cameras and streams."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Frame:
     """A frame of a source.
 
     Attributes:
-        index: its number in the source, from 0; frames that were left out count.
+        index: its number in the source, from 0; skipped frames count.
         time: seconds since the beginning of the source.
         image: (H, W, 3) uint8 BGR.
     """
@@ -52,15 +52,15 @@ class Span:
 
 
 class Video:
-    """Frames of a video file. Times are index / rate, also where the file's rate varies.
+    """Frames of a video file. Times are index / rate, even if the file's frame rate varies.
 
     Args:
         path: the file.
         span: which frames are taken.
 
     Attributes:
-        rate: frames per second that the file says it has.
-        length: frames that are to be expected; 0 if the file does not say.
+        rate: frames per second, as the file states.
+        length: expected number of frames; 0 if the file does not state it.
 
     Raises:
         UserError: OpenCV cannot read it.
@@ -69,7 +69,7 @@ class Video:
     def __init__(self, path: Path, span: Span = Span()) -> None:
         if not path.is_file():
             raise UserError(f"no video file {path}")
-        # Absolute: FFmpeg takes names such as "concat:a|b.mp4" for an instruction.
+        # Absolute: FFmpeg interprets names such as "concat:a|b.mp4" as a protocol.
         self.path, self.span = path.absolute(), span
         capture = cv2.VideoCapture(str(self.path))
         rate, count, width, height = (
@@ -93,8 +93,8 @@ class Video:
         """The frames.
 
         Raises:
-            UserError: at the end, if there were fewer frames than the file says it has (some
-                formats are a little out).
+            UserError: at the end, if there were fewer frames than the file states (a small
+                difference is allowed, as some formats are inexact).
         """
         first, end = _bounds(self.span, self.rate, math.inf)
         if first >= min(end, self._whole or math.inf):
@@ -103,7 +103,7 @@ class Video:
         try:
             count = 0
             if first:
-                # Some formats cannot, and stay where they are: then frames are skipped one by one.
+                # Some formats cannot seek and stay in place: then frames are skipped one by one.
                 capture.set(cv2.CAP_PROP_POS_FRAMES, first)
                 if (there := int(capture.get(cv2.CAP_PROP_POS_FRAMES))) == first:
                     count = first
@@ -152,24 +152,24 @@ class ImageSequence:
 
 
 class LiveStream:
-    """Frames of a camera or a network stream, as they come.
+    """Live frames of a camera or a network stream.
 
-    A thread reads them into a short queue. Where they come faster than they are taken, the oldest
-    ones are dropped, so that memory and delay stay bounded.
+    A thread reads them into a short queue. If they arrive faster than they are processed, the
+    oldest ones are dropped, so that memory and delay stay bounded.
 
     Args:
-        source: number of a camera, or address of a stream.
-        span: which frames are taken; ``every`` and ``end`` only.
-        size: frames in the queue at most.
+        source: number of a camera, or URL of a stream.
+        span: which frames are taken; only ``every`` and ``end`` apply.
+        size: largest number of frames in the queue.
 
     Attributes:
         name: the source without user name, password and query.
-        rate: frames per second, as the source says; 25 where it says nothing sensible.
+        rate: frames per second, as the source states; 25 if it states no plausible rate.
         length: 0, unknown.
-        dropped: frames that were dropped so far.
+        dropped: number of frames dropped so far.
 
     Raises:
-        UserError: it cannot be opened.
+        UserError: the source cannot be opened.
     """
 
     length = 0
@@ -193,10 +193,10 @@ class LiveStream:
         self._over = False
 
     def __iter__(self) -> Iterator[Frame]:
-        """The frames, until the stream ends; can be done once.
+        """The frames, until the stream ends; can be iterated over only once.
 
         Raises:
-            UserError: there was not one.
+            UserError: the stream gave no frame.
         """
         reader = threading.Thread(target=self._read, name=f"reader of {self.name}", daemon=True)
         reader.start()
@@ -217,7 +217,7 @@ class LiveStream:
             while not self._queue:
                 if self._over:
                     return None
-                self._changed.wait(0.5)  # not for ever: an interrupt is to be noticed
+                self._changed.wait(0.5)  # a timeout, so that an interrupt is noticed
             return self._queue.popleft()
 
     def _read(self) -> None:
@@ -250,9 +250,9 @@ class Input:
     """An image, a video, a folder of images that are a sequence, or a live input.
 
     Attributes:
-        source: the file or folder; number of a camera or address of a stream.
-        name: path without suffix for what is made of it, below the folder of the results.
-        images: of a sequence, in order.
+        source: the file or folder; number of a camera or URL of a stream.
+        name: path of its results without suffix, relative to the folder of the results.
+        images: images of a sequence, in order.
     """
 
     source: Path | int | str
@@ -261,18 +261,18 @@ class Input:
 
     @property
     def label(self) -> str:
-        """What it is called in results and messages."""
+        """The input's name in results and messages."""
         return str(self.source) if isinstance(self.source, Path) else stream_name(self.source)
 
     def open(self, span: Span, rate: float | None) -> Source | None:
-        """What gives its frames; None for an image.
+        """Open the source of its frames; None for an image.
 
         Args:
             span: which frames are taken.
             rate: frames per second of a sequence.
 
         Raises:
-            UserError: it cannot be opened.
+            UserError: the source cannot be opened.
         """
         if not isinstance(self.source, Path):
             return LiveStream(self.source, span)
@@ -282,7 +282,7 @@ class Input:
 
 
 def live_source(word: str) -> int | str | None:
-    """The camera or stream that a word of ``--input`` names; None if it names something else."""
+    """The camera or stream that an argument of ``--input`` names; None if it names neither."""
     if re.fullmatch(r"\d{1,3}", word):
         return None if Path(word).exists() else int(word)
     scheme, mark, _ = word.partition("://")
@@ -290,7 +290,7 @@ def live_source(word: str) -> int | str | None:
 
 
 def stream_name(source: int | str) -> str:
-    """What a source is called in results: without user name, password and query."""
+    """A source's name in results: without user name, password and query."""
     if isinstance(source, int):
         return f"camera {source}"
     parts = urlsplit(source)
@@ -298,13 +298,13 @@ def stream_name(source: int | str) -> str:
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:
-    """A key that sorts names as people number them: frame2 before frame10."""
+    """A sort key for names in natural order: frame2 before frame10."""
     parts = re.split(r"(\d+)", name)
     return [(1, int(p), p) if i % 2 else (0, 0, p) for i, p in enumerate(parts)]
 
 
 def _bounds(span: Span, rate: float, length: float) -> tuple[int, int | float]:
-    """The first frame and the one after the last; a little earlier counts as in time."""
+    """The first frame and the one after the last, with a tolerance for rounded times."""
     first = min(math.ceil(span.start * rate - 1e-6), length)
     if math.isinf(span.end):
         return first, length

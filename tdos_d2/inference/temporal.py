@@ -1,4 +1,4 @@
-"""Scores of a video that do not flicker: each frame's is averaged with those before it."""
+"""Temporal smoothing of a video's scores: each is averaged with those of previous frames."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import cv2
 import numpy as np
 
 METHODS = ("off", "ema", "flow")
-# Of the frame at hand. The variance of noise that differs from frame to frame becomes
-# WEIGHT / (2 - WEIGHT) = 1/4 of what it was; the average is 1.5 frames old.
+# Weight of the current frame. The variance of noise that is independent between frames is reduced
+# to WEIGHT / (2 - WEIGHT) = 1/4; the average is 1.5 frames old.
 WEIGHT = 0.4
 _HEIGHT = 360  # of the images that the flow is computed on
-_RESIDUAL = 20.0  # grey levels, of 255: more, and the flow is not believed
+_RESIDUAL = 20.0  # grey levels of 255; the flow is rejected where the difference is larger
 
 
 class MovingAverage:
     """Exponential moving average of the score, pixel by pixel. Keeps one score map.
 
     Args:
-        weight: of the frame at hand, in (0, 1]; the average so far has the rest.
+        weight: weight of the current frame, in (0, 1]; the average so far has the rest.
     """
 
     def __init__(self, weight: float = WEIGHT) -> None:
@@ -27,7 +27,7 @@ class MovingAverage:
         self._average: np.ndarray | None = None
 
     def __call__(self, image: np.ndarray, score: np.ndarray) -> np.ndarray:
-        """The average with this frame in it; the first frame, and one of another size, is as it is.
+        """The average including this frame. The first frame, or one of a new size, restarts it.
 
         Args:
             image: (H, W, 3) uint8 BGR.
@@ -45,18 +45,18 @@ class MovingAverage:
         return self._average.copy()
 
     def _restart(self, image: np.ndarray) -> None:
-        """There is nothing to average with."""
+        """Start a new average with this frame."""
 
     def _mix(self, image: np.ndarray, score: np.ndarray, average: np.ndarray) -> np.ndarray:
         return average + self.weight * (score - average)
 
 
 class FlowAverage(MovingAverage):
-    """As :class:`MovingAverage`, but the average moves with what is in the picture.
+    """As :class:`MovingAverage`, but the average follows the motion in the image.
 
-    The dense optical flow (Kroeger et al., "Fast Optical Flow using Dense Inverse Search", 2016;
-    OpenCV's) says where each pixel was in the frame before. Where that is outside, or looks
-    different (covered before, or a wrong flow), the score of the frame at hand is taken alone.
+    OpenCV's dense optical flow (Kroeger et al., "Fast Optical Flow using Dense Inverse Search",
+    2016) tells where each pixel was in the previous frame. Where that is outside the frame or looks
+    different (occluded before, or a wrong flow), only the score of the current frame is used.
     Keeps one score map and one small grey image.
     """
 
@@ -91,7 +91,7 @@ class FlowAverage(MovingAverage):
 
 
 def score_filter(method: str) -> MovingAverage | None:
-    """What ``--temporal`` names: "ema", "flow"; None for "off"."""
+    """The filter that ``--temporal`` names, "ema" or "flow"; None for "off"."""
     made = {"off": lambda: None, "ema": MovingAverage, "flow": FlowAverage}
     return made[method]()
 

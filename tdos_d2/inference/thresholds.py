@@ -1,4 +1,4 @@
-"""Which threshold prediction uses, and what it promises."""
+"""The threshold that prediction uses, and its guarantee."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _NO_OBJECTS = "no objects are looked for: "
 
 @dataclass(frozen=True)
 class Threshold:
-    """What decides on objects.
+    """Threshold and smallest area of objects.
 
     Attributes:
         value: pixels with a score of this or more are OOD; None: no objects are looked for.
         min_area: smallest object in pixels; None: by the size of the frame.
-        note: a line for people: where it is from and what it promises.
+        note: a line for the log: the threshold's origin and guarantee.
     """
 
     value: float | None
@@ -38,19 +38,19 @@ def choose_threshold(
     combine: bool = False,
     ego_mask: str | None = None,
 ) -> Threshold:
-    """The threshold that is wanted; by default the calibrated one, then that of the best F1.
+    """The requested threshold; by default the calibrated one, else that of the best F1.
 
     Args:
         predictor: the model.
-        wanted: a number, "calibrated", "best-f1" or a file ``*.json``; None: what lies beside the
-            checkpoint.
+        wanted: a number, "calibrated", "best-f1" or a file ``*.json``; None: the threshold saved
+            beside the checkpoint.
         min_area: smallest object in pixels; None: that of the calibration, if one is used.
-        combine: words take part in the score.
-        ego_mask: file that says where no objects are looked for.
+        combine: whether words raise the score.
+        ego_mask: mask file of the region in which no objects are looked for.
 
     Raises:
-        UserError: what is wanted is not there or of another score; a file is damaged, or of another
-            checkpoint.
+        UserError: the requested threshold does not exist or is for another score; a file is
+            damaged, or belongs to another checkpoint.
     """
     if isinstance(wanted, float):
         return Threshold(wanted, min_area, f"threshold {wanted:g}, as given")
@@ -92,7 +92,7 @@ def choose_threshold(
 
 
 def _calibration(predictor: OODPredictor, wanted: str | None) -> Calibration | None:
-    """That of the file, or beside the checkpoint; None where none is there and none is wanted."""
+    """The calibration in a file or beside the checkpoint; None if it is optional and missing."""
     weights = predictor.weights
     if weights is None:
         return None
@@ -116,7 +116,7 @@ def _why_broken(
         reasons.append(f"--min-area is {min_area}, less than the {calibration.min_area} then")
     if combine:
         reasons.append("--combine-words raises scores")
-    # Without one then, a mask now can only take pixels from objects.
+    # If calibration had no mask, a mask in prediction can only make objects smaller.
     if calibration.ego_mask is not None:
         now = None if ego_mask is None else fingerprint(ego_mask)
         if now != calibration.ego_mask:

@@ -1,6 +1,6 @@
-"""OOD objects over frames: which is which, and which have been there long enough for an alarm.
+"""Tracking of OOD objects over frames, and alarms for those seen in enough of them.
 
-The association is norfair's (a Kalman filter on the corners of the boxes, nearest pairs first).
+Objects are associated by norfair (a Kalman filter on the boxes' corners, nearest pairs first).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _PICTURE_WIDTH, _FRAME_COLOUR = 480, (0, 0, 255)  # pixels; BGR
 
 @dataclass(frozen=True)
 class AlarmRule:
-    """When an object raises the alarm: seen in ``on`` of the last ``of`` frames; and when it ends.
+    """An object raises the alarm when it was seen in ``on`` of the last ``of`` frames.
 
     Attributes:
-        on: frames with the object.
-        of: the last frames that count.
-        off: frames in a row without it that the alarm, and the track, outlasts.
+        on: number of frames with the object.
+        of: number of last frames that count.
+        off: the alarm and the track end after more than this many frames in a row without it.
 
     Raises:
         UserError: ``on`` is more than ``of``, or one is less than 1.
@@ -46,7 +46,7 @@ class AlarmRule:
 
 
 class Alarm:
-    """Hysteresis: on by an :class:`AlarmRule`, and then on until the track ends."""
+    """An alarm with hysteresis: an :class:`AlarmRule` turns it on; it stays on with the track."""
 
     def __init__(self, rule: AlarmRule) -> None:
         self._rule, self._seen, self.on = rule, deque(maxlen=rule.of), False
@@ -60,21 +60,21 @@ class Alarm:
 
 @dataclass
 class Track:
-    """An object over frames. Frames and times are of the source.
+    """An object over frames. Frame numbers and times are those of the source.
 
     Attributes:
         number: from 1, in the order of appearance.
-        first_frame: where it was found first.
-        start: when, in seconds.
-        box: where it is now (x0, y0, x1, y1 in pixels), predicted where it is not found.
-        last_frame: where it was found last.
-        end: when, in seconds.
-        seen: in how many frames it was found.
-        alarm_frame: where its alarm was raised; None if it was not.
-        peak: what was said of it in the frame with its highest ``max_score``.
+        first_frame: the first frame in which it was found.
+        start: time of the first frame, in seconds.
+        box: current box (x0, y0, x1, y1 in pixels), predicted if the object is not found.
+        last_frame: the last frame in which it was found.
+        end: time of the last frame, in seconds.
+        seen: number of frames in which it was found.
+        alarm_frame: the frame in which its alarm was raised; None if there was no alarm.
+        peak: its entries in the frame with its highest ``max_score``.
         peak_frame: that frame.
-        peak_time: when that was, in seconds.
-        picture: that frame as JPEG, small, with the box.
+        peak_time: time of that frame, in seconds.
+        picture: that frame as a small JPEG, with the box.
     """
 
     number: int
@@ -92,10 +92,10 @@ class Track:
 
 
 class ObjectTracker:
-    """Follows objects and raises alarms. What it keeps grows with the objects in view only.
+    """Tracks objects and raises alarms. Memory grows only with the number of objects in view.
 
     Args:
-        rule: of the alarm.
+        rule: rule of the alarm.
 
     Attributes:
         active: tracks by number.
@@ -117,7 +117,7 @@ class ObjectTracker:
             initialization_delay=0,
             past_detections_length=0,
         )
-        # As an argument it takes names, and functions of two objects.
+        # norfair's constructor accepts only names and functions of two objects.
         self._tracker.distance_function = norfair.VectorizedDistance(_distances)
         self.active: dict[int, Track] = {}
         self._alarms: dict[int, Alarm] = {}
@@ -125,13 +125,13 @@ class ObjectTracker:
     def __call__(
         self, index: int, time: float, image: np.ndarray, objects: Sequence[Mapping[str, Any]]
     ) -> tuple[list[Track], list[Track]]:
-        """Take a frame in.
+        """Process a frame.
 
         Args:
-            index: of the frame, larger than before.
-            time: of the frame, in seconds.
+            index: number of the frame, larger than the previous one.
+            time: time of the frame, in seconds.
             image: (H, W, 3) uint8 BGR.
-            objects: what is known of each; ``box`` and ``max_score`` are used.
+            objects: entries of each object; ``box`` and ``max_score`` are used.
 
         Returns:
             The track of each object; the tracks that ended before this frame.
@@ -140,7 +140,7 @@ class ObjectTracker:
             self._norfair.Detection(np.array(o["box"], float).reshape(2, 2), data=(index, i))
             for i, o in enumerate(objects)
         ]
-        # With this period a hit fills the counter: a track lives through ``off`` misses.
+        # With this period one detection fills the counter: a track survives ``off`` misses.
         alive = self._tracker.update(found, period=self.rule.off)
         of_object: dict[int, Track] = {}
         for item in alive:
@@ -160,7 +160,7 @@ class ObjectTracker:
         return [of_object[i] for i in range(len(objects))], self._end({t.id for t in alive})
 
     def close(self) -> list[Track]:
-        """The tracks that were still going on: they end here."""
+        """End all active tracks and return them."""
         return self._end(set())
 
     def _end(self, going_on: set[int]) -> list[Track]:
@@ -191,8 +191,8 @@ def _picture(image: np.ndarray, box: Sequence[int]) -> bytes:
 
 
 def _distances(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Between the centres of boxes, in mean diagonals of the two; unlike the overlap, this also
-    tells how far small boxes are from each other that do not touch.
+    """Distances between the centres of boxes, in units of the mean diagonal of the two; unlike the
+    overlap, they also compare boxes that do not touch.
 
     Args:
         found: (N, 4) x0, y0, x1, y1.

@@ -1,4 +1,4 @@
-"""What the options of tools/predict.py that are about frames in order mean together."""
+"""The options of tools/predict.py for videos and image sequences."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .video_prediction import VideoOptions
 
 
 def video_options(args: argparse.Namespace) -> VideoOptions:
-    """What was chosen.
+    """The video options on the command line.
 
     Raises:
-        UserError: options that make no sense together; norfair is needed and not installed.
+        UserError: options contradict each other; norfair is needed but not installed.
     """
     if args.alarm and not args.events:
         raise UserError("--alarm needs --events")
@@ -35,7 +35,7 @@ def video_options(args: argparse.Namespace) -> VideoOptions:
         raise UserError("--format and --select read videos twice: record a live input first")
     rule = AlarmRule(*(args.alarm or ())) if args.events else None
     if rule:
-        ObjectTracker(rule)  # what is missing is missing before the model is loaded
+        ObjectTracker(rule)  # fails before the model is loaded if norfair is missing
     return VideoOptions(args.temporal, rule, Span(args.every, args.start, args.end), args.sequence)
 
 

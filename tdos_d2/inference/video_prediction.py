@@ -1,4 +1,4 @@
-"""Prediction on frames in order: smoothed scores, tracks, alarms, events, a video of pictures."""
+"""Prediction on videos: smoothed scores, tracks, alarms, events, output videos."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _SLOW = 5  # frames per second: docs/video.md has a measurement
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """How videos are treated.
+    """Options for videos.
 
     Attributes:
-        temporal: how scores are smoothed: "off", "ema" or "flow".
-        alarm: rule of the alarm; None: objects are not tracked, there are no events.
+        temporal: smoothing of the scores: "off", "ema" or "flow".
+        alarm: rule of the alarm; None: no tracking and no events.
         span: which frames are taken.
         rate: frames per second of images that are a sequence; None: they are single images.
     """
@@ -41,18 +41,18 @@ class VideoOptions:
 
 
 class VideoPrediction:
-    """Goes through the frames of a source and writes what was found as it goes: what it keeps
-    does not grow with their number.
+    """Predicts the frames of a source one by one and writes their results immediately: memory
+    does not grow with the number of frames.
 
     Args:
-        predict_frame: makes the results of a frame.
-        folder: of the results; it exists.
+        predict_frame: computes the results of a frame.
+        folder: existing folder of the results.
         raw: "png", "npy" or "none": raw scores of the frames.
         how: options.
-        hand_over: takes each frame for people who label; None: nothing does.
+        hand_over: collects each frame for annotators; None: no hand-over.
 
     Attributes:
-        events: of all sources; None without an alarm.
+        events: events of all sources; None without an alarm.
     """
 
     def __init__(
@@ -78,15 +78,15 @@ class VideoPrediction:
         """Predict on all frames.
 
         Args:
-            source: of the frames.
-            name: of the source in the table of events.
-            target: path in the folder that the names of results begin with.
-            write: is given the record of each frame.
+            source: source of the frames.
+            name: name of the source in the table of events.
+            target: path in the folder; common prefix of the results.
+            write: called with the record of each frame.
             bar: shows the progress.
 
         Returns:
             The record of the source: rate, number of frames, files; ``error``: why it ended early;
-            ``interrupted``: the user ended it. What came before is there in both cases.
+            ``interrupted``: the user ended it. Earlier frames' results are kept in both cases.
         """
         kinds = ["score", "segmentation"] if self.predict_frame.predictor.class_names else ["score"]
         kinds = kinds if self.predict_frame.draw else []
@@ -128,7 +128,7 @@ class VideoPrediction:
         return record
 
     def _add_events(self, name: str, target: Path, ended: Sequence[Track]) -> int:
-        """How many of the tracks are events."""
+        """Write those of the tracks that are events; returns their number."""
         picture = _folder(target, "events")
         return sum(self.events.add(name, picture, track) for track in ended) if self.events else 0
 
@@ -154,7 +154,7 @@ class VideoPrediction:
 
 
 class _Following:
-    """Predicts on the frames of one source; each sees what came before it."""
+    """Predicts on the frames of one source, with smoothing and tracking over previous frames."""
 
     def __init__(self, predict_frame: FramePredictor, how: VideoOptions) -> None:
         self._predict_frame = predict_frame
@@ -162,10 +162,10 @@ class _Following:
         self._tracker = ObjectTracker(how.alarm) if how.alarm else None
 
     def __call__(self, frame: Frame) -> tuple[FrameResult, list[Track]]:
-        """What is in the frame, and the tracks that have ended.
+        """The results for the frame, and the tracks that have ended.
 
         Objects get ``track``, ``alarm`` and the first frame and highest score so far of the track;
-        the frame's ``alarms`` are all alarms that are on, also of objects that are not seen.
+        the frame's ``alarms`` are all active alarms, also of objects not seen in this frame.
         """
         tracker, ended, alarms = self._tracker, [], []
 
@@ -190,7 +190,7 @@ class _Following:
         return found, ended
 
     def close(self) -> list[Track]:
-        """The tracks that were still going on."""
+        """End all active tracks and return them."""
         return self._tracker.close() if self._tracker else []
 
 

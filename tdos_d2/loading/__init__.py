@@ -1,1 +1,1 @@
-"""Configs and checkpoints: what training, prediction and tools all need."""
+"""Loading of configs and checkpoints, shared by training, prediction and tools."""

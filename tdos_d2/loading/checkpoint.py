@@ -1,4 +1,4 @@
-"""Checkpoints that are never half written, never run code, and say what they are of."""
+"""Checkpoints with atomic writes, loading without code execution, and information on the model."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from .packing import read_packed_info, unpack
 
 logger = logging.getLogger(__name__)
 
-# What a checkpoint may say of itself, as far as it is read: an example of each value.
+# Entries of a checkpoint's information that are read, each with an example of its value.
 _INFO = {
     "class_names": [""], "ood_name": "", "clip_name": "", "encoder": "", "outlier_warning": "",
     "seed": 0, "memory": {"vectors": 0, "encoder": "", "levels": [""]},
 }  # fmt: skip
-# Tensors that the log names one by one when they are not loaded.
+# Largest number of tensors that the log lists if they are not loaded.
 _MAX_SHOWN = 20
 
 
 def read_checkpoint_info(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint says of itself: ``class_names``, ``ood_name``, ``clip_name``, ``seed`` ...
+    """Information in a checkpoint: ``class_names``, ``ood_name``, ``clip_name``, ``seed`` ...
 
     Plain Python types; empty for a file that was not written by ``TDOSCheckpointer``.
 
@@ -53,18 +53,18 @@ def read_checkpoint_info(path: str | Path) -> dict[str, Any]:
 
 @once_per_file(8)
 def _read_info(path: str) -> dict[str, Any]:
-    """``read_checkpoint_info`` of a file; of the weights no more is read than has to be."""
+    """``read_checkpoint_info`` of a file, reading as little of the weights as possible."""
     if path.endswith(".safetensors"):
         try:
             return _checked(read_packed_info(path), path)
-        except Exception as error:  # safetensors' is of no other kind
+        except Exception as error:  # safetensors raises no more specific type
             raise unreadable(path, error) from error
     checkpoint = read_file(path, mmap=zipfile.is_zipfile(path))
     return _checked(checkpoint.get("tdos", {}), path) if isinstance(checkpoint, Mapping) else {}
 
 
 def _checked(info: Any, path: str | Path, known: Mapping[str, Any] = _INFO) -> dict[str, Any]:
-    """What a checkpoint says of itself, if it is of the kinds that are expected, and printable."""
+    """The information in a checkpoint, checked for types and printable text."""
     if not isinstance(info, Mapping):
         raise UserError(f"{path} says of itself {printable(info)[:80]}, which is no dict")
     for key, example in known.items():
@@ -122,19 +122,20 @@ class TDOSCheckpointer(DetectionCheckpointer):
             file.write(last_filename_basename.encode())
 
     def load(self, path: str, *args: Any, whole: str = "", **kwargs: Any) -> dict[str, Any]:
-        """Load the model, and the checkpointables asked for, from ``path``.
+        """Load the model, and the requested checkpointables, from ``path``.
 
-        What fits is loaded, whatever the number of classes or negatives the file was trained with.
-        The log says which parts of the model were; tensors that were not are in ``not_loaded``.
+        All tensors that match are loaded, even if the file was trained with another number of
+        classes or negatives. The log lists the loaded parts of the model; ``not_loaded`` has the
+        names of other tensors.
 
         Args:
-            path: file or address; "" loads nothing.
-            whole: where given, all of the model must be in the file: the beginning of the message
-                if it is not.
+            path: file or URL; "" loads nothing.
+            whole: if not empty, a file that lacks part of the model is an error, and this is the
+                beginning of its message.
 
         Raises:
-            UserError: ``path`` is missing, damaged or cannot be reached, nothing in it fits, or not
-                all where all must. The message names it.
+            UserError: ``path`` is missing, damaged or cannot be reached, no tensor matches, or,
+                with ``whole``, a tensor is missing. The message names ``path``.
         """
         self._source, self._whole = path, whole
         check_address(path)
@@ -154,10 +155,10 @@ class TDOSCheckpointer(DetectionCheckpointer):
         return incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        """Nothing: ``_report`` says it part by part."""
+        """Log nothing: ``_report`` does, part by part."""
 
     def _report(self, incompatible: Any, path: str, info: Mapping[str, Any]) -> None:
-        """Log which parts of the model ``path`` filled."""
+        """Log which parts of the model were loaded from ``path``."""
         keys = list(self.model.state_dict())
         shapes = {key: (there, here) for key, there, here in incompatible.incorrect_shapes}
         lacking = {*incompatible.missing_keys, *shapes}
@@ -192,7 +193,7 @@ class TDOSCheckpointer(DetectionCheckpointer):
         return {**getattr(self.model, "checkpoint_info", dict)(), **self.run_info}
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith(".pkl"):  # Detectron2 would unpickle whatever is there
+        if filename.endswith(".pkl"):  # Detectron2 would unpickle any object
             return _of_arrays(read_file(filename), filename)
         if filename.endswith(".pyth"):
             read_file(filename)
@@ -212,7 +213,7 @@ class TDOSCheckpointer(DetectionCheckpointer):
 
 
 def _of_arrays(content: Any, path: str) -> dict[str, Any]:
-    """Detectron2's own .pkl as it is; of Caffe2's the arrays, to be matched by the likest names."""
+    """A Detectron2 .pkl unchanged; of a Caffe2 .pkl the arrays, to be matched by similar names."""
     if isinstance(content, Mapping) and "model" in content and "__author__" in content:
         return {"model": find_state(content, path), "__author__": str(content["__author__"])}
     blobs = content.get("blobs", content) if isinstance(content, Mapping) else content
@@ -226,7 +227,7 @@ def _part(key: str) -> str:
 
 
 def _by_part(keys: list[str], not_loaded: list[str]) -> str:
-    """Such as "all of backbone; none of neck; 3 of 4 of text", in tensors."""
+    """Summary such as "all of backbone; none of neck; 3 of 4 of text", in tensors."""
     total, lacking = Counter(map(_part, keys)), Counter(map(_part, not_loaded))
     parts = {"all": [], "some": [], "none": []}
     for part, count in total.items():
@@ -238,7 +239,7 @@ def _by_part(keys: list[str], not_loaded: list[str]) -> str:
 
 
 def check_address(path: str) -> None:
-    """Raise UserError where ``path`` is an address that is neither kept here nor can be reached."""
+    """Raise UserError if ``path`` is a URL that is neither cached nor can be reached."""
     if "://" not in path:
         return
     web = path.startswith(("http://", "https://"))

@@ -1,4 +1,4 @@
-"""Whether the model of a config can be run: its values, its files, how its parts fit together."""
+"""Checks that the model of a config can be run: its values, its files, and their combination."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MODELS = ("TDOS", "NormalityMemory")
 
 
 def check_model(cfg: CfgNode) -> list[str]:
-    """As :func:`check_runnable`, for the prediction of a model of this project."""
+    """As :func:`check_runnable`, for prediction with a model of this project."""
     if cfg.MODEL.META_ARCHITECTURE not in _MODELS:
         raise UserError(
             f"MODEL.META_ARCHITECTURE: {' or '.join(_MODELS)}, not {cfg.MODEL.META_ARCHITECTURE}"
@@ -38,24 +38,24 @@ def check_runnable(
     check_surroundings: Callable[[CfgNode], list[str]] | None = None,
     build_from_model: BuildFromModel | None = None,
 ) -> list[str]:
-    """Check what running the model of a config needs; fill in ``cfg`` in place.
+    """Check the requirements of a config's model; complete ``cfg`` in place.
 
-    ``MODEL.IMPORTS`` are imported and ``DATASETS.REGISTER`` is registered. Filled in is what the
-    machine and the checkpoint say. Each part of the model checks its own values when it is built,
-    here on the meta device.
+    ``MODEL.IMPORTS`` are imported and ``DATASETS.REGISTER`` is registered. Values that depend on
+    the machine and the checkpoint are filled in. Each part of the model checks its own values when
+    it is built, here on the meta device.
 
     Args:
-        cfg: the complete config, from ``load_config`` or not.
+        cfg: the complete config, not necessarily from ``load_config``.
         resume, eval_only: see ``resolve_from_checkpoint``.
-        check_surroundings: checks what else a run needs (datasets, processes) once all values are
-            of their kind, before the model; returns lines for the log.
+        check_surroundings: checks other requirements of a run (datasets, processes), after the
+            types of all values and before the model; returns lines for the log.
         build_from_model: see ``check_build``.
 
     Returns:
         Lines for the log: what was filled in.
 
     Raises:
-        UserError: the first thing that is wrong, naming the key or file.
+        UserError: the first problem; the message names the key or file.
     """
     check_values(cfg)
     register_datasets(cfg)

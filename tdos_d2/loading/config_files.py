@@ -1,4 +1,4 @@
-"""From command line to config: everything that reads it, with errors in one line."""
+"""Reading of configs from files and the command line, with errors in one line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TYPE_MISMATCH = re.compile(
     r"Type mismatch \(<class '(\S+)'> vs\. <class '(\S+)'>\) with values \(.* vs\. (.*)\) "
     r"for config key: (\S+)"
 )
-_MAX_BASES = 50  # files of one config
+_MAX_BASES = 50  # largest number of files of one config
 _RENAMED = {
     "SOLVER.POLY_POWER": "SOLVER.POLY_LR_POWER",
     "SOLVER.POLY_END": "SOLVER.POLY_LR_CONSTANT_ENDING",
@@ -41,9 +41,9 @@ _RENAMED = {
 
 
 def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
-    """Defaults, then the file, then the KEY VALUE pairs; registers ``DATASETS.REGISTER``.
+    """Merge the defaults, the file and the KEY VALUE pairs; registers ``DATASETS.REGISTER``.
 
-    Where there is no such file, ``config_file`` may name a config that ships with tdos_d2, with or
+    If there is no such file, ``config_file`` may name a config that ships with tdos_d2, with or
     without ``configs/`` before it.
 
     Raises:
@@ -54,8 +54,8 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     if config_file:
         config_file = find_config(config_file)
         with _user_errors(config_file):
-            # Not merge_from_file, which guesses at configs of Detectron2's first version, and makes
-            # whatever objects a file asks for.
+            # Not merge_from_file, which tries to upgrade configs of Detectron2's first version, and
+            # constructs any object that a file specifies.
             cfg.merge_from_other_cfg(CfgNode(read_config(config_file)))
         _check_trusted(cfg, config_file, opts)
     flags = [word for word in opts if word.startswith("--")]
@@ -85,10 +85,10 @@ def _unknown(key: str) -> str:
 
 
 def read_config(config_file: str) -> dict[str, Any]:
-    """Keys of a config file and those of its ``_BASE_``, as Detectron2 reads them: plain types.
+    """Keys of a config file and its ``_BASE_``, read as in Detectron2 but only with plain types.
 
     Raises:
-        Exception: of the kinds that ``_user_errors`` knows.
+        Exception: of the types that ``_user_errors`` handles.
     """
     opened: list[int] = []  # sizes of the files
 
@@ -102,7 +102,7 @@ def read_config(config_file: str) -> dict[str, Any]:
             except ValueError as error:
                 raise ValueError(f"cannot read {filename}: {error}") from error
             opened.append(len(text))
-            # A file that names two others, which name two each, makes any number.
+            # If each file names two others, the number of files grows exponentially.
             if len(opened) > _MAX_BASES or sum(opened) > 2 * MAX_YAML:
                 raise ValueError("_BASE_ leads back to where it came from, or to too much")
             parse_yaml(text, filename)  # Detectron2 parses it once more, with fewer checks
@@ -112,7 +112,7 @@ def read_config(config_file: str) -> dict[str, Any]:
 
 
 def _check_trusted(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
-    """Raise UserError where a file that is not of this project would run code."""
+    """Raise UserError if a config that is not part of this project would run code."""
     modules = cfg.MODEL.IMPORTS
     if not modules or Path(config_file).resolve().is_relative_to(CONFIG_DIR):
         return
@@ -125,18 +125,18 @@ def _check_trusted(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
 
 
 def register_datasets(cfg: CfgNode) -> None:
-    """Import ``MODEL.IMPORTS`` and register ``DATASETS.REGISTER``, if any; every process has to.
+    """Import ``MODEL.IMPORTS`` and register ``DATASETS.REGISTER``, if any, in each process.
 
     Raises:
         UserError: a module cannot be imported; see also ``tdos_d2.data.register_from_file``.
     """
     for module in cfg.MODEL.get("IMPORTS", ()):
-        # Console scripts do not look for modules in the folder where they are started.
+        # Console scripts do not search the current folder for modules.
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         try:
             importlib.import_module(module)
-        except Exception as error:  # whatever the code of the user raises
+        except Exception as error:  # the user's code may raise any type
             reason = _one_line(error) or type(error).__name__
             raise UserError(f"MODEL.IMPORTS: cannot import '{module}': {reason}") from error
     if cfg.DATASETS.get("REGISTER"):  # not in a config of another project
@@ -144,7 +144,7 @@ def register_datasets(cfg: CfgNode) -> None:
 
 
 def use_cpu_without_gpu(cfg: CfgNode) -> list[str]:
-    """Set ``MODEL.DEVICE`` to "cpu" where it asks for a GPU and there is none. Returns notes.
+    """Set ``MODEL.DEVICE`` to "cpu" if it is a GPU and there is none. Returns lines for the log.
 
     Raises:
         UserError: there is no such device.
@@ -154,9 +154,9 @@ def use_cpu_without_gpu(cfg: CfgNode) -> list[str]:
         device = torch.device(name)
         if device.type == "meta":
             raise RuntimeError
-        if device.type != "cuda":  # trying a GPU would take memory of it in this process, too
+        if device.type != "cuda":  # testing a GPU would allocate memory on it in this process
             torch.empty(0, device=device)
-    except Exception as error:  # each device has its own way to say that it is not there
+    except Exception as error:  # the type differs between devices
         raise UserError(f"MODEL.DEVICE: '{name}' is no device here, such as cpu or cuda") from error
     if device.type != "cuda":
         return []
@@ -171,10 +171,11 @@ def use_cpu_without_gpu(cfg: CfgNode) -> list[str]:
 def use_pixel_statistics(cfg: CfgNode) -> list[str]:
     """Set mean and standard deviation of the pixels to those of ``MODEL.TIMM.WEIGHTS``.
 
-    CLIP's values, which the configs of CLIP pass on, give way. Returns notes.
+    CLIP's values, which configs inherit from those of CLIP, are replaced. Returns lines for the
+    log.
 
     Raises:
-        UserError: other values that contradict the weights; the message says the right ones.
+        UserError: other values contradict the weights; the message has the correct ones.
     """
     if cfg.MODEL.BACKBONE.NAME != "TimmBackbone":
         return []
@@ -198,21 +199,21 @@ def use_pixel_statistics(cfg: CfgNode) -> list[str]:
 
 
 def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> list[str]:
-    """Take from the checkpoint what must agree with it; ``cfg`` changes in place.
+    """Set the values that must agree with the checkpoint; ``cfg`` changes in place.
 
-    - Resuming takes the seed, so that the run stays the same run, and its class names must be those
-      of the config. CLIP's activation, too, is that of the checkpoint, as in evaluation.
-    - Evaluation takes the class names, the OOD word (unless the config has one of its own) and,
-      where ``MODEL.CLIP.WEIGHTS`` is no file that is there, the architecture: the checkpoint has
-      all weights.
-    - Class names still missing are those of the first training set.
+    - Resuming uses the checkpoint's seed, so that the run continues exactly; its class names must
+      be those of the config. CLIP's activation is also that of the checkpoint, as in evaluation.
+    - Evaluation uses the checkpoint's class names, its OOD word (unless the config sets one) and,
+      if the file ``MODEL.CLIP.WEIGHTS`` does not exist, its architecture: the checkpoint has all
+      weights.
+    - Class names that are still missing are those of the first training dataset.
 
     Returns:
         Lines for the log.
 
     Raises:
-        UserError: a checkpoint that is missing or damaged, or class names that contradict it; a
-            memory that is empty, or of another encoder or other levels than the config's.
+        UserError: the checkpoint is missing or damaged, or contradicts the class names; a memory is
+            empty, or of another encoder or other levels than the config's.
     """
     path = resume_file(cfg) if resume else None
     resumed, notes = path is not None, []
@@ -229,7 +230,7 @@ def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> l
         taken["MODEL.CLIP.ACTIVATION"] = "quick_gelu" if quick else "gelu"
     if eval_only and info:
         taken |= _of_model(cfg, info)
-        # The file has the prompts as they became: the words behind them need not be there.
+        # The checkpoint has the trained prompts; the list of words need not exist.
         set_key(cfg, "MODEL.PROMPTS.GROUPS", "")
     for key, value in taken.items():
         if value is not None and value != get_key(cfg, key):
@@ -254,7 +255,7 @@ def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> l
 
 
 def _of_model(cfg: CfgNode, info: dict[str, Any]) -> dict[str, Any]:
-    """Keys that evaluation takes from the checkpoint, and their values there."""
+    """Keys that evaluation takes from the checkpoint, with its values."""
     taken = {}
     if cfg.MODEL.TDOS.OOD_NAME == default_config().MODEL.TDOS.OOD_NAME:  # not chosen
         taken["MODEL.TDOS.OOD_NAME"] = info.get("ood_name")
@@ -265,7 +266,7 @@ def _of_model(cfg: CfgNode, info: dict[str, Any]) -> dict[str, Any]:
 
 
 def local_weights(cfg: CfgNode) -> Path | None:
-    """``MODEL.WEIGHTS`` as a path; None where it is empty or an address to download from."""
+    """``MODEL.WEIGHTS`` as a path; None if it is empty or a URL."""
     weights = cfg.MODEL.WEIGHTS
     if not weights or "://" in weights:
         return None
@@ -275,8 +276,8 @@ def local_weights(cfg: CfgNode) -> Path | None:
 def holds_encoders(cfg: CfgNode, checkpoint: Path | None) -> bool:
     """Whether a checkpoint has the encoders' weights, so that their own files need not be read.
 
-    Packed ones have not. Where the image encoder is not CLIP's, the checkpoint does not tell which
-    activation the text encoder has: the file of its weights does.
+    Packed checkpoints do not have them. If the image encoder is not CLIP's, the activation of the
+    text encoder is not in the checkpoint, only in the file of its weights.
     """
     info = {} if checkpoint is None else read_checkpoint_info(checkpoint)
     packed = checkpoint is not None and checkpoint.suffix == ".safetensors"
@@ -299,11 +300,11 @@ def _check_memory(cfg: CfgNode, info: dict[str, Any], path: Path | None) -> None
 
 
 def use_shipped_weights(cfg: CfgNode, config_file: str) -> None:
-    """Set ``MODEL.WEIGHTS``, where it is empty, to the weights that ship for the project's config.
+    """If ``MODEL.WEIGHTS`` is empty, set it to the weights that ship with the project's config.
 
     Args:
         cfg: changes in place.
-        config_file: that it was loaded from.
+        config_file: the file that ``cfg`` was loaded from.
 
     Raises:
         UserError: no weights ship for it.
@@ -326,7 +327,7 @@ def find_config(name: str) -> str:
     """The file ``name``, or the config of that name that ships with tdos_d2.
 
     Raises:
-        UserError: there is neither.
+        UserError: neither exists.
     """
     name = os.path.expanduser(name)
     if os.path.isfile(name):
@@ -339,7 +340,7 @@ def find_config(name: str) -> str:
 
 @contextmanager
 def _user_errors(source: str) -> Iterator[None]:
-    """Turn what yacs and PyYAML raise about ``source`` into one line."""
+    """Turn errors of yacs and PyYAML about ``source`` into one line."""
     try:
         yield
     except (OSError, RecursionError, yaml.YAMLError, TypeError, AttributeError, KeyError,

@@ -1,6 +1,6 @@
-"""Whether the values of a config have the kind and length of their defaults.
+"""Checks that the values of a config have the type and length of their defaults.
 
-Narrower ranges, names (of rules, norms, schedules) and what values mean together are checked by the
+Narrower ranges, names (of rules, norms, schedules) and combinations of values are checked by the
 parts that use them; :mod:`tdos_d2.loading.dry_build` builds all of these.
 """
 
@@ -40,9 +40,9 @@ _PATHS = (
     "MODEL.PROMPTS.GROUPS", "MODEL.TEXT.EMBEDDINGS", "MODEL.TIMM.WEIGHTS", "MODEL.WEIGHTS",
     "SOLVER.RESUME_FROM", "TEST.SHOW_DIR",
 )  # fmt: skip
-# Numbers, and those in lists, are finite, and 0 or greater unless they are named here.
+# All numbers, also in lists, must be finite; only these keys may be negative.
 _ANY_NUMBER = ("SEED", "MODEL.PIXEL_MEAN", "MODEL.SEM_AUG.BLOCKS", "TEST.EXPECTED_RESULTS")
-# What Detectron2 reads without looking, or what is left of a choice that it has and we do not.
+# Keys that Detectron2 does not check, or for which this project supports fewer values.
 _CHOICES = {
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
     "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
@@ -50,13 +50,13 @@ _CHOICES = {
 
 
 def check_values(cfg: CfgNode) -> None:
-    """Compare each value with its default; sections of other models of Detectron2 are left alone.
+    """Compare each value with its default; sections of other Detectron2 models are not checked.
 
-    In place, ``~`` in paths is expanded and a whole number becomes a float where that is meant.
+    In place, ``~`` in paths is expanded and integers become floats if the default is a float.
 
     Raises:
-        UserError: a value of another kind or length, or a number that is not finite or negative
-            where none can be; the message names its key.
+        UserError: a value has another type or length, or a number is infinite, NaN or invalidly
+            negative; the message names its key.
     """
     for key, default in _defaults().items():
         value = get_key(cfg, key)
@@ -82,7 +82,7 @@ def check_values(cfg: CfgNode) -> None:
 
 
 def leaves(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(full name, value) of all keys of a config that are no sections."""
+    """(full name, value) of all keys of a config that are not sections."""
     return ((key, value) for key, value in _keys(node) if not isinstance(value, Mapping))
 
 
@@ -102,7 +102,7 @@ def default_config() -> CfgNode:
 
 @lru_cache(maxsize=1)
 def _defaults() -> dict[str, Any]:
-    """Keys that this project reads, sections before what they hold."""
+    """Keys that this project reads, each section before its keys."""
     theirs = {name for name, value in get_cfg().MODEL.items() if isinstance(value, CfgNode)}
     skipped = tuple(f"MODEL.{name}." for name in theirs - {"BACKBONE"})
     keys = _keys(default_config())
@@ -110,7 +110,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def fits(value: Any, example: Any) -> bool:
-    """Whether ``value`` is of the kind of ``example``, in lists down to each element."""
+    """Whether ``value`` has the type of ``example``; lists are compared element by element."""
     if isinstance(example, (list, tuple)):
         if not isinstance(value, (list, tuple)):
             return False
@@ -124,7 +124,7 @@ def fits(value: Any, example: Any) -> bool:
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """A text, or those of a list and of the lists in it."""
+    """The strings in a value: a string itself, or those of a list, recursively."""
     if isinstance(value, (list, tuple)):
         for element in value:
             yield from texts_in(element)
@@ -133,7 +133,7 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def _has_fixed_length(example: list | tuple) -> bool:
-    return 2 <= len(example) <= 4  # a longer list, or one of one element, is of any length
+    return 2 <= len(example) <= 4  # longer examples, or those of one element, allow any length
 
 
 def _describe(example: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a config describes, built once without memory, weights and data: does it fit together?"""
+"""A trial build of a config's model, without memory, weights or data, to find invalid values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..errors import UserError
 from .config_values import default_config, leaves
 
 BuildFromModel = Callable[[CfgNode, nn.Module], None]
-# What torch says where a value is asked for, or a tensor of another device comes in.
+# torch's errors if code reads the values of a meta tensor, or mixes it with other devices.
 _NEEDS_VALUES = re.compile(
     r"\b[Mm]eta (tensors?|device|kernel)\b|\bdevice meta\b|register_meta|'Meta' backend"
 )
@@ -28,9 +28,9 @@ _UNREGISTERED = re.compile(r"No object named '(.*)' found in '.*' registry")
 def check_build(cfg: CfgNode, build_from_model: BuildFromModel | None = None) -> None:
     """Build the model, and what ``build_from_model`` builds from it, on the meta device.
 
-    Tensors there have shapes and no values: a large model takes less than a second. Neither CLIP's
-    weights nor word lists are read. Parts need not know their keys: where one raises something
-    else than a UserError, the keys are named that, put back to their default, let it be built.
+    Tensors there have shapes but no values: a large model takes less than a second. Neither CLIP's
+    weights nor word lists are read. Parts need not know their keys: if one raises another error
+    than a UserError, the message names the keys whose default values would prevent the error.
 
     Args:
         cfg: with class names; it is not changed.
@@ -57,12 +57,12 @@ def check_build(cfg: CfgNode, build_from_model: BuildFromModel | None = None) ->
 
 
 def _build(cfg: CfgNode, build_from_model: BuildFromModel | None) -> Exception | None:
-    """What was raised, if anything."""
+    """The exception that the build raises; None if it succeeds."""
     cfg = cfg.clone()
     set_key(cfg, "MODEL.DEVICE", "meta")
     set_key(cfg, "MODEL.PROMPTS.GROUPS", "")
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # the run says it again
+    logging.disable(logging.WARNING)  # the run logs the same again
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -71,7 +71,7 @@ def _build(cfg: CfgNode, build_from_model: BuildFromModel | None) -> Exception |
                 build_from_model(cfg, model)
         TDOSDatasetMapper(cfg, is_train=False)
     except Exception as error:
-        # A custom part that reads values while it is built can only be checked by the run.
+        # A custom part that reads tensor values while it is built can only be checked by the run.
         known_wrong = isinstance(error, UserError) or not _NEEDS_VALUES.search(str(error))
         return error if known_wrong else None
     finally:
@@ -82,7 +82,7 @@ def _build(cfg: CfgNode, build_from_model: BuildFromModel | None) -> Exception |
 def _guilty(
     cfg: CfgNode, build_from_model: BuildFromModel | None, reason: str
 ) -> list[str]:
-    """Keys of which each alone, put back to its default, lets everything be built."""
+    """Keys such that resetting any single one to its default lets the build succeed."""
     defaults = dict(leaves(default_config()))
     changed = {k: v for k, v in leaves(cfg) if k in defaults and v != defaults[k]}
     words = re.findall(r"[^\s'\"()\[\],:]+", reason)
@@ -92,7 +92,7 @@ def _guilty(
         set_key(other, key, defaults[key])
         return _build(other, build_from_model) is None
 
-    # Those with a value that the reason tells of come first: mostly no other need be tried.
+    # Keys whose value is in the error message come first; mostly no others need to be tried.
     told = [key for key, value in changed.items() if str(value) in words]
     others = [key for key in changed if key not in told]
     return list(filter(is_guilty, told)) or list(filter(is_guilty, others))

@@ -1,8 +1,8 @@
-"""Checkpoints for use, without what can be found again: small enough to ship.
+"""Packed checkpoints for inference, without weights that are available elsewhere.
 
-A packed checkpoint is a safetensors file in half precision. A frozen encoder is not in it: the
-config says where its weights come from, and the file which they must be. Nor is the text encoder:
-it holds the text embeddings that the trained prompts give. It cannot be trained further.
+A packed checkpoint is a safetensors file in half precision. It has no frozen image encoder: the
+config gives the source of those weights, and the checkpoint their SHA-256. It has no text encoder
+either, but the text embeddings of the trained prompts. It cannot be trained further.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def pack(model: nn.Module, file: Path, run_info: Mapping[str, Any]) -> None:
 
 
 def read_packed_info(file: str | Path) -> dict[str, Any]:
-    """What ``pack`` stored beside the weights; empty for another safetensors file."""
+    """The information that ``pack`` stored with the weights; empty for other safetensors files."""
     with safe_open(file, "pt") as content:
         text = (content.metadata() or {}).get("tdos", "{}")
     try:
@@ -61,12 +61,12 @@ def read_packed_info(file: str | Path) -> dict[str, Any]:
 
 
 def unpack(checkpoint: Mapping[str, Any], model: nn.Module, path: str) -> None:
-    """Prepare ``model`` for a checkpoint, and add to that what was left out when it was packed.
+    """Prepare ``model`` for a packed checkpoint, and add the weights that packing left out.
 
     Args:
         checkpoint: with the entries "model", tensors by name, and "tdos".
-        model: that is about to load it.
-        path: for messages.
+        model: the model that will load it.
+        path: path of the checkpoint, for messages.
 
     Raises:
         UserError: the encoder is not the one that the checkpoint was trained on.
@@ -95,7 +95,7 @@ def encoder_identity(encoder: nn.Module) -> str:
 
 
 def _half(key: str, value: Tensor) -> Tensor:
-    # Biases, norms and statistics are few, and small errors in them touch everything.
+    # Biases, norms and statistics are small, and their rounding errors affect all outputs.
     if not value.is_floating_point() or value.ndim < 2 or key == "scores.normal":
         return value.contiguous()
     half = value.half()

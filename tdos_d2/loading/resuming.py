@@ -1,4 +1,4 @@
-"""The checkpoint that ``--resume`` goes on from: the last one that is whole."""
+"""The checkpoint that ``--resume`` continues from: the last undamaged one."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _BLOCK = 2**22
 def resume_file(cfg: CfgNode) -> Path | None:
     """The checkpoint that ``--resume`` continues from: the last one in ``OUTPUT_DIR``.
 
-    Where that one is damaged (the machine stopped while it was on its way to the disk), it is the
-    one before. Where there is none, it is ``SOLVER.RESUME_FROM``, or None: so the command of a run
-    that started from another run's checkpoint can be repeated.
+    If it is damaged (the machine stopped during writing), the previous one is used. If there is no
+    checkpoint, the result is ``SOLVER.RESUME_FROM`` or None, so that the command of a run that
+    started from another run's checkpoint can be repeated.
 
     Raises:
-        UserError: ``last_checkpoint`` or the key names a file that is not there, or all checkpoints
-            are damaged.
+        UserError: ``last_checkpoint`` or the key names a missing file, or all checkpoints are
+            damaged.
     """
     named, given = _named(cfg), cfg.SOLVER.RESUME_FROM
     if named is None:
@@ -55,10 +55,10 @@ def warn_of_damage(cfg: CfgNode, used: Path | None) -> None:
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a file of ``torch.save``; "" if it is whole.
+    """The damage in a file of ``torch.save``; "" if it is intact.
 
-    The file has a CRC-32 of each record, and its table at the end: a file that was cut, or of which
-    blocks never reached the disk, does not agree with them. Files of other formats are not checked.
+    The file has a CRC-32 of each record, and its table at the end, which reveal truncated files and
+    blocks that never reached the disk. Files of other formats are not checked.
     """
     return _damage(path) if path.is_file() else "it is not there"
 
@@ -71,7 +71,7 @@ def _named(cfg: CfgNode) -> Path | None:
 def _before(path: Path) -> list[Path]:
     """Checkpoints of earlier iterations in the folder of ``path``, the latest first.
 
-    Later ones can be of another run.
+    Those of later iterations may be from another run.
     """
     own = _NUMBERED.fullmatch(path.name)
     found = {int(m[1]): p for p in path.parent.iterdir() if (m := _NUMBERED.fullmatch(p.name))}
@@ -83,13 +83,13 @@ def _damage(path: str) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             for record in archive.infolist():
-                with archive.open(record) as file:  # the end of a record compares its CRC-32
+                with archive.open(record) as file:  # reading to the end checks the CRC-32
                     while file.read(_BLOCK):
                         pass
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         with open(path, "rb") as file:
             start = file.read(2)
         if start not in (b"PK", b"", b"\0\0"):
-            return ""  # of torch before 1.6, or Detectron2's .pkl
+            return ""  # from torch before 1.6, or Detectron2's .pkl
         return " ".join(str(error).split()) or type(error).__name__
     return ""

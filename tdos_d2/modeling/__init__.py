@@ -1,4 +1,4 @@
-"""The parts of the model; importing it registers those that a config can name."""
+"""The parts of the model; importing this package registers those that a config can name."""
 
 from __future__ import annotations
 

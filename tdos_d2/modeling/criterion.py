@@ -31,12 +31,12 @@ class TDOSCriterion(nn.Module):
         dice_weight: weight of the dice loss.
         score_map_weight: weight of the score map's cross entropy; 0 = without that term.
         ood_weight: weight of the OOD class in the class cross entropy.
-        no_object_weight: weight of "no object" there.
+        no_object_weight: weight of "no object" in the class cross entropy.
         num_points: points per mask, at most one per cell of the mask.
         oversample_ratio: candidates per point.
-        importance_ratio: share of points taken for their uncertainty, -|logit|.
-        temperature: of the score map's cross entropy.
-        ignore_void: points on void (255) count in no mask and dice loss; False: void is outside of
+        importance_ratio: share of points chosen by their uncertainty, -|logit|.
+        temperature: temperature of the score map's cross entropy.
+        ignore_void: ignore points on void (255) in the mask and dice losses; False: void is outside
             every mask, as in the released code.
     """
 
@@ -129,7 +129,7 @@ class TDOSCriterion(nn.Module):
         losses = F.cross_entropy(
             logits.movedim(-1, 1), target.expand(len(logits), -1, -1), reduction="none"
         )
-        # A weight of 0 can leave nothing to take the mean of.
+        # Weights of 0 may make the sum 0.
         return (losses * weights).sum() / weights.sum().clamp(min=1e-6)
 
     def _mask_losses(
@@ -139,19 +139,19 @@ class TDOSCriterion(nn.Module):
         outputs = len(logits)
         masks = logits[:, present]  # (O, n, h, w)
         count = torch.tensor(float(masks.shape[1]), device=logits.device)
-        # Gradients are averaged over processes: with the mean number of masks as divisor, they are
-        # those of the joint batch.
+        # Gradients are averaged over processes: dividing by the mean number of masks gives those of
+        # the joint batch.
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(count)
         count = (count / comm.get_world_size()).clamp(min=1)
-        if masks.shape[1] == 0:  # nothing but void: keep the graph whole for distributed training
+        if masks.shape[1] == 0:  # only void: keep the graph connected for distributed training
             zero = logits.sum() * 0
             return zero, zero
         with torch.no_grad():
             images = present.nonzero()[:, 0].repeat(outputs)  # the image of each of O * n masks
             on_void = partial(_in_cells, _void_cells(void), images)
             points = self._sample_points(masks, on_void)  # (O * n, P, 2)
-            # One look-up per target for the points of all outputs, instead of one per output.
+            # Each target is sampled once for the points of all outputs.
             per_target = points.unflatten(0, (outputs, -1)).transpose(0, 1).flatten(1, 2)
             truth = _sample(targets[present][:, None].float(), per_target)
             truth = truth[:, 0].unflatten(1, (outputs, -1)).transpose(0, 1).flatten(0, 1)
@@ -167,9 +167,9 @@ class TDOSCriterion(nn.Module):
     def _sample_points(self, masks: Tensor, on_void: Callable[[Tensor], Tensor]) -> Tensor:
         """(O * n, P, 2) points in [0, 1]: some where the mask is least certain, some at random.
 
-        The rule is PointRend's (section 3.1): of ``oversample_ratio`` * P random points the ones
-        with the smallest |logit|, filled up by random ones. Points ``on_void`` are chosen last:
-        nothing ever makes a mask certain there.
+        The rule is PointRend's (section 3.1): of ``oversample_ratio`` * P random points those with
+        the smallest |logit|, and further random points. Points ``on_void`` are chosen last, as no
+        loss makes a mask certain there.
         """
         masks = masks.flatten(0, 1)[:, None]
         num_points = min(self.num_points, masks.shape[-2] * masks.shape[-1])
@@ -193,8 +193,8 @@ class TDOSCriterion(nn.Module):
 
 
 def _sample(maps: Tensor, points: Tensor) -> Tensor:
-    """(n, 1, h, w) at (n, P, 2) points in [0, 1] -> (n, 1, P); the border continues outwards."""
-    # All points in one row: on a CPU grid_sample is vectorised along the last axis only.
+    """(n, 1, h, w) at (n, P, 2) points in [0, 1] -> (n, 1, P); border values extend outwards."""
+    # All points in one row, as on a CPU grid_sample is vectorised only along the last axis.
     row = points[:, None]
     return point_sample(maps, row, padding_mode="border", align_corners=False)[:, :, 0]
 
@@ -202,8 +202,8 @@ def _sample(maps: Tensor, points: Tensor) -> Tensor:
 def _void_cells(void: Tensor) -> Tensor:
     """(B, H, W) -> (B, H + 1, W + 1) bool: whether a pixel at a corner of the cell is void.
 
-    Cells lie between the centres of four pixels, so a point that is in no such cell has a label
-    that is interpolated from known pixels alone.
+    A cell is the square between the centres of four pixels, so the labels of points outside these
+    void cells are interpolated only from pixels that are not void.
     """
     padded = F.pad(void[:, None].float(), (1, 1, 1, 1), mode="replicate")
     return F.max_pool2d(padded, 2, stride=1)[:, 0] > 0

@@ -20,7 +20,7 @@ def multi_scale_deformable_attention(
     """Weighted sum of bilinear samples (Deformable DETR, equation 3).
 
     Args:
-        value: (B, S, H, D), the L levels one behind the other, S = sum of h * w; H heads.
+        value: (B, S, H, D), the L levels concatenated, S = sum of h * w; H heads.
         shapes: (h, w) of each level.
         locations: (B, Q, H, L, P, 2), sampling points (x, y) in [0, 1] over a whole level; samples
             outside are zero.
@@ -30,9 +30,9 @@ def multi_scale_deformable_attention(
         (B, Q, H * D).
     """
     batch, queries, heads, _, points = locations.shape[:5]
-    # (B * H, L, 1, P * Q, 2): on a CPU grid_sample is vectorised along the last axis only, and
-    # sums are fast along any axis but that.
-    # grid_sample counts from -1 to 1.
+    # (B * H, L, 1, P * Q, 2): on a CPU grid_sample is vectorised only along the last axis, and sums
+    # are fast along any other axis.
+    # grid_sample's coordinates are from -1 to 1.
     grids = (2 * locations - 1).permute(0, 2, 3, 4, 1, 5).flatten(3, 4).flatten(0, 1)[:, :, None]
     # L maps (B * H, D, h * w)
     levels = value.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], dim=-1)
@@ -56,7 +56,7 @@ def _attend(
 ) -> Tensor:
     """(B, Q, H * D), with (Q, 2) ``reference`` and (B, Q, H, L, P, 2) ``offsets`` from it.
 
-    Offsets are in cells of their level, so that all levels start with the same pattern.
+    Offsets are in cells of their level, so all levels start with the same pattern.
     """
     sizes = torch.tensor([(w, h) for h, w in shapes], device=value.device).view(-1, 1, 2)
     reference = reference[:, None, None, None]
@@ -66,7 +66,7 @@ def _attend(
     locations = reference + offsets / sizes
     if traced or not torch.is_grad_enabled():
         return multi_scale_deformable_attention(value, shapes, locations, weights)
-    # Sampled again in the backward pass: the samples are most of what a layer would keep.
+    # Samples, which take most of a layer's memory, are computed again in the backward pass.
     return checkpoint(
         multi_scale_deformable_attention, value, shapes, locations, weights, use_reentrant=False
     )
@@ -94,17 +94,17 @@ class MultiScaleDeformableAttention(nn.Module):
         self.weights = nn.Linear(dim, samples)
         self.value_proj = nn.Linear(dim, dim)
         self.output_proj = nn.Linear(dim, dim)
-        # Heads start in different directions, their points at growing distance.
+        # Heads start with different directions, and their points at increasing distances.
         nn.init.zeros_(self.offsets.weight)  # at the start only the bias moves points
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)
-        # Onto a square: point p is p cells away, along x, y or both.
+        # Projected onto a square: point p is p cells away along x, y or both.
         directions = directions / directions.abs().amax(-1, keepdim=True)
         steps = torch.arange(1, self.num_points + 1).view(1, 1, -1, 1)
         bias = directions[:, None, None] * steps.expand(-1, self.num_levels, -1, -1)
         with torch.no_grad():
             self.offsets.bias.copy_(bias.flatten())
-        nn.init.zeros_(self.weights.weight)  # softmax of zeros: all samples weigh the same
+        nn.init.zeros_(self.weights.weight)  # softmax of zeros: equal weights for all samples
         nn.init.zeros_(self.weights.bias)
         init_xavier(self.value_proj, self.output_proj)
 
@@ -119,7 +119,7 @@ class MultiScaleDeformableAttention(nn.Module):
         Args:
             query: (B, Q, C).
             reference: (Q, 2), point (x, y) in [0, 1] of each query.
-            value: (B, S, C), the levels one behind the other.
+            value: (B, S, C), the levels concatenated.
             shapes: (h, w) of each level.
 
         Returns:

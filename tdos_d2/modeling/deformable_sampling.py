@@ -1,5 +1,5 @@
-"""The sums of deformable attention as look-ups of rows: several times faster than grid_sample on a
-CPU, and the backward pass needs nothing but the inputs."""
+"""The sums of deformable attention as sums of table rows: several times faster than grid_sample on
+a CPU, and the backward pass needs only the inputs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 Shapes = Sequence[tuple[int, int]]
 
-# Zeros around a level: a point up to one cell outside still has four neighbours; points that lie
-# farther out are moved to where all four are zeros.
+# Zero padding around a level: a point up to one cell outside still has four neighbours; points
+# farther outside are moved to where all four are zeros.
 _BEFORE, _AFTER = 1, 2
 
 
@@ -21,14 +21,14 @@ def sum_of_samples(value: Tensor, shapes: Shapes, cells: Tensor, weights: Tensor
     """Weighted sums of bilinear samples, one per query and head.
 
     Args:
-        value: (B, S, H, D), the L levels one behind the other, S = sum of h * w; H heads.
+        value: (B, S, H, D), the L levels concatenated, S = sum of h * w; H heads.
         shapes: (h, w) of each level.
-        cells: (B, Q, H, L, P, 2) float32, sampling points (x, y) in cells of their level, (0, 0)
-            being the centre of the first; samples outside of a level are zero.
+        cells: (B, Q, H, L, P, 2) float32, sampling points (x, y) in cells of their level, where
+            (0, 0) is the centre of the first cell; samples outside a level are zero.
         weights: (B, Q, H, L, P) float32.
 
     Returns:
-        (B, Q, H * D). The second derivative is not there.
+        (B, Q, H * D). Second derivatives are not implemented.
     """
     sums = _SumOfSamples.apply(value, cells.flatten(3, 4), weights.flatten(3), tuple(shapes))
     return sums.view(*cells.shape[:2], -1)
@@ -74,7 +74,7 @@ def _padded(shapes: Shapes) -> list[tuple[int, int]]:
 
 
 def _table(value: Tensor, shapes: Shapes) -> Tensor:
-    """(B, S, H, D) -> (B * T * H, D), a row per head of each of the T cells of padded levels."""
+    """(B, S, H, D) -> (B * T * H, D), a row per head and cell; padded levels have T cells."""
     border = (0, 0, 0, 0, _BEFORE, _AFTER, _BEFORE, _AFTER)
     levels = value.split([h * w for h, w in shapes], dim=1)
     padded = [
@@ -135,10 +135,10 @@ def _corners(rows: Tensor, shapes: Shapes, heads: int) -> Tensor:
 def _scatter(
     grad: Tensor, rows: Tensor, weights4: Tensor, shapes: Shapes, size: torch.Size
 ) -> Tensor:
-    """The gradient of (B, S, H, D) ``value``: bags of the queries that have looked at a row.
+    """The gradient of (B, S, H, D) ``value``: for each row, a sum over the queries that used it.
 
-    Sorted once by the upper left neighbour; the sums for the other three are those of the same
-    queries, moved by a cell.
+    The queries are sorted once by their upper left neighbour; the sums for the other three
+    neighbours are over the same queries, shifted by a cell.
     """
     points = rows.shape[1]
     count = size[0] * size[2] * sum(h * w for h, w in _padded(shapes))
@@ -153,7 +153,7 @@ def _scatter(
     ]
     start, levels = 0, []
     for (height, width), (h, w) in zip(_padded(shapes), shapes, strict=True):
-        # (B, h + 3, w + 3, H, D); what is summed at a cell's left neighbour for its right, etc.
+        # (B, h + 3, w + 3, H, D); the sum for right neighbours is stored one cell to the left, etc.
         maps = [
             corner[:, start : start + height * width].unflatten(1, (height, width))
             for corner in of_corners

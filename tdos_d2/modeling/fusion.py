@@ -1,4 +1,4 @@
-"""Layers that follow each other become one, for a model that only predicts."""
+"""Fusion of consecutive linear layers, for models that are only used for prediction."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def fuse_for_prediction(model: nn.Module) -> nn.Module:
-    """Fold what is linear, in place: the same maps up to rounding, with fewer layers.
+    """Fuse linear layers in place: the same maps up to rounding, with fewer layers.
 
-    BatchNorm of a convolutional encoder goes into the convolution before it, and the encoder works
-    on channels-last maps; the last deconvolution of a ``ScaleNeck`` and the 1x1 convolution of the
-    pixel decoder behind it become one. The model can no longer be trained, saved or loaded.
+    BatchNorm layers of a convolutional encoder are folded into the convolution before them, and the
+    encoder uses channels-last maps; the last deconvolution of a ``ScaleNeck`` and the following 1x1
+    convolution of the pixel decoder are merged. The model can no longer be trained, saved or
+    loaded.
 
     Args:
         model: a meta-architecture with a ``backbone``, on its device.
@@ -37,7 +38,7 @@ def fuse_for_prediction(model: nn.Module) -> nn.Module:
         backbone.to(memory_format=torch.channels_last)
     neck, decoder = getattr(model, "neck", None), getattr(model, "pixel_decoder", None)
     if isinstance(neck, ScaleNeck) and isinstance(decoder, TextPixelDecoder):
-        # Coarsest first in the decoder; its finest level goes through a layer of its own.
+        # The decoder's inputs are coarsest first; its finest level has a separate layer.
         first_layers = [decoder.lateral, *reversed(decoder.inputs)]
         for level, first in zip(neck.levels, first_layers, strict=True):
             if isinstance(level, nn.Sequential) and isinstance(level[-1], nn.ConvTranspose2d):
@@ -47,16 +48,16 @@ def fuse_for_prediction(model: nn.Module) -> nn.Module:
 
 
 def _fuse_norms(encoder: nn.Module) -> None:
-    """Fold BatchNorm into the convolution whose output it is given.
+    """Fold BatchNorm into the convolution whose output is its input.
 
-    Which that is shows a small forward pass; a second one shows that nothing else was given the
-    output, for then the maps would not be the same.
+    A small forward pass finds that convolution; a second one checks that no other layer uses its
+    output, as the maps would then differ.
     """
     d = encoder.size_divisibility
     weight = next(encoder.parameters())
     images = torch.rand((1, 3, d, 2 * d), device=weight.device)
     pairs: dict[nn.Module, nn.Module] = {}
-    made_by: dict[int, tuple[nn.Module, Tensor]] = {}  # with the tensor, so that ids stay unique
+    made_by: dict[int, tuple[nn.Module, Tensor]] = {}  # keeps the tensor, so that ids stay unique
 
     def note(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         if isinstance(module, nn.Conv2d):
@@ -93,12 +94,12 @@ def _fuse_norms(encoder: nn.Module) -> None:
 
 
 def _behind(norm: nn.Module) -> nn.Module:
-    """What a BatchNorm layer does after normalising; timm's has the activation in it."""
+    """The operations of a BatchNorm layer after normalisation; timm's includes the activation."""
     return nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
 
 
 def _joined(deconv: nn.ConvTranspose2d, conv: nn.Conv2d) -> nn.ConvTranspose2d:
-    """``conv``, 1x1, after ``deconv``, as one deconvolution."""
+    """One deconvolution that equals ``deconv`` followed by the 1x1 ``conv``."""
     joined = nn.ConvTranspose2d(
         deconv.in_channels, conv.out_channels, deconv.kernel_size, deconv.stride
     ).to(deconv.weight)

@@ -1,4 +1,4 @@
-"""What the meta-architectures do with an image before and around the encoder."""
+"""Base class of the meta-architectures: normalisation, padding and sliding windows."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from .sliding_window import check_window, needs_windows, slide, slide_encoder
 
 
 class ImageModel(nn.Module):
-    """Normalises images and goes over them in windows.
+    """Normalises images and predicts on them in sliding windows.
 
     Args:
-        pixel_mean: per channel, in the order of the images given.
+        pixel_mean: per channel, in the channel order of the input images.
         pixel_std: per channel.
         window_size: side of the sliding window in pixels, 0 = whole image.
-        window_stride: its step in pixels.
+        window_stride: stride of the window in pixels.
         window_batch: windows per forward pass.
         window_decode: "window" decodes every window and averages the outputs, as published; "image"
             averages the encoder's maps and decodes once.
 
     Attributes:
-        size_divisibility: sides that the model works on are padded to a multiple of it.
+        size_divisibility: height and width of the model's input are padded to a multiple of it.
         padding: mode of ``torch.nn.functional.pad``; "constant" is the mean colour.
 
     Raises:
-        UserError: a step that leaves gaps between windows, another way to decode.
+        UserError: the stride leaves gaps between windows; unknown ``window_decode``.
     """
 
     backbone: Backbone
@@ -57,7 +57,7 @@ class ImageModel(nn.Module):
 
     @staticmethod
     def image_config(cfg) -> dict[str, Any]:
-        """The arguments, as the config has them."""
+        """The arguments from the config."""
         check_positive(cfg, "MODEL", "PIXEL_STD")
         check_positive(cfg, "TEST.WINDOW", "STRIDE", "BATCH")
         return {
@@ -71,16 +71,16 @@ class ImageModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where inputs are moved to."""
+        """Device of the model, to which inputs are moved."""
         return self.pixel_mean.device
 
     def _normalise(self, image: Tensor) -> Tensor:
         return (image.to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
 
     def _slide(self, image: Tensor, **decoding: Any) -> Tensor:
-        """(3, H, W) in [0, 255] -> (C, H, W), by windows where the image is larger than one.
+        """(3, H, W) in [0, 255] -> (C, H, W), in windows if the image is larger than one.
 
-        ``decoding`` goes to :meth:`_decode`.
+        ``decoding`` is passed to :meth:`_decode`.
         """
         image = self._normalise(image)
         if not (self.decode_once and needs_windows(image, self.window["size"])):
@@ -99,20 +99,20 @@ class ImageModel(nn.Module):
     def _decode(
         self, features: dict[str, Tensor], size: tuple[int, int], **decoding: Any
     ) -> Tensor:
-        """Maps and vectors of the backbone, of images of ``size`` (h, w) -> (B, C, h, w)."""
+        """Maps and vectors of the backbone for images of ``size`` (h, w) -> (B, C, h, w)."""
         raise NotImplementedError
 
     def _padded(self, images: Tensor) -> Tensor:
-        """(B, 3, h, w) -> sides that are multiples of ``size_divisibility``."""
+        """Pad (B, 3, h, w) so that h and w are multiples of ``size_divisibility``."""
         h, w = images.shape[-2:]
         bottom, right = self._padded_size(h) - h, self._padded_size(w) - w
         return F.pad(images, (0, right, 0, bottom), mode=self.padding)
 
     def _padded_size(self, side: int) -> int:
-        # A multiple of d by its form: torch.export sees that every level has whole cells.
+        # Written as a multiple of d, so that torch.export knows that it is divisible.
         d = self.size_divisibility
         return (side + d - 1) // d * d
 
     def _features_of(self, images: Iterable[Tensor]) -> FeaturesOf:
-        """What a memory is fitted with: the maps of frames (3, H, W) in [0, 255]."""
+        """The maps of frames (3, H, W) in [0, 255], for fitting a memory."""
         return FeaturesOf(images, lambda image: self._encode(self._normalise(image)[None]))

@@ -1,8 +1,8 @@
-"""A bounded memory of normal features: what is far from all of them is anomalous.
+"""A bounded memory of normal features; features far from all of them are anomalous.
 
-PatchCore's idea (arXiv 2106.08265) for driving scenes: frozen features of normal frames are
-kept, and a place is the more anomalous the less it looks like the nearest of them. No labels, no
-training.
+This is PatchCore's idea (arXiv 2106.08265) for driving scenes: frozen features of normal frames are
+stored, and the score of a location is its distance to the nearest of them. It needs no labels and
+no training.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..value_checks import check_positive
 
-# Vectors that a search compares at a time: with 8,000 places, 64 MiB of cosines.
+# Vectors that a search compares at a time: with 8,000 locations, 64 MiB of cosines.
 _BLOCK = 2048
 
 
 class FeatureMemory(nn.Module):
-    """Unit vectors of normal places, and the distance of other places to the nearest of them.
+    """Unit vectors of normal locations, and the distance of other locations to the nearest of them.
 
-    A vector joins the levels of the place: each level is centred with the mean of normal features,
-    brought to unit length and resized to the grid of the first level; together they have unit
-    length again, so that a cosine of two vectors is the mean of the levels' cosines.
+    A vector concatenates the levels at a location: each level is centred by the mean of normal
+    features, normalised to unit length and resized to the grid of the first level. The whole vector
+    is scaled to unit length, so that the cosine of two vectors is the mean of the levels' cosines.
 
     Args:
-        levels: names of the encoder's maps, the one whose grid counts first.
-        channels: of each level.
-        size: vectors at most.
-        neighbours: k, how many of the nearest vectors count.
+        levels: names of the encoder's maps; the first one determines the grid.
+        channels: channels of each level.
+        size: largest number of vectors.
+        neighbours: k, the number of nearest vectors in the score.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class FeatureMemory(nn.Module):
         """
         if not len(self.vectors):
             raise UserError("the memory is empty: fill it with tools/fit_memory.py")
-        # Under autocast the products would be rounded to half precision, and neighbours would tie.
+        # Under autocast the products would be rounded to half precision, which causes ties.
         with torch.autocast(self.vectors.device.type, enabled=False):
             embedded = self.embed(features)
             queries = embedded.permute(0, 2, 3, 1).flatten(0, 2)
             vectors = self.vectors.float()
             k = min(self.neighbours, len(vectors))
-            # All cosines at once may not fit into memory: the nearest of each block, then of those.
-            # Blocks of the memory, whose size is fixed, and not of the places: so it is exported.
+            # All cosines at once may not fit into memory: find the nearest in each block, then
+            # among those. Blocks divide the memory, whose size is fixed, for torch.export.
             near = [
                 (queries @ block.T).topk(min(k, len(block)), dim=1).values
                 for block in vectors.split(_BLOCK)
@@ -84,17 +84,17 @@ class FeatureMemory(nn.Module):
 
     @torch.no_grad()
     def fit(self, frames: Iterable[Mapping[str, Tensor]], seed: int) -> int:
-        """Fill the memory with features of normal frames, drawn at random and equally of each.
+        """Fill the memory with features of normal frames, the same number from each, at random.
 
         Args:
-            frames: the encoder's maps of each, gone through twice: a list or a dataset.
-            seed: of the drawing.
+            frames: the encoder's maps of each frame, iterated over twice: a list or a dataset.
+            seed: seed of the random selection.
 
         Returns:
             The number of vectors, at most the memory's size.
 
         Raises:
-            UserError: there is no frame.
+            UserError: there are no frames.
         """
         total, cells, count = torch.zeros_like(self.mean), 0, 0
         for features in frames:
@@ -117,7 +117,7 @@ class FeatureMemory(nn.Module):
         return len(self.vectors)
 
     def match(self, state: Mapping[str, Tensor], prefix: str) -> None:
-        """Make room for the vectors of a checkpoint, however many they are."""
+        """Resize the buffers to the number of vectors in a checkpoint."""
         vectors = state.get(f"{prefix}vectors")
         if vectors is not None and vectors.shape[1:] == self.vectors.shape[1:]:
             self.vectors = self.vectors.new_zeros(len(vectors), vectors.shape[1])
@@ -128,14 +128,14 @@ class FeatureMemory(nn.Module):
 
 
 def build_memory(cfg, shapes: Mapping[str, ShapeSpec]) -> FeatureMemory:
-    """What ``MODEL.MEMORY`` describes.
+    """Build the memory of ``MODEL.MEMORY``.
 
     Args:
         cfg: config.
-        shapes: the encoder's maps.
+        shapes: shapes of the encoder's maps.
 
     Raises:
-        UserError: no level, or one that the encoder does not have.
+        UserError: there is no level, or the encoder lacks one.
     """
     check_positive(cfg, "MODEL.MEMORY", "SIZE", "NEIGHBOURS")
     node = cfg.MODEL.MEMORY
@@ -148,7 +148,7 @@ def build_memory(cfg, shapes: Mapping[str, ShapeSpec]) -> FeatureMemory:
 
 
 class FeaturesOf:
-    """The encoder's maps of frames, made anew each time they are gone through."""
+    """The encoder's maps of frames, computed again in each iteration over them."""
 
     def __init__(
         self, images: Iterable[Tensor], encode: Callable[[Tensor], Mapping[str, Tensor]]

@@ -1,17 +1,17 @@
 """Merging the M + 1 OOD queries (the OOD word and the negatives) into one.
 
-Merged image by image, in training as in inference. Rules for the maps (mask logits and cosines)
-f_q(x) of the OOD queries:
+Queries are merged per image, in training and inference. Rules for the maps (mask logits and
+cosines) f_q(x) of the OOD queries:
 
 - ``max``: max_q f_q(x), per pixel (the published rule);
 - ``mean``: mean_q f_q(x);
 - ``score_weighted``: sum_q w_q f_q(x) with w_q = p(ood | q) / sum_q' p(ood | q') of the query's
   own class logits. Each decoder output has its own weights; the score map takes the last one's.
 
-Rules for the class logits l_q (there is one vector per query, whatever the pixel):
+Rules for the class logits l_q (one vector per query for all pixels):
 
 - ``mean``: sum_q w_q l_q with the weights of ``score_weighted`` maps, else mean_q l_q (published);
-- ``strongest``: l_q of the q with the largest p(ood | q), which the others do not dilute.
+- ``strongest``: l_q of the q with the largest p(ood | q), undiluted by the other queries.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CLASS_MERGE_RULES = ("mean", "strongest")
 
 
 def check_merge_rules(rule: str, class_rule: str) -> None:
-    """Raise UserError if one of the rules is not known."""
+    """Raise UserError if one of the rules is unknown."""
     check_choice("MODEL.TDOS.MERGE", rule, MERGE_RULES)
     check_choice("MODEL.TDOS.CLASS_MERGE", class_rule, CLASS_MERGE_RULES)
 
@@ -40,7 +40,7 @@ def merge_ood_queries(
     rule: str = "max",
     class_rule: str = "mean",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The outputs of N = K + 1 + M queries as those of K + 1.
+    """Merge the outputs of N = K + 1 + M queries into those of K + 1.
 
     Args:
         class_logits: (O, B, N, K + 2) of O decoder outputs; OOD is class K.
@@ -55,7 +55,7 @@ def merge_ood_queries(
     """
     ood_logits = class_logits[..., num_known:, :]  # (O, B, M + 1, K + 2)
     log_p = ood_logits.log_softmax(-1)[..., num_known]  # (O, B, M + 1)
-    # The softmax of log p is p / sum p, also where every p is too small for float32.
+    # The softmax of log p is p / sum p, even if every p underflows in float32.
     weights = log_p.softmax(-1) if rule == "score_weighted" else None
     if class_rule == "strongest":
         # The index, repeated over classes: gather takes the query's whole vector, (O, B, 1, K + 2).
@@ -78,7 +78,7 @@ def _merge_maps(maps: Tensor, num_known: int, rule: str, weights: Tensor | None)
     if weights is not None:
         merged = torch.einsum("...q,...qhw->...hw", weights.to(ood.dtype), ood).unsqueeze(-3)
     elif rule == "max":
-        merged = ood.amax(-3, keepdim=True)  # amax, not max: queries that tie share the gradient
+        merged = ood.amax(-3, keepdim=True)  # amax, not max: tied queries share the gradient
     else:
         merged = ood.mean(-3, keepdim=True)
     return torch.cat([maps[..., :num_known, :, :], merged], dim=-3)

@@ -1,4 +1,4 @@
-"""The pixel decoder: deformable attention over the pyramid, and pixels attend to text (tqdm)."""
+"""The pixel decoder: deformable attention over the pyramid, and attention to the text (tqdm)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .deformable_attention import MultiScaleDeformableAttention
 from .registry import PIXEL_DECODER_REGISTRY
 from .transformer_layers import Attention, FeedForward, init_xavier, sine_positions
 
-NUM_LEVELS = 3  # levels that attend: strides 8, 16, 32; stride 4 joins at the end
+NUM_LEVELS = 3  # levels with attention: strides 8, 16, 32; stride 4 is added at the end
 
 
 @PIXEL_DECODER_REGISTRY.register()
@@ -48,7 +48,7 @@ class TextPixelDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.hidden_dim = hidden_dim
-        # 32 groups at the published width; never fewer than 8 channels in a group
+        # 32 groups at the published width; at least 8 channels per group
         groups = math.gcd(32, hidden_dim // 8)
         finest, *coarse = in_channels
         self.inputs = nn.ModuleList(
@@ -71,7 +71,7 @@ class TextPixelDecoder(nn.Module):
             _PixelLayer(hidden_dim, num_heads, num_points, ffn_dim) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(hidden_dim)
-        # Both as in Mask2Former; this one is Detectron2's c2_xavier_fill.
+        # Both initialisations as in Mask2Former; this one is Detectron2's c2_xavier_fill.
         for conv in (self.lateral[0], self.output[0], self.mask_features):
             nn.init.kaiming_uniform_(conv.weight, a=1)
         init_xavier(*(level[0] for level in self.inputs))
@@ -104,7 +104,7 @@ class TextPixelDecoder(nn.Module):
         """
         maps = [proj(x) for proj, x in zip(self.inputs, reversed(levels[1:]), strict=True)]
         shapes = [tuple(m.shape[-2:]) for m in maps]
-        # (S, C); the level embedding tells cells of different levels at one place apart.
+        # (S, C); the level embedding distinguishes cells of different levels at the same position.
         positions = torch.cat(
             [
                 sine_positions(*shape, self.hidden_dim, maps[0].device) + embedding
@@ -121,7 +121,7 @@ class TextPixelDecoder(nn.Module):
         sizes = [h * w for h, w in shapes]
         memory = [m.unflatten(2, s) for m, s in zip(x.split(sizes, dim=2), shapes, strict=True)]
         finest = self.lateral(levels[0])
-        # FPN's top-down step from stride 8; sizes need not be exactly twice as large.
+        # FPN's top-down step from stride 8; the sizes need not differ by exactly a factor of 2.
         upsampled = F.interpolate(memory[-1], finest.shape[-2:], mode="bilinear")
         return memory, self.mask_features(self.output(finest + upsampled))
 

@@ -1,7 +1,7 @@
-"""Parts of the model by name: register your own, name it in the config, and it is built.
+"""Registries of the model's parts: register a custom part, then name it in the config.
 
 A part is built as ``Part(cfg, *shapes)``; with Detectron2's ``@configurable`` it can also be built
-from plain arguments. What each kind is given and gives back is said with its registry.
+from plain arguments. The comment at each registry gives the inputs and outputs of its parts.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ..value_checks import check_choice
 # (B, C, h, w), score map (B, N, h', w') -> levels of strides 4, 8, 16, 32, finest first.
 NECK_REGISTRY = Registry("NECK")
 
-# (cfg, names: the K known classes and the OOD word) -> module with ``embed_dim``; nothing ->
-# (N, D) text embeddings. For MODEL.REG.LANGUAGE_WEIGHT it has ``build_references(cfg, names)``.
+# (cfg, names: the K known classes and the OOD word) -> module with ``embed_dim``; no input ->
+# (N, D) text embeddings. MODEL.REG.LANGUAGE_WEIGHT needs its ``build_references(cfg, names)``.
 TEXT_REGISTRY = Registry("TEXT")
 
 # (cfg, D of the text, D of the visual context) -> module; (N, D) text, (B, S, D) visual context ->
@@ -32,13 +32,13 @@ CONTEXT_DECODER_REGISTRY = Registry("CONTEXT_DECODER")
 PIXEL_DECODER_REGISTRY = Registry("PIXEL_DECODER")
 
 # (cfg, D, N, number of classes) -> module; memory, mask features, text -> class logits
-# (O, B, N, classes + 1) and mask logits (O, B, N, h, w) of O outputs, in evaluation of the last.
+# (O, B, N, classes + 1) and mask logits (O, B, N, h, w) of O outputs; in evaluation only the last.
 TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_DECODER")
 
 
 def build_neck(cfg, in_shapes: Sequence[ShapeSpec], num_queries: int) -> nn.Module:
     """``MODEL.NECK.NAME``; "" = FPNNeck for taps of several strides, ScaleNeck for one."""
-    # A CNN's taps are a pyramid already; those of a ViT have one stride and must become one.
+    # A CNN's taps are already a pyramid; a ViT's taps have one stride.
     several = len({shape.stride for shape in in_shapes}) > 1
     default = "FPNNeck" if several else "ScaleNeck"
     return _build(NECK_REGISTRY, cfg.MODEL.NECK.NAME or default, cfg, in_shapes, num_queries)
@@ -46,7 +46,7 @@ def build_neck(cfg, in_shapes: Sequence[ShapeSpec], num_queries: int) -> nn.Modu
 
 def build_text(cfg, names: Sequence[str]) -> nn.Module:
     """``MODEL.TEXT.NAME``; "" = FixedText with MODEL.TEXT.EMBEDDINGS, PromptedText without."""
-    # With vectors from a file no text encoder is built: small deployments have no CLIP.
+    # With embeddings from a file no text encoder is built, so that CLIP is not needed.
     default = "FixedText" if cfg.MODEL.TEXT.EMBEDDINGS else "PromptedText"
     return _build(TEXT_REGISTRY, cfg.MODEL.TEXT.NAME or default, cfg, names)
 
@@ -68,6 +68,6 @@ def build_transformer_decoder(cfg, *shapes: int) -> nn.Module:
 
 
 def _build(registry: Registry, name: str, *arguments: Any) -> nn.Module:
-    # Registry.get would raise a KeyError with a table of all parts, after a traceback.
+    # Registry.get would raise a KeyError with a table of all parts and a traceback.
     check_choice(f"MODEL.{registry._name}.NAME", name, [known for known, _ in registry])
     return registry.get(name)(*arguments)

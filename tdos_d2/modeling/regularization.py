@@ -1,6 +1,6 @@
-"""Regularizers: the text queries keep their words' meaning, the image embedding keeps CLIP's.
+"""Regularizers that keep text queries close to their words, and the image encoder close to CLIP's.
 
-The third one of the method, the cross entropy of the score map, is part of the criterion.
+The third regularizer of the method, the score map's cross entropy, is part of the criterion.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ References = Callable[[], tuple[Tensor, Tensor]]
 
 
 class Regularization(nn.Module):
-    """The regularizers that are switched on; None = off."""
+    """The enabled regularizers; None = disabled."""
 
     def __init__(self, language: LanguageLoss | None, vision: VisionLoss | None) -> None:
         super().__init__()
@@ -37,11 +37,11 @@ class Regularization(nn.Module):
         Args:
             text: (B, N, D_t), text embeddings after the context decoder.
             images: (B, 3, H, W), normalised.
-            region: (B, H, W), where semantic augmentation perturbs; None: nowhere.
-            embedding: (B, D_v), image embedding of the trained encoder for them.
+            region: (B, H, W), where features are perturbed; None: no perturbation.
+            embedding: (B, D_v), the trained encoder's embedding of the images.
 
         Returns:
-            The weighted terms ``loss_language`` and ``loss_vision``, as far as they are on.
+            The enabled ones of the weighted terms ``loss_language`` and ``loss_vision``.
         """
         losses = {}
         if self.language is not None:
@@ -52,19 +52,19 @@ class Regularization(nn.Module):
 
 
 class LanguageLoss(nn.Module):
-    """Each text query is told apart from all others by the fixed embedding of its own words.
+    """Cross entropy that classifies each text query by the fixed embeddings of the queries' words.
 
     weight * CE_j(cos(t_k, r_j) / temperature) with target j = k, mean over images and queries. The
-    references r are those of the known names, the OOD word and, for the negatives, prototypes of
-    word groups; queries without a reference are left out. Without a temperature, as published,
-    cosines leave the term next to no range (defect 18).
+    references r are the embeddings of the known names, the OOD word and, for the negatives,
+    prototypes of word groups; queries without a reference are left out. Without a temperature, as
+    published, the term hardly varies (defect 18).
 
     Args:
-        references: gives (R, D) unit vectors and the (R,) numbers of the queries that they belong
-            to. Called at the first training step after weights were loaded, since they are made
-            with those, and inference needs none.
-        weight: of the term.
-        temperature: of the cosines.
+        references: returns (R, D) unit vectors and the (R,) numbers of their queries. It is called
+            at the first training step after weights were loaded, as the vectors depend on these;
+            inference does not need them.
+        weight: weight of the term.
+        temperature: temperature of the cosines.
     """
 
     def __init__(
@@ -73,15 +73,15 @@ class LanguageLoss(nn.Module):
         super().__init__()
         self._make_references = references
         self.weight, self.temperature = weight, temperature
-        # They follow from the weights: no part of a checkpoint, but moved with the module.
+        # They are computed from the weights: not in checkpoints, but moved with the module.
         self.register_buffer("references", None, persistent=False)
         self.register_buffer("queries", None, persistent=False)
-        # A function, no method: a copy of the module forgets its own references.
+        # A function, not a bound method, so that a copied module resets its own references.
         self.register_load_state_dict_post_hook(LanguageLoss._forget_references)
 
     def forward(self, text: Tensor) -> Tensor:
         """(B, N, D) text embeddings -> the weighted term."""
-        # float32: the temperature enlarges what half precision rounds away.
+        # float32, as the temperature amplifies rounding errors of half precision.
         with torch.autocast(text.device.type, enabled=False):
             if self.references is None:  # not in __init__: a checkpoint is loaded after it
                 with torch.no_grad():
@@ -90,7 +90,7 @@ class LanguageLoss(nn.Module):
                 self.queries = queries.to(text.device)
             text = F.normalize(text[:, self.queries].float(), dim=-1)
             logits = text @ self.references.T / self.temperature
-        # (B, R): row k of the logits is of the query that reference k belongs to.
+        # (B, R): row k of the logits belongs to the query of reference k.
         targets = torch.arange(len(self.queries), device=text.device).expand(len(text), -1)
         return self.weight * F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
@@ -99,19 +99,19 @@ class LanguageLoss(nn.Module):
 
 
 class VisionLoss(nn.Module):
-    """The image embedding stays near that of the encoder as it was loaded.
+    """Distance of the image embedding from that of the encoder before training.
 
     mse_weight * MSE(g, g0) + cosine_weight * mean(1 - cos(g, g0)), the published form. g0 comes
-    from a copy of the encoder that never sees gradients or training mode (defect 14), and the same
-    images and perturbed regions: only weights make a difference, so the term starts at 0. Where
-    BatchNorm is trained it works with the batch's statistics, and so it does in the copy, which
-    keeps none of them. The copy, ``reference``, is no submodule: optimizers, checkpoints and
-    ``train()`` do not find it; it moves with ``to()``.
+    from a copy of the encoder without gradients or training mode (defect 14), for the same images
+    and perturbed regions: only the weights differ, so the term starts at 0. If BatchNorm is trained
+    it uses the batch's statistics, also in the copy, which does not store them. The copy,
+    ``reference``, is not a submodule: optimizers, checkpoints and ``train()`` do not find it, but
+    it moves with ``to()``.
 
     Args:
-        encoder: gives ``embedding`` for images; copied as it is now.
-        mse_weight: of the squared distance.
-        cosine_weight: of the cosine distance.
+        encoder: returns ``embedding`` for images; copied in its current state.
+        mse_weight: weight of the squared distance.
+        cosine_weight: weight of the cosine distance.
     """
 
     def __init__(
@@ -123,11 +123,11 @@ class VisionLoss(nn.Module):
         trained_norms = get_bn_modules(reference)
         reference.eval()
         for norm in trained_norms:
-            norm.train().track_running_stats = False  # batch statistics, none kept
+            norm.train().track_running_stats = False  # uses batch statistics and stores none
         object.__setattr__(self, "reference", reference)  # nn.Module's own would register it
         self.mse_weight, self.cosine_weight = mse_weight, cosine_weight
 
-    # What to(), cuda() and half() call.
+    # Called by to(), cuda() and half().
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VisionLoss:
         self.reference._apply(fn, recurse)
         return super()._apply(fn, recurse)
@@ -144,7 +144,7 @@ class VisionLoss(nn.Module):
 def build_regularization(
     cfg, names: Sequence[str], text: nn.Module, backbone: Backbone
 ) -> Regularization:
-    """The regularizers that the config asks for and that the model has a use for.
+    """The regularizers that are enabled in the config and apply to the model.
 
     ``names`` are the K known classes and, last, the OOD word; ``text`` has ``build_references``.
     """
@@ -158,7 +158,7 @@ def build_regularization(
             temperature=node.TEMPERATURE,
         )
     mse_weight, cosine_weight = node.VISION_MSE_WEIGHT, node.VISION_COSINE_WEIGHT
-    # A frozen encoder cannot move away: the term would have no gradient (defect 7).
+    # A frozen encoder does not change: the term would have no gradient (defect 7).
     if (mse_weight or cosine_weight) and not backbone.frozen:
         if not getattr(backbone, "pretrained", bool(cfg.MODEL.CLIP.WEIGHTS)):
             logger.info(

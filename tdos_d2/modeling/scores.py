@@ -1,19 +1,18 @@
-"""From merged queries to known-class scores S_c and anomaly scores, all from one forward pass.
+"""Known-class scores S_c and anomaly scores of the merged queries, from one forward pass.
 
 Notation: K known classes; Q = K + 1 merged queries; p(c | q) = softmax over K + 2 class logits
 (known classes, OOD, no object); m_q(x) = mask logit; S_c(x) = sum_q p(c | q) sigmoid(m_q(x)) for
-the known classes and for c = ood. S_c is what mask models have in place of a pixel's class logit
-(RbA, arXiv 2211.14293), without any further softmax. Every score is larger where a pixel is more
-anomalous.
+the known classes and for c = ood. S_c takes the place of a pixel's class logit in mask models (RbA,
+arXiv 2211.14293), without any further softmax. All scores are larger for more anomalous pixels.
 
 Two kinds of scores differ in what is resized to the image and averaged over windows:
 
-- The logarithms ``log_s_ood`` and ``text_only`` are made on the grid of the masks or of the score
-  map, and it is the logarithms that are resized and averaged (a geometric mean): where S_ood is
-  0 in float32, its logarithm still ranks pixels, and an average of S_ood would lose that.
-- The functions of S, ``s_ood_softmax``, ``max_logit``, ``energy`` and ``rba``, are made at the end,
-  per pixel, from the resized and averaged S. So they are functions of ``sem_seg`` as the model
-  returns it, as in the released code of TDOS (which takes its softmax last) and of RbA.
+- The logarithms ``log_s_ood`` and ``text_only`` are computed on the grid of the masks or of the
+  score map, then resized and averaged as logarithms (a geometric mean): where S_ood is 0 in
+  float32, its logarithm still ranks pixels, which would be lost in an average of S_ood.
+- The functions of S, ``s_ood_softmax``, ``max_logit``, ``energy`` and ``rba``, are computed at the
+  end, per pixel, from the resized and averaged S. So they are functions of the model's ``sem_seg``,
+  as in the released code of TDOS (which applies its softmax last) and of RbA.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from ..errors import UserError
 
 
 def class_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """S_c of the K known classes and, last, of OOD.
+    """S_c of the K known classes and, as the last channel, of OOD.
 
     Args:
         class_logits: (B, K + 1, K + 2) of the merged queries.
@@ -37,15 +36,15 @@ def class_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     Returns:
         (B, K + 1, h, w) in [0, K + 1].
     """
-    probabilities = class_logits.softmax(-1)[..., :-1]  # "no object", the last, claims no pixel
-    # A sigmoid for each mask, no softmax over queries: masks may overlap, and S may exceed 1.
+    probabilities = class_logits.softmax(-1)[..., :-1]  # without "no object", the last
+    # A sigmoid per mask, not a softmax over queries: masks may overlap, and S may exceed 1.
     return torch.einsum("bqc,bqhw->bchw", probabilities, mask_logits.sigmoid())
 
 
 def log_s_ood(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     """log S_ood = logsumexp_q(log p(ood | q) + logsigmoid(m_q)).
 
-    Never ``log(sigmoid(x))``: in log space no two pixels tie because a sigmoid saturated.
+    It never computes ``log(sigmoid(x))``: in log space, saturated sigmoids do not cause ties.
 
     Args:
         class_logits: (B, K + 1, K + 2) of the merged queries.
@@ -59,13 +58,13 @@ def log_s_ood(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
 
 
 def text_only(score_map: Tensor, temperature: float) -> Tensor:
-    """log of OOD's share in softmax_c(cos_c / temperature): what image and words alone say.
+    """log of OOD's share in softmax_c(cos_c / temperature): a score without the decoders.
 
-    The decoders have no part in it; the score map's loss trains the same softmax.
+    The score map's loss trains the same softmax.
 
     Args:
         score_map: (B, K + 1, h, w) merged cosines of dense image and text embeddings, OOD last.
-        temperature: that of the score map's loss.
+        temperature: temperature of the score map's loss.
 
     Returns:
         (B, h, w) up to 0.
@@ -76,7 +75,7 @@ def text_only(score_map: Tensor, temperature: float) -> Tensor:
 def s_ood_softmax(s: Tensor) -> Tensor:
     """exp(S_ood) / sum_c exp(S_c) over known classes and OOD: the released code's last softmax.
 
-    S lies roughly in [0, 1], so the range is squeezed, and it ranks pixels differently than S_ood.
+    S is roughly in [0, 1], so the score's range is small; it ranks pixels differently from S_ood.
 
     Args:
         s: (K + 1, H, W), OOD last.
@@ -84,7 +83,7 @@ def s_ood_softmax(s: Tensor) -> Tensor:
     Returns:
         (H, W) in [0, 1].
     """
-    # Over S as it is: the published last step has no temperature that would widen the range.
+    # Without a temperature, as in the published last step.
     return s.softmax(0)[-1]
 
 
@@ -96,8 +95,8 @@ def max_logit(s: Tensor) -> Tensor:
 def energy(s: Tensor) -> Tensor:
     """-logsumexp_c S_c over the known classes, (K + 1, H, W) -> (H, W); in [-1 - log K, -log K].
 
-    The free energy (arXiv 2010.03759) at temperature 1, the class logits being S_c. The range holds
-    as long as no S_c exceeds 1.
+    The free energy (arXiv 2010.03759) at temperature 1 with S_c as class logits. The range holds if
+    no S_c exceeds 1.
     """
     return -s[:-1].logsumexp(0)
 
@@ -105,50 +104,50 @@ def energy(s: Tensor) -> Tensor:
 def rba(s: Tensor) -> Tensor:
     """-sum_c tanh(S_c) over the known classes, (K + 1, H, W) -> (H, W); in [-K, 0].
 
-    "Rejected by all" (RbA, arXiv 2211.14293): how far no known class claims the pixel.
+    "Rejected by all" (RbA, arXiv 2211.14293): it is high where no known class claims the pixel.
     """
-    # tanh, as in RbA, is bounded: no single class decides the sum.
+    # tanh, as in RbA, is bounded, so that no single class dominates the sum.
     return -s[:-1].tanh().sum(0)
 
 
-# Functions of S alone: made per pixel at the end, from S as it was resized and averaged.
+# Functions of S only, computed per pixel at the end from the resized and averaged S.
 PIXEL_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "s_ood_softmax": s_ood_softmax,
     "max_logit": max_logit,
     "energy": energy,
     "rba": rba,
 }
-# The two whose sum, each in units of its upper tail on normal frames, is "combined".
+# The scores that "combined" adds, each in units of its upper tail on normal frames.
 COMBINED = ("log_s_ood", "memory")
-_PIXELS_OF_A_FRAME = 4096  # that weigh the two: memory for an hour at a frame a second is 120 MB
+_PIXELS_OF_A_FRAME = 4096  # used for the weights: 120 MB for an hour of one frame per second
 SCORES = ("log_s_ood", "text_only", "memory", "combined", *PIXEL_SCORES)
 
 
 def needs_memory(names: Collection[str]) -> bool:
-    """Whether one of the scores is made with a ``FeatureMemory``."""
+    """Whether one of the scores needs a ``FeatureMemory``."""
     return "memory" in names or "combined" in names
 
 
 def check_score(name: str, key: str) -> None:
-    """Raises UserError, naming the config key, if there is no score of that name."""
+    """Raise UserError, naming the config key, if there is no score of that name."""
     if name not in SCORES:
         raise UserError(f"{key}: no score '{name}'; there are: {', '.join(SCORES)}")
 
 
 class AnomalyScores(nn.Module):
-    """Makes the scores asked for, S being computed once for all of them.
+    """Computes the requested scores, with S computed once for all of them.
 
     Between ``window_maps`` and ``finish`` the caller resizes and averages the maps. The score
     "combined" is the sum of ``COMBINED``, each minus its median on normal frames and divided by the
-    distance from there to its 99th percentile, which :meth:`fit` measures: no anomaly has a part in
-    the weights. A score that is high in places of normal frames counts less.
+    distance from the median to its 99th percentile. :meth:`fit` measures these, so no anomalies are
+    needed for the weights. A score that is high in parts of normal frames has less weight.
 
     Args:
         names: from SCORES.
-        temperature: that of the score map's loss, for ``text_only``.
+        temperature: temperature of the score map's loss, for ``text_only``.
 
     Raises:
-        UserError: no such score.
+        UserError: unknown score.
     """
 
     def __init__(self, names: Iterable[str], temperature: float = 0.07) -> None:
@@ -160,7 +159,7 @@ class AnomalyScores(nn.Module):
         averaged = [name for name in self.names if name not in ("combined", *PIXEL_SCORES)]
         if "combined" in self.names:
             averaged += COMBINED
-            # Median and unit of each; 0 until they are measured.
+            # Median and unit of each score; 0 until they are measured.
             self.register_buffer("normal", torch.zeros(2, 2))
         self._averaged = tuple(dict.fromkeys(averaged))
 
@@ -177,19 +176,19 @@ class AnomalyScores(nn.Module):
         size: tuple[int, int],
         memory: Tensor | None = None,
     ) -> Tensor:
-        """What is averaged over windows.
+        """The maps that are averaged over windows.
 
         Args:
             class_logits: (B, K + 1, K + 2) of the merged queries.
             mask_logits: (B, K + 1, h, w).
             score_map: (B, K + 1, h', w') merged cosines.
             size: (H, W) of the windows.
-            memory: (B, h'', w''), the score of ``FeatureMemory``, where it is needed.
+            memory: (B, h'', w''), the score of ``FeatureMemory``, if it is needed.
 
         Returns:
             (B, K + 1 + n, H, W): S, then the n scores that are averaged themselves.
         """
-        # S comes first: its K + 1 maps are needed whatever scores are asked for (sem_seg).
+        # S comes first; its K + 1 maps are always needed, for sem_seg.
         maps = [class_scores(class_logits, mask_logits)]
         for name in self._averaged:
             if name == "log_s_ood":
@@ -199,7 +198,7 @@ class AnomalyScores(nn.Module):
             else:
                 score = memory
             maps.append(score[:, None])
-        # Masks and score map have different grids; what is averaged has one.
+        # Masks and score map have different grids, so all maps are resized before averaging.
         return torch.cat([resize(x, size) for x in maps], dim=1)
 
     def finish(self, maps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -215,7 +214,7 @@ class AnomalyScores(nn.Module):
         s = maps[:count]
         scores = dict(zip(self._averaged, maps[count:], strict=True))
         if "combined" in self.names:
-            # A graph that is traced cannot depend on values; it was run before.
+            # A traced graph cannot depend on values; the check has run before tracing.
             if not torch.compiler.is_compiling() and not self.normal.any():
                 raise UserError(
                     "the parts of the score combined were never measured on normal frames: run "
@@ -226,7 +225,7 @@ class AnomalyScores(nn.Module):
         return s[:-1], scores
 
     def combine(self, parts: Sequence[Tensor]) -> Tensor:
-        """The scores ``COMBINED`` of any one shape -> "combined"."""
+        """The scores ``COMBINED``, of the same shape -> "combined"."""
         return sum(
             (part - median) / unit for part, (median, unit) in zip(parts, self.normal, strict=True)
         )
@@ -235,11 +234,11 @@ class AnomalyScores(nn.Module):
         """Measure median and 99th percentile of the parts of "combined" on normal frames.
 
         Args:
-            frames: of each, the averaged maps (K + 1 + n, H, W) that ``finish`` is given; at most
-                4,096 pixels of a frame, evenly spaced, count.
+            frames: per frame, the averaged maps (K + 1 + n, H, W) as for ``finish``; at most 4,096
+                evenly spaced pixels of a frame are used.
 
         Raises:
-            UserError: a score that is the same nearly everywhere cannot be weighed.
+            UserError: a score is almost constant and cannot be weighted.
         """
         rows = [self._averaged.index(name) - len(self._averaged) for name in COMBINED]
         pixels = []
@@ -247,7 +246,7 @@ class AnomalyScores(nn.Module):
             parts = maps[rows].flatten(1).float().cpu()
             pixels.append(parts[:, :: -(-parts.shape[1] // _PIXELS_OF_A_FRAME)])
         values = torch.cat(pixels, dim=1).sort(dim=1).values if pixels else torch.zeros(2, 1)
-        # Sorted: torch.quantile has a largest size.
+        # Sorted, as torch.quantile has a size limit.
         median, high = (values[:, round(q * (values.shape[1] - 1))] for q in (0.5, 0.99))
         if not (high - median > 1e-6).all():
             raise UserError("a score that is the same on all normal frames cannot be combined")
@@ -255,7 +254,7 @@ class AnomalyScores(nn.Module):
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, h, w) -> (B, C, *size), bilinear, pixel centres apart (align_corners=False)."""
+    """(B, C, h, w) -> (B, C, *size), bilinear with align_corners=False."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..errors import UserError
 
-# What is averaged where windows overlap: maps of the outputs, or maps of the encoder.
+# What is averaged where windows overlap: "window" = outputs, "image" = maps of the encoder.
 DECODE = ("window", "image")
 
 
 def check_window(size: int, stride: int, decode: str = "window") -> None:
-    """Raise UserError if windows would leave gaps, or there is no such way to decode."""
+    """Raise UserError if windows would leave gaps, or ``decode`` is unknown."""
     if size and not 0 < stride <= size:
         raise UserError(f"TEST.WINDOW.STRIDE must be 1 to TEST.WINDOW.SIZE ({size}), not {stride}")
     if decode not in DECODE:
@@ -24,7 +24,7 @@ def check_window(size: int, stride: int, decode: str = "window") -> None:
 
 
 def window_starts(length: int, size: int, stride: int) -> list[int]:
-    """Where windows begin along an axis: every ``stride``, the last one shifted inside."""
+    """First pixels of the windows along an axis: every ``stride``, the last one shifted inside."""
     count = max(math.ceil((length - size) / stride), 0) + 1  # at least one, on any axis
     return [max(min(i * stride, length - size), 0) for i in range(count)]
 
@@ -40,11 +40,11 @@ def slide(
     """Predict on windows and average where they overlap.
 
     Args:
-        image: (3, H, W), any size and aspect; along an axis shorter than ``size`` the window is as
-            long as the image.
+        image: (3, H, W), of any size and aspect ratio; along an axis shorter than ``size`` the
+            window is as long as the image.
         predict: (B, 3, h, w) -> (B, C, h, w).
         size: side of the window in pixels; 0 = the whole image.
-        stride: step of the window in pixels.
+        stride: stride of the window in pixels.
         batch: windows per call of ``predict``.
 
     Returns:
@@ -53,7 +53,7 @@ def slide(
     height, width = image.shape[-2:]
     if not needs_windows(image, size):
         return predict(image[None])[0]
-    total = torch.zeros(())  # until the first output says how many maps there are
+    total = torch.zeros(())  # until the first output gives the number of maps
     coverage = image.new_zeros((height, width), dtype=torch.float32)
     for corners, windows in _windows(image, size, stride, batch):
         h, w = windows.shape[-2:]
@@ -62,7 +62,7 @@ def slide(
                 total = output.new_zeros((len(output), height, width))
             total[:, y : y + h, x : x + w] += output
             coverage[y : y + h, x : x + w] += 1
-    return total.div_(coverage)  # never 0: a stride up to the window's size leaves no gap
+    return total.div_(coverage)  # never 0, as the stride is at most the window's size
 
 
 def slide_encoder(
@@ -74,15 +74,15 @@ def slide_encoder(
     batch: int,
     cell: int,
 ) -> dict[str, Tensor]:
-    """Encode windows and average their maps where they overlap, each on one grid.
+    """Encode windows and average their maps where they overlap, each map on its own grid.
 
     Args:
         image: (3, H, W), H and W multiples of ``cell``.
         encode: (B, 3, h, w) -> by name (B, C, h / s, w / s) maps, s a divisor of ``cell``, or
             (B, C) vectors.
         size: side of the window in pixels, rounded up to a multiple of ``cell``.
-        stride: step of the window in pixels, rounded down to a multiple of ``cell``, so that cells
-            of windows are cells of the image.
+        stride: stride of the window in pixels, rounded down to a multiple of ``cell``, so that the
+            cells of windows are cells of the image.
         batch: windows per call of ``encode``.
         cell: side in pixels of the encoder's coarsest cell.
 

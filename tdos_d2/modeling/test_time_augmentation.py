@@ -17,11 +17,11 @@ _OUTPUTS = ("sem_seg", "ood_score", "ood_scores")
 
 
 class SemanticSegmentorWithTTA(nn.Module):
-    """Calls a segmentation model with versions of an image and averages what it gives.
+    """Calls a segmentation model with versions of an image and averages its outputs.
 
-    Versions are those of Detectron2's ``TEST.AUG``: every size, and each of them flipped. The mean
-    is over ``sem_seg``, ``ood_score`` and ``ood_scores`` as they are: the mean of a logarithmic
-    score is that of logarithms.
+    Versions are those of Detectron2's ``TEST.AUG``: every size, and each of them flipped.
+    ``sem_seg``, ``ood_score`` and ``ood_scores`` are averaged without conversion: for a logarithmic
+    score, the logarithms are averaged.
     """
 
     @configurable
@@ -30,10 +30,9 @@ class SemanticSegmentorWithTTA(nn.Module):
     ) -> None:
         """
         Args:
-            model: takes Detectron2's list of dicts, gives outputs of size ``height``, ``width``.
-            min_sizes: shorter sides of the resized versions in pixels; none = the size that the
-                image has.
-            max_size: longer sides are at most this.
+            model: takes Detectron2's list of dicts, returns outputs of size ``height``, ``width``.
+            min_sizes: shorter sides of the resized versions in pixels; empty = the image's size.
+            max_size: largest longer side.
             flip: also use mirror images.
         """
         super().__init__()
@@ -53,14 +52,14 @@ class SemanticSegmentorWithTTA(nn.Module):
         }
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Inputs and outputs as those of the model in evaluation."""
+        """Inputs and outputs are those of the model in evaluation."""
         return [self._average(inputs) for inputs in batched_inputs]
 
     def _average(self, inputs: dict[str, Any]) -> dict[str, Any]:
         height, width = inputs["image"].shape[-2:]
-        # The model brings the maps of every version to this size, where they can be added.
+        # The model resizes the maps of every version to this size, so that they can be added.
         inputs = {"height": height, "width": width, **inputs}
-        total, number = None, 0  # a running sum: one version's maps at a time are in memory
+        total, number = None, 0  # a running sum keeps the maps of only one version in memory
         for image in self._sizes(inputs["image"]):
             for mirrored in (False, True) if self.flip else (False,):
                 version = image.flip(-1) if mirrored else image
@@ -72,7 +71,7 @@ class SemanticSegmentorWithTTA(nn.Module):
         return _each_map(lambda x: x / number, total)
 
     def _sizes(self, image: Tensor) -> Iterator[Tensor]:
-        """(3, H, W) uint8 -> the same image in the sizes asked for."""
+        """(3, H, W) uint8 -> the same image in the requested sizes."""
         if not self.resizes:
             yield image
         # Detectron2's transforms are for (H, W, C) arrays.
@@ -83,7 +82,7 @@ class SemanticSegmentorWithTTA(nn.Module):
 
 
 def _each_map(function: Callable[..., Tensor], *outputs: Any) -> Any:
-    """``function`` of maps, or of the maps at the same place in dicts."""
+    """``function`` of maps, or of the maps with the same keys in (nested) dicts."""
     if isinstance(outputs[0], Mapping):
         return {key: _each_map(function, *(x[key] for x in outputs)) for key in outputs[0]}
     return function(*outputs)

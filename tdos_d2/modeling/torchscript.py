@@ -1,7 +1,7 @@
-"""Weights out of TorchScript archives, such as OpenAI's of CLIP, without running their code.
+"""Weights from TorchScript archives, such as OpenAI's CLIP, without running their code.
 
 Such an archive is a zip file: ``data.pkl`` describes modules and their tensors, ``data/<number>``
-are the values, ``code/`` is what ``torch.jit.load`` would compile and may run.
+has the values, and ``code/`` the code that ``torch.jit.load`` would compile and might run.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _TYPES = {
     "ShortStorage": torch.int16,
 }  # fmt: skip
 _LISTS = ("build_boollist", "build_doublelist", "build_intlist", "build_tensorlist")
-_MAX_ATTRIBUTES = 100_000  # of all modules, each as often as others name it
+_MAX_ATTRIBUTES = 100_000  # of all modules, counted once per reference
 
 
 def is_torchscript(path: str | Path) -> bool:
-    """Whether this is a zip archive with code; ``torch.save`` writes one without."""
+    """Whether this is a zip archive with code; archives of ``torch.save`` have none."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any("/code/" in name for name in archive.namelist())
@@ -42,15 +42,15 @@ def read_torchscript(path: str | Path) -> dict[str, Tensor]:
     """Parameters, buffers and other tensors of the module, by their names in its state dict.
 
     Raises:
-        Exception: nearly every kind there is, for an archive that is damaged, or holds objects
-            other than modules, tensors and plain types.
+        Exception: of almost any type, if the archive is damaged or has objects other than modules,
+            tensors and plain types.
     """
     left = Path(path).stat().st_size
 
     def read(name: str) -> bytes:
         nonlocal left
         entry = archive.getinfo(name)
-        # Only the code is compressed. Two names could be of the same bytes.
+        # Only the code is compressed. Two names may refer to the same bytes.
         left -= entry.file_size
         if left < 0 or entry.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"its file {name} is compressed, or shares its bytes with another")
@@ -76,7 +76,7 @@ def read_torchscript(path: str | Path) -> dict[str, Tensor]:
 
 
 class _Module:
-    """Stands for an object of any class that the archive's code defines."""
+    """Placeholder for objects of all classes that the archive's code defines."""
 
     attributes: Any = None
 
@@ -85,7 +85,7 @@ class _Module:
 
 
 class _Reader(pickle.Unpickler):
-    """Makes modules without behaviour, tensors and plain types, nothing else."""
+    """Creates only modules without behaviour, tensors and plain types."""
 
     def __init__(self, content: bytes, read_values: Callable[[str], bytes]) -> None:
         super().__init__(io.BytesIO(content))

@@ -1,4 +1,4 @@
-"""What training tells Detectron2's event storage beside losses: metrics.json and TensorBoard."""
+"""Training statistics beside losses for Detectron2's event storage (metrics.json, TensorBoard)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from torch import Tensor
 
 from .criterion import IGNORE
 
-# Iterations between two counts of the negatives: as many as between two lines of metrics.json.
+# Iterations between two counts of the negatives, as between two lines of metrics.json.
 _PERIOD = 20
 
 
 def record_batch(labels: Tensor, mask_logits: Tensor, num_known: int) -> None:
-    """Record the share of OOD pixels in a batch, and how active each negative prompt is.
+    """Record the share of OOD pixels in a batch, and the activity of each negative prompt.
 
-    ``ood_share`` is of the pixels that are not void. ``negative_activity/<i>`` is the share of OOD
-    pixels at which negative i has the largest mask logit of all M + 1 OOD queries (the OOD word has
-    the rest): a negative that stays at 0 is of no use. Outside of a trainer nothing happens.
+    ``ood_share`` is relative to the pixels that are not void. ``negative_activity/<i>`` is the
+    share of OOD pixels at which negative i has the largest mask logit of all M + 1 OOD queries (the
+    OOD word has the rest): a negative that stays at 0 has no effect. Outside a trainer this does
+    nothing.
 
     Args:
         labels: (B, H, W) with ``num_known`` for OOD.

@@ -1,4 +1,4 @@
-"""The transformer decoder: text queries become classes and masks by masked attention."""
+"""The transformer decoder: classes and masks of the text queries, by masked attention."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TextQueryDecoder(nn.Module):
         text_dim: D, channels of the text embeddings.
         num_queries: N.
         num_classes: K + 1 classes (known and OOD); "no object" is added here.
-        num_levels: levels of the memory, visited in turn, coarsest first.
+        num_levels: levels of the memory, used in turn by the layers, coarsest first.
         hidden_dim: C, width of the memory and of the queries.
         num_layers: layers.
         num_heads: heads.
@@ -63,7 +63,7 @@ class TextQueryDecoder(nn.Module):
             "text_dim": text_dim,
             "num_queries": num_queries,
             "num_classes": num_classes,
-            # Masks are products of queries and mask features: both have one width.
+            # Masks are products of queries and mask features, which must have the same width.
             "hidden_dim": cfg.MODEL.PIXEL_DECODER.HIDDEN_DIM,
             "num_layers": node.NUM_LAYERS,
             "num_heads": node.NUM_HEADS,
@@ -81,11 +81,12 @@ class TextQueryDecoder(nn.Module):
 
         Returns:
             Class logits (O, B, N, K + 2) and mask logits (O, B, N, H, W). In training
-            O = layers + 1, the first output made before the first layer; in evaluation O = 1, the
-            last output. Mask logits are float32 under autocast, too: in half precision pixels tie.
+            O = layers + 1, where the first output precedes the first layer; in evaluation O = 1,
+            the last output. Mask logits are float32 also under autocast, as half precision causes
+            ties between pixels.
         """
         shapes = [tuple(m.shape[-2:]) for m in memory]
-        # A mask is linear in the mask features, so its small version comes from small features.
+        # A mask is linear in the mask features, so small masks can use resized features.
         small_features = [F.interpolate(mask_features, size, mode="bilinear") for size in shapes]
         values = [  # (B, h * w, C) of each level
             m.flatten(2).transpose(1, 2) + embedding
@@ -94,7 +95,7 @@ class TextQueryDecoder(nn.Module):
         positions = [sine_positions(*shape, values[0].shape[-1], text.device) for shape in shapes]
         query = self.query_content(text)
         query_position = self.query_position.weight
-        # The first masks come from the text alone; they say where the first layer may look.
+        # The first masks depend only on the text; they restrict the first layer's attention.
         states = [self.norm(query)]
         for i, layer in enumerate(self.layers):
             level = i % self.num_levels  # in turn (Mask2Former, section 3.2)
@@ -110,7 +111,7 @@ class TextQueryDecoder(nn.Module):
 
     @torch.no_grad()
     def _blocked(self, state: Tensor, features: Tensor) -> Tensor:
-        """(B, N, h * w): where a query's own mask is background; a row of only such is opened."""
+        """(B, N, h * w): True where a query's own mask is background, unless it all is."""
         masks = torch.einsum("bnc,bchw->bnhw", self.mask_head(state), features).flatten(2)
         blocked = masks < 0  # sigmoid < 0.5
         # The softmax of a row that blocks everything would be NaN.

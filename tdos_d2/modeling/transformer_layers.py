@@ -1,4 +1,4 @@
-"""Attention, feed-forward layers and sine positions that the decoders share."""
+"""Attention, feed-forward layers and sine positions, shared by the decoders."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Attention(nn.Module):
             query: (B, Q, C).
             key: (B, S, C).
             value: (B, S, C).
-            blocked: (B, Q, S) bool, True where a query must not look; no row may be all True.
+            blocked: (B, Q, S) bool, True where a query must not attend; no row may be all True.
 
         Returns:
             (B, Q, C).
@@ -61,14 +61,14 @@ class Attention(nn.Module):
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
         )
-        # (B, 1, Q, S), the same for all heads; True = may look, unlike in nn.MultiheadAttention.
+        # (B, 1, Q, S), the same for all heads; True = attend, unlike in nn.MultiheadAttention.
         allowed = None if blocked is None else ~blocked[:, None]
-        dropout = self.dropout.p if self.training else 0.0  # a function, which knows no mode
+        dropout = self.dropout.p if self.training else 0.0  # a function, without a mode
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
-        return self.dropout(self.out_proj(x.transpose(1, 2).flatten(2)))  # heads side by side
+        return self.dropout(self.out_proj(x.transpose(1, 2).flatten(2)))  # concatenate the heads
 
 
-# In place: one map of the hidden width less to write.
+# In place, which saves writing a map of the hidden width.
 _RELU = partial(nn.ReLU, inplace=True)
 
 
@@ -103,7 +103,7 @@ def sine_positions(height: int, width: int, dim: int, device: torch.device | str
         height: rows of the map.
         width: columns of the map.
         dim: channels, a multiple of 4.
-        device: where to make it.
+        device: device of the result.
 
     Returns:
         (height * width, dim) float32, row by row.
@@ -113,7 +113,7 @@ def sine_positions(height: int, width: int, dim: int, device: torch.device | str
 
     def encode(length: int) -> Tensor:
         position = torch.arange(1, length + 1, device=device)  # from 1, as DETR counts
-        # Divided by a tensor: ONNX has no number that depends on the size of the input.
+        # Divided by a tensor: in ONNX, plain numbers cannot depend on the size of the input.
         angle = (2 * math.pi * position / position[-1])[:, None] * frequencies
         return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)  # alternating
 

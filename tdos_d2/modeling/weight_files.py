@@ -1,4 +1,4 @@
-"""Files of weights: read without running code in them, wherever in a file the weights are."""
+"""Weight files: reading without running code, and finding the weights in their content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..untrusted import check_zip
 
-# Where trainers put a model's weights, and what wrappers of modules put before their names.
+# Keys under which trainers store a model's weights, and name prefixes of module wrappers.
 _ENTRIES = ("model", "state_dict", "model_state_dict", "model_state", "params")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _OF_ARRAYS = re.compile(
@@ -32,7 +32,7 @@ _FOLLOW = ContextVar("weights follow", default=False)
 
 @contextmanager
 def weights_follow(follow: bool = True) -> Iterator[None]:
-    """Build encoders at random: all their weights are about to be loaded from a checkpoint."""
+    """Context in which encoders are built at random, as a checkpoint will give all weights."""
     token = _FOLLOW.set(follow)
     try:
         yield
@@ -41,7 +41,7 @@ def weights_follow(follow: bool = True) -> Iterator[None]:
 
 
 def needs_weights() -> bool:
-    """Whether an encoder that is built now must read its file of weights.
+    """Whether an encoder that is being built must read its weight file.
 
     Not on the meta device, where tensors have no values, and not within :func:`weights_follow`.
     """
@@ -49,10 +49,10 @@ def needs_weights() -> bool:
 
 
 def read_file(path: str | Path, *, mmap: bool = False) -> Any:
-    """What a file holds: of ``torch.save``, safetensors, or Detectron2's .pkl of arrays.
+    """Content of a file of ``torch.save``, of safetensors, or of Detectron2's .pkl of arrays.
 
     Raises:
-        UserError: the file is damaged, or what it holds would run code; the message names it.
+        UserError: the file is damaged, or reading it would run code; the message names it.
     """
     path = str(path)
     try:
@@ -63,16 +63,16 @@ def read_file(path: str | Path, *, mmap: bool = False) -> Any:
         if path.endswith(".pkl"):
             with open(path, "rb") as file:
                 return _ArrayUnpickler(file, encoding="latin1").load()
-        if zipfile.is_zipfile(path):  # what is compressed unpacks to anything, and mmap misreads it
+        if zipfile.is_zipfile(path):  # compressed data may have any size, and mmap misreads it
             check_zip(path, Path(path).stat().st_size, stored=True)
-        # weights_only: unpickling a whole module runs whatever code its file names.
+        # weights_only: unpickling a whole module would run any code that the file names.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # safetensors' is of no other kind
+    except Exception as error:  # safetensors raises no more specific type
         raise unreadable(path, error) from error
 
 
 def unreadable(path: str | Path, error: Exception) -> UserError:
-    """The one line for what reading ``path`` raised."""
+    """The UserError for an exception from reading ``path``."""
     if isinstance(error, UserError):
         return error
     kind = re.search(r"(?:Unsupported (?:global|class):? (?:GLOBAL )?)([\w.]+)", str(error))
@@ -89,19 +89,19 @@ def unreadable(path: str | Path, error: Exception) -> UserError:
 
 
 def find_state(content: Any, path: str | Path, own: Collection[str] = ()) -> dict[str, Tensor]:
-    """The weights in what ``path`` holds: at the top, or under a name that trainers use.
+    """The weights in a file's content: at the top level, or under a key that trainers use.
 
     Args:
-        content: of ``read_file``.
-        path: for messages.
-        own: names of the model's weights; where no name of the file is among them, the prefixes
-            that wrappers of modules put before all names are taken off.
+        content: from ``read_file``.
+        path: path of the file, for messages.
+        own: names of the model's weights; if the file has none of them, the prefixes that module
+            wrappers add to all names are removed.
 
     Raises:
-        UserError: there are none; the message says what the file holds.
+        UserError: there are no weights; the message describes the content.
     """
     state = content if isinstance(content, Mapping) else {}
-    # Entries nest: the checkpoint of a trainer may hold that of a wrapper.
+    # Entries may be nested: a trainer's checkpoint may contain that of a wrapper.
     while inner := [state[key] for key in _ENTRIES if isinstance(state.get(key), Mapping)]:
         state = inner[0]
     tensors = {k: v for k, v in state.items() if isinstance(v, (Tensor, np.ndarray))}
@@ -111,7 +111,7 @@ def find_state(content: Any, path: str | Path, own: Collection[str] = ()) -> dic
             f"{path} holds {_describe(content)}, no weights: a state dict is expected, alone or "
             f"as one of {', '.join(_ENTRIES)}"
         )
-    # DataParallel, torch.compile and wrappers of a trainer nest: one prefix after the other.
+    # DataParallel, torch.compile and trainers' wrappers nest, so there may be several prefixes.
     own = set(own)
     while own.isdisjoint(found):
         prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in found)), None)
@@ -129,7 +129,7 @@ def _describe(content: Any) -> str:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Makes arrays and plain types, nothing else."""
+    """Creates only arrays and plain types."""
 
     def find_class(self, module: str, name: str) -> Any:
         if not _OF_ARRAYS.fullmatch(f"{module}.{name}"):

@@ -1,8 +1,8 @@
-"""Words added at test time: how much each pixel looks like what a word says.
+"""Words added at test time: the similarity of each pixel to a word.
 
-A word is compared with the dense visual embedding by its plain text embedding, before the context
-decoder. Nothing is trained, and the other outputs stay as they are. The result has a meaning only
-with text and image encoders that were trained together, as CLIP's were.
+A word's plain text embedding, before the context decoder, is compared with the dense visual
+embedding. This needs no training and does not change the other outputs. The result is meaningful
+only with text and image encoders that were trained together, as CLIP's were.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Where the known names' cosines differ by less than CLIP's own temperature, they do not differ.
+# Smallest spread of the known names' cosines: CLIP's temperature, below which they do not differ.
 MIN_SPREAD = 0.01
 
 
 def word_maps(dense: Tensor, names: Tensor, num_known: int) -> Tensor:
     """Cosines of words, and the words' chances against the known names.
 
-    The range of cosines of text and image depends on the model. The chance does not: it is
-    sigmoid((cos_w - max_k cos_k) / s), k over the known names and s the standard deviation of their
-    cosines at the same place (at least ``MIN_SPREAD``). 1/2 = it fits as well as the best of them.
+    The range of cosines between text and image depends on the model. The chance does not: it is
+    sigmoid((cos_w - max_k cos_k) / s), with k over the known names and s the standard deviation of
+    their cosines at the same position (at least ``MIN_SPREAD``). At 1/2 the word fits as well as
+    the best known name.
 
     Args:
         dense: (B, D, h, w) dense visual embedding in text space, of any length.
@@ -30,7 +31,7 @@ def word_maps(dense: Tensor, names: Tensor, num_known: int) -> Tensor:
     Returns:
         (B, 2 W, h, w) float32: W cosines in [-1, 1], then W chances in [0, 1].
     """
-    with torch.autocast(dense.device.type, enabled=False):  # half precision would tie cosines
+    with torch.autocast(dense.device.type, enabled=False):  # half precision would cause ties
         unit = F.normalize(dense.float(), dim=1)
         cosines = torch.einsum("nd,bdhw->bnhw", F.normalize(names.float(), dim=1), unit)
     known, words = cosines[:, :num_known], cosines[:, num_known:]

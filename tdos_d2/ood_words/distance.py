@@ -1,4 +1,4 @@
-"""How far a word is from the nearest known class: in WordNet, or in CLIP's text space."""
+"""Distances of words to the nearest known class, in WordNet or in CLIP's text space."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 def wup_distances(words: Sequence[Synset], known: Sequence[Synset]) -> np.ndarray:
     """1 - the largest Wu-Palmer similarity to a known sense.
 
-    The similarity of a and b is the largest 2 d(c) / (2 d(c) + l(a, c) + l(b, c)) over the synsets
-    c above both, d(c) being the number of synsets on the longest way from the root to c (root and c
-    included) and l the number of edges on the shortest way up (Wu and Palmer 1994, as in NLTK).
+    The similarity of a and b is the largest 2 d(c) / (2 d(c) + l(a, c) + l(b, c)) over their common
+    ancestors c, with d(c) the number of synsets on the longest path from the root to c (including
+    both) and l the number of edges on the shortest path up (Wu and Palmer 1994, as in NLTK).
 
     Args:
         words: n senses.
         known: senses of the known classes.
 
     Returns:
-        (n,) float64 in [0, 1]; 1 where nothing is above both.
+        (n,) float64 in [0, 1]; 1 without a common ancestor.
     """
     classes = [_above(sense) for sense in known]
     return np.array([1 - max(_similarity(_above(w), c) for c in classes) for w in words])
 
 
 def path_distances(words: Sequence[Synset], known: Sequence[Synset]) -> np.ndarray:
-    """Number of edges to the nearest known sense, going up and down WordNet's hypernyms.
+    """Number of edges to the nearest known sense, up and down WordNet's hypernyms.
 
-    Arguments as in :func:`wup_distances`; (n,) float64, infinite where nothing is above both.
+    Arguments as in :func:`wup_distances`; (n,) float64, infinite without a common ancestor.
     """
     classes = [_above(sense) for sense in known]
     return np.array([min(_edges(_above(w), c) for c in classes) for w in words])
@@ -45,7 +45,7 @@ def embedding_distances(words: np.ndarray, known: np.ndarray, quantile: float = 
     Args:
         words: (n, D) text embeddings of any length.
         known: (K, D) text embeddings of the known classes.
-        quantile: 1.0 = the nearest class (maximum cosine); NegLabel takes 0.95 (Jiang et al. 2024,
+        quantile: 1.0 = the nearest class (maximum cosine); NegLabel uses 0.95 (Jiang et al. 2024,
             "Negative Label Guided OOD Detection with Pretrained Vision-Language Models").
 
     Returns:
@@ -68,6 +68,6 @@ def _edges(a: dict[Synset, int], b: dict[Synset, int]) -> float:
 
 @cache
 def _above(sense: Synset) -> dict[Synset, int]:
-    """Every synset from ``sense`` up, with the number of edges on the shortest way there."""
+    """``sense`` and its ancestors, with the number of edges on the shortest path to each."""
     ways = sorted(sense.hypernym_distances(), key=lambda way: -way[1])
-    return dict(ways)  # of several ways to one synset the last, shortest one stays
+    return dict(ways)  # of several paths to a synset the last, shortest one is kept

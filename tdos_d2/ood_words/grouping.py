@@ -32,23 +32,23 @@ def build_groups(
 ) -> WordGroups:
     """Mine OOD words for the known classes ``names`` and group them by distance.
 
-    All words are sorted by distance, equally far ones by their place in WordNet (so that related
-    words stand together), and cut into groups of equal size, which cover the range of distances.
+    Words are sorted by distance, those with equal distance by their position in WordNet (which
+    keeps related words together), and divided into groups of equal size.
 
     Args:
         reader: WordNet.
         names: the known classes.
         num_groups: M.
         distance: "wup" or "path" (in WordNet), or "clip" (1 - cosine of text embeddings).
-        senses: class name -> synset names, where the usual ones are not meant.
+        senses: class name -> synset names, for classes with other than the usual senses.
         drop: synset names whose subtrees are left out.
         tokenize: CLIP's tokens of a text.
         encode: texts -> (n, D) embeddings, for "clip".
-        template: text that ``{}`` is put into for "clip".
-        quantile: of the cosines to the classes, for "clip" (1.0 = the nearest class).
+        template: text in which the word replaces ``{}``, for "clip".
+        quantile: quantile of the cosines to the classes, for "clip" (1.0 = the nearest class).
 
     Raises:
-        UserError: a class or synset that WordNet does not have, or too few words.
+        UserError: WordNet lacks a class or synset, or there are too few words.
     """
     senses = senses or {}
     for name in senses:
@@ -73,7 +73,7 @@ def build_groups(
     parameters["senses"] = {name: [s.name() for s in ss] for name, ss in known.items()}
     if drop:
         parameters["drop"] = list(drop)
-    # NLTK gives the ways up to the root in an order that changes from run to run.
+    # NLTK returns the paths to the root in an order that differs between runs.
     places = [min(tuple(s.name() for s in way) for way in c.sense.hypernym_paths()) for c in found]
     rounded = [round(float(distance), 4) for distance in distances]
     order = sorted(range(len(found)), key=lambda i: (rounded[i], places[i], found[i].word))

@@ -23,12 +23,12 @@ class WordGroups:
     """OOD words from the nearest to the farthest, cut into M groups.
 
     Attributes:
-        known: names of the known classes that distances are to.
+        known: names of the known classes to which distances are measured.
         words: n words, nearest first.
-        distances: n distances, never decreasing; their unit is that of ``parameters["distance"]``.
+        distances: n distances in ascending order; ``parameters["distance"]`` names their kind.
         bounds: M pairs (start, stop) into ``words``: consecutive, none empty, all words covered.
-        source: what the words were taken from.
-        parameters: how they were chosen.
+        source: source of the words.
+        parameters: parameters of their selection.
         licence: terms of the source.
     """
 
@@ -46,13 +46,13 @@ class WordGroups:
         return [list(self.words[start:stop]) for start, stop in self.bounds]
 
     def cut(self, num_groups: int) -> WordGroups:
-        """The same words in ``num_groups`` groups (the same object if it has as many)."""
+        """The same words in ``num_groups`` groups (the same object if this is its number)."""
         if num_groups == len(self.bounds):
             return self
         return replace(self, bounds=cut_evenly(len(self.words), num_groups))
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON that :func:`load_groups` reads, long lists in lines of eight."""
+        """Write the JSON that :func:`load_groups` reads, with eight items of a list per line."""
         as_json = partial(json.dumps, ensure_ascii=False, allow_nan=False)
         head = {key: getattr(self, key) for key in ("source", "licence", "parameters", "known")}
         lines = [f' "{key}": {as_json(value)}' for key, value in head.items()]
@@ -81,9 +81,10 @@ def load_groups(name_or_path: str | Path, num_groups: int | None = None) -> Word
 
     Args:
         name_or_path: a list that ships with the package ("cityscapes"), a JSON file that
-            ``tools/mine_ood_words.py`` wrote, or a ``.txt`` file with a word per line, whose order
-            is that of the groups: neighbouring lines share one.
-        num_groups: M; the list is cut again if the file has another number. None = as in the file.
+            ``tools/mine_ood_words.py`` wrote, or a ``.txt`` file with a word per line, in which
+            neighbouring lines share a group.
+        num_groups: M; the list is divided again if the file has another number. None = as in the
+            file.
 
     Raises:
         UserError: there is no such list, it is malformed, or has fewer words than groups.
@@ -108,7 +109,7 @@ def _read(path: str) -> WordGroups:
 
 
 def _from_lines(text: str, source: str) -> WordGroups:
-    """One group, without distances: nobody measured them."""
+    """One group, without distances."""
     words = tuple(dict.fromkeys(filter(None, map(str.strip, text.splitlines()))))
     if not words:
         raise ValueError("it has no words")

@@ -1,4 +1,4 @@
-"""Collecting OOD words: nouns of WordNet that can be seen and are no known class."""
+"""Mining of OOD words: nouns of WordNet for visible things that are not known classes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RULES = yaml.safe_load(Path(__file__).with_name("rules.yaml").read_text(encodin
 
 @dataclass(frozen=True)
 class Candidate:
-    """A word and the sense that it is taken in."""
+    """A word and its sense."""
 
     word: str
     sense: Synset
@@ -32,7 +32,7 @@ class Candidate:
 def class_senses(
     reader: WordNetCorpusReader, name: str, override: Sequence[str] = ()
 ) -> list[Synset]:
-    """What the known class ``name`` means in WordNet.
+    """The senses of the known class ``name`` in WordNet.
 
     Args:
         reader: WordNet.
@@ -64,20 +64,20 @@ def mine(
     *,
     tokenize: Callable[[str], Sequence[int]],
 ) -> list[Candidate]:
-    """Nouns that can be seen and belong to no known class, in the order of WordNet's files.
+    """Nouns for visible things that belong to no known class, in the order of WordNet's files.
 
-    A word counts in its first sense. Left out are: synonyms, hyponyms, hypernyms and parts of the
-    known classes and what is near them; what cannot be seen by itself; words that contain a class
-    name; rude words; words that are hardly known (:func:`is_familiar`).
+    Words are used in their first sense. Left out are: synonyms, hyponyms, hypernyms and parts of
+    the known classes and related senses; things that are not visible by themselves; words that
+    contain a class name; rude words; unfamiliar words (:func:`is_familiar`).
 
     Args:
         reader: WordNet.
-        known: class name -> its senses, as :func:`class_senses` gives them.
+        known: class name -> its senses, from :func:`class_senses`.
         drop: names of further synsets whose subtrees are left out.
         tokenize: CLIP's tokens of a text, see :func:`is_familiar`.
 
     Raises:
-        UserError: ``drop`` names a synset that WordNet does not have.
+        UserError: ``drop`` names a synset that WordNet lacks.
     """
     seen = _subtrees(_present(reader, _RULES["seen"]))
     left_out = _left_out(reader, known, [_synset(reader, name) for name in drop])
@@ -104,12 +104,12 @@ def mine(
 
 
 def is_familiar(lemma: Lemma, is_token: Callable[[str], bool]) -> bool:
-    """Whether people, and CLIP with them, know the word.
+    """Whether a word is common enough that CLIP can be expected to know it.
 
-    A single word is familiar if CLIP's vocabulary has it as one token, so that it was frequent on
-    the web, or if it occurs in the texts that WordNet's authors tagged. A compound of two tokens,
-    written as one word or two, must say what it is ("beach ball" is a ball, "surfboard" a board,
-    but "sea spider" is no spider).
+    A single word is familiar if it is one token in CLIP's vocabulary, which means that it was
+    frequent on the web, or if it occurs in the texts that WordNet's authors tagged. A compound of
+    two tokens, written as one word or two, must be a kind of its last part ("beach ball" is a ball,
+    "surfboard" a board, but "sea spider" is not a spider).
     """
     word = _text(lemma)
     if lemma.count() or is_token(word):
@@ -134,7 +134,7 @@ def _left_out(
     belonging = _subtrees(_closure(parts, lambda s: s.part_meronyms()))  # and parts of parts
     belonging |= _subtrees(_present(reader, (*near, *_RULES["unseen"])))
     keep = _subtrees(_present(reader, _RULES["keep"]))
-    belonging |= set(_present(reader, _RULES["seen"]))  # "animal" and "food" say too little
+    belonging |= set(_present(reader, _RULES["seen"]))  # "animal" and "food" are too general
     return own | above | (belonging - keep) | _subtrees(drop)
 
 
@@ -164,7 +164,7 @@ def _text(lemma: Lemma) -> str:
 
 
 def _first(reader: WordNetCorpusReader, name: str) -> Synset | None:
-    """The most frequent sense that is no single being or place ("Crane, Stephen")."""
+    """The most frequent sense that is not an individual being or place ("Crane, Stephen")."""
     senses = reader.synsets(name, "n")
     return next((sense for sense in senses if not sense.instance_hypernyms()), None)
 
@@ -176,7 +176,7 @@ def _is_rude(reader: WordNetCorpusReader, name: str, rude: set[Synset]) -> bool:
 
 
 def _is_rather_a_name(reader: WordNetCorpusReader, lemma: Lemma) -> bool:
-    """Whether the word is hardly known as a thing, but is the name of a being or place."""
+    """Whether the word is rare as a noun for a thing, but is the name of a being or place."""
     others = [sense for sense in reader.synsets(lemma.name(), "n") if sense != lemma.synset()]
     if not lemma.name().islower() and others:
         return True
@@ -193,7 +193,7 @@ def _synset(reader: WordNetCorpusReader, name: str) -> Synset:
 
 
 def _present(reader: WordNetCorpusReader, names: Iterable[str]) -> list[Synset]:
-    """Those of our own names that this WordNet has: another version may lack some."""
+    """Those synsets of ``rules.yaml`` that this version of WordNet has."""
     found = []
     for name in names:
         with suppress(UserError):

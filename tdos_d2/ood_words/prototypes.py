@@ -1,4 +1,4 @@
-"""One text embedding per group of OOD words, encoded once and kept on disk."""
+"""One text embedding per group of OOD words, encoded once and cached on disk."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def prototypes(
 
     Args:
         groups: M groups of words.
-        encode: n texts -> (n, D) embeddings, such as ``modeling.text.TextEncoder.array``. A text
-            without meaning has length 0 and does not count.
-        template: text in which ``{}`` stands for the word.
-        weights: what identifies the weights behind ``encode``
-            (``TextEncoder.weights_identity``). With it the words' embeddings are kept in
-            :func:`tdos_d2.cache.cache_root`, and ``encode`` is not called when they are there.
+        encode: n texts -> (n, D) embeddings, such as ``modeling.text.TextEncoder.array``.
+            Embeddings of length 0 are ignored.
+        template: text in which the word replaces ``{}``.
+        weights: identifies the weights of ``encode`` (``TextEncoder.weights_identity``). If given,
+            the words' embeddings are cached in :func:`tdos_d2.cache.cache_root`, and ``encode`` is
+            only called if they are not there.
         batch_size: texts per call of ``encode``.
 
     Returns:
-        (M, D) float32, unit length; 0 for a group none of whose words has a meaning.
+        (M, D) float32, unit length; 0 for a group whose embeddings all have length 0.
 
     Raises:
         UserError: the template has no ``{}``.
@@ -77,5 +77,5 @@ def embed_words(
 
 
 def unit_length(vectors: np.ndarray) -> np.ndarray:
-    """(n, D) vectors of length 1, or 0 where they were."""
+    """(n, D) vectors scaled to length 1; those of length 0 are unchanged."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)

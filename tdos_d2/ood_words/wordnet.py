@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
 _NEEDED = ("data.noun", "index.noun")
-# NLTK opens all of these; nouns need nothing of them but that they are there.
+# NLTK opens all of these files; for nouns they only need to exist.
 _OPENED = (
     *(f"{kind}.{part}" for kind in ("data", "index") for part in ("adj", "adv", "verb")),
     *(f"{part}.exc" for part in ("adj", "adv", "noun", "verb")), "cntlist.rev", "index.sense",
@@ -30,13 +30,13 @@ def open_wordnet(folder: str | Path | None = None) -> Iterator[WordNetCorpusRead
     """NLTK's reader of WordNet.
 
     Args:
-        folder: where ``data.noun`` and ``index.noun`` are, for example ``/usr/share/wordnet`` of
-            Debian's wordnet-base. Its files are copied to a temporary folder, with those that it
-            lacks: NLTK reads only below its search path and follows no links that lead out.
+        folder: folder of ``data.noun`` and ``index.noun``, for example ``/usr/share/wordnet`` of
+            Debian's wordnet-base. Its files are copied to a temporary folder and missing ones
+            added, as NLTK reads only below its search path and follows no links out of it.
             None = NLTK's own corpus.
 
     Raises:
-        UserError: the files are not there or not WordNet's.
+        UserError: the files are missing or not WordNet's.
     """
     if folder is None:
         yield _own_corpus()
@@ -47,7 +47,7 @@ def open_wordnet(folder: str | Path | None = None) -> Iterator[WordNetCorpusRead
     lacking = [name for name in _NEEDED if not (source / name).is_file()]
     if lacking:
         raise UserError(f"WordNet: no {' and '.join(lacking)} in {source}")
-    # Private, as NLTK demands of what it reads.
+    # A private folder, as NLTK requires.
     with tempfile.TemporaryDirectory() as root:
         copy = Path(root, "corpora", "wordnet")
         copy.mkdir(parents=True)
@@ -66,7 +66,7 @@ def open_wordnet(folder: str | Path | None = None) -> Iterator[WordNetCorpusRead
 
 
 def version(reader: WordNetCorpusReader) -> str:
-    """What the file of nouns says it is, such as "WordNet 3.0"."""
+    """The version in the file of nouns, such as "WordNet 3.0"."""
     with reader.open("data.noun") as lines:
         header = "".join(islice(lines, 30))
     found = re.search(r"WordNet [\d.]+", header)
@@ -74,7 +74,7 @@ def version(reader: WordNetCorpusReader) -> str:
 
 
 def _check_nouns(copy: Path, source: Path) -> None:
-    """Raise UserError unless lines lead to lines as wndb(5WN) says: NLTK looks at none of that."""
+    """Raise UserError unless offsets are valid as in wndb(5WN), which NLTK does not check."""
     places, named, place = set(), set(), 0
     for line in (copy / "data.noun").read_bytes().splitlines(keepends=True):
         if not line.startswith(b"  "):
@@ -122,7 +122,7 @@ def _own_corpus() -> WordNetCorpusReader:
             'WordNet: NLTK has no corpus "wordnet"; run nltk.download("wordnet"), or give a folder '
             "with WordNet 3.0's dictionary files (Debian's wordnet-base: /usr/share/wordnet)"
         ) from error
-    except Exception as error:  # an archive that is cut or something else
+    except Exception as error:  # a truncated archive or another file
         raise UserError(f"WordNet: NLTK's corpus \"wordnet\" cannot be read: {error}") from error
     return wordnet
 
@@ -134,5 +134,5 @@ def _reader(copy: Path, source: Path) -> WordNetCorpusReader:
         warnings.filterwarnings("ignore", "The multilingual functions are not available")
         try:
             return WordNetCorpusReader(str(copy), None)
-        except Exception as error:  # a malformed line raises whatever reading it hits first
+        except Exception as error:  # a malformed line may raise any type
             raise UserError(f"WordNet: the files in {source} cannot be read: {error}") from error

@@ -33,10 +33,10 @@ def scale_strip(
     label: str,
     mark: tuple[float, str] | None = None,
 ) -> np.ndarray:
-    """The scale of the colours of a score.
+    """The colour scale of a score.
 
     Args:
-        width: of the picture, in pixels.
+        width: width of the picture in pixels.
         colours: (n, 3) uint8 RGB from the lowest to the highest score.
         score_range: lowest and highest score.
         label: name of the score.
@@ -50,7 +50,7 @@ def scale_strip(
     strip = Image.new("RGB", (width, round(4.6 * size) + pad), _BACKGROUND)
     draw = ImageDraw.Draw(strip)
     low, high = score_range
-    high = max(high, low + 1e-12)  # also for a score that is the same everywhere
+    high = max(high, low + 1e-12)  # also for a constant score
     left, right, top = 2 * size, width - 2 * size, round(1.7 * size)
     ramp = colours[np.arange(right - left) * len(colours) // (right - left)]
     strip.paste(Image.fromarray(np.repeat(ramp[None], bar, axis=0)), (left, top))
@@ -76,7 +76,7 @@ def legend_strip(width: int, names: Sequence[str], colours: np.ndarray) -> np.nd
     """Names beside their colours, in as many rows as needed.
 
     Args:
-        width: of the picture, in pixels.
+        width: width of the picture in pixels.
         names: n names.
         colours: (n, 3) RGB.
 
@@ -100,7 +100,7 @@ def legend_strip(width: int, names: Sequence[str], colours: np.ndarray) -> np.nd
 def write_texts(
     picture: np.ndarray, texts: Iterable[tuple[str, float, float]], anchor: str
 ) -> np.ndarray:
-    """White text with a dark rim, moved so that all of it is inside the picture.
+    """White text with a dark rim, shifted so that all of it is inside the picture.
 
     Args:
         picture: (H, W, 3) uint8 RGB.

@@ -1,4 +1,4 @@
-"""Pictures of labels and scores; from arrays, without a model or a dataset."""
+"""Pictures of labels and scores, drawn from arrays without a model or a dataset."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..labels import OOD, VOID
 from .captions import legend_strip, scale_strip, write_texts
 
 VOID_COLOUR = (128, 128, 128)
-# Unlike any of Cityscapes' or CamVid's class colours.
+# Different from all class colours of Cityscapes and CamVid.
 OOD_COLOUR = (0, 255, 255)
 PREDICTED_COLOUR = (255, 128, 0)
 # Okabe and Ito's colours, safe for the colour-blind.
@@ -20,7 +20,7 @@ _SAFE_COLOURS = np.array([
     (0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (240, 228, 66),
     (86, 180, 233), (60, 60, 60),
 ], np.uint8)  # fmt: skip
-# Smaller shares of the picture get no name.
+# Smallest share of the picture at which a region is named.
 _NAMED_SHARE = 0.01
 
 
@@ -45,7 +45,7 @@ def heat_map(score: np.ndarray, low: float | None = None, high: float | None = N
 def palette(num_classes: int, given: Sequence[Sequence[int]] | None = None) -> np.ndarray:
     """(K, 3) uint8 RGB of K classes: the colours ``given``, if there are K of them.
 
-    Otherwise up to 8 colours that are safe for the colour-blind, or K hues of three brightnesses.
+    Otherwise colours that are safe for the colour-blind (up to 8), or K hues of three brightnesses.
     """
     if given is not None and len(given) == num_classes:
         return np.array(given, np.uint8)
@@ -92,14 +92,14 @@ def score_picture(
 ) -> np.ndarray:
     """A score over its image, with its scale, outlined objects and their tags.
 
-    The image is grey, so that all colours are the score's; large scores are more opaque.
+    The image is grey, so that only the score has colours; large scores are more opaque.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         score: (H, W), larger = more anomalous.
         score_range: scores of the darkest and the brightest colour.
         label: name of the score, for the scale.
-        threshold: marked on the scale.
+        threshold: threshold to mark on the scale.
         regions: (H, W), i in object number i, from 1; None: no objects.
         tags: box (x0, y0, x1, y1) of the objects 1, 2 ... and the text to write over each.
         valid: (H, W) bool, False where the score does not count: hatched in grey.
@@ -123,7 +123,7 @@ def score_picture(
 def score_scale(
     width: int, score_range: tuple[float, float], label: str, threshold: float | None = None
 ) -> np.ndarray:
-    """The scale of the colours of :func:`heat_map`: see :func:`captions.scale_strip`."""
+    """The colour scale of :func:`heat_map`; see :func:`captions.scale_strip`."""
     ramp = heat_map(np.linspace(0, 1, 256, dtype=np.float32)[None], 0.0, 1.0)[0]
     mark = None if threshold is None else (threshold, f"OOD from {threshold:.3g}")
     return scale_strip(width, ramp, score_range, label, mark)
@@ -192,7 +192,7 @@ def _tint(image: np.ndarray, label: np.ndarray, colours: np.ndarray) -> np.ndarr
 
 
 def _outline(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The picture with regions outlined, with a dark rim that shows on any ground."""
+    """The picture with regions outlined, with a dark rim that is visible on any background."""
     picture = picture.copy()
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     line = max(1, round(min(mask.shape) / 360))
@@ -213,7 +213,8 @@ def _hatch(picture: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
 def _region_names(
     label: np.ndarray, names: Sequence[str], valid: np.ndarray | None
 ) -> list[tuple[str, float, float]]:
-    """Name, x and y of the largest region of each class, if it is large: where it is thickest."""
+    """Name and position (x, y) of the largest region of each class, if large enough, at its
+    thickest part."""
     step = max(1, label.shape[1] // 480)
     small = label[::step, ::step]
     inside = np.ones(small.shape, bool) if valid is None else valid[::step, ::step]
@@ -225,7 +226,7 @@ def _region_names(
         areas[0] = 0  # the background
         if areas.max() < _NAMED_SHARE * mask.size:
             continue
-        # A frame of zeros: what is beyond the border is not part of the region.
+        # A border of zeros, as pixels outside the picture are not part of the region.
         part = np.pad((parts == areas.argmax()).astype(np.uint8), 1)
         depth = cv2.distanceTransform(part, cv2.DIST_L2, 3)[1:-1, 1:-1]
         y, x = np.unravel_index(int(depth.argmax()), depth.shape)
@@ -244,14 +245,13 @@ def contact_sheet(
     """Write a PNG with rows of titled pictures and a legend of the classes.
 
     Args:
-        rows: title and picture (H, W, 3) uint8 RGB of each; the first row is not shorter than the
-            others.
+        rows: title and picture (H, W, 3) uint8 RGB of each; the first row must be the longest.
         path: the file to write.
         class_names: names of the K known classes.
         colours: (K, 3) RGB of the known classes.
-        scale: draw a scale of the colours of :func:`heat_map`: its label, lowest and highest score.
+        scale: label, lowest and highest score for a scale of :func:`heat_map`; None: no scale.
     """
-    # The object API: no global state, no display needed.
+    # The object API, which needs neither global state nor a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -281,7 +281,7 @@ def contact_sheet(
 
 
 def shrink(picture: np.ndarray, width: int) -> np.ndarray:
-    """An (H, W, 3) uint8 picture at most ``width`` pixels wide, its shape kept."""
+    """An (H, W, 3) uint8 picture, shrunk to at most ``width`` pixels with the same aspect ratio."""
     height, current = picture.shape[:2]
     if current <= width:
         return picture

@@ -178,7 +178,7 @@ def test_rounding_leaves_no_doubt_below_zero():
     assert (curve.doubt >= 0).all() and curve.doubt[2] > 0
     doubt = np.zeros(len(KeyBins.coarse()))
     doubt[:3] = curve.doubt
-    assert len(KeyBins.coarse().refined(doubt)) > 2 * len(doubt)
+    assert len(KeyBins.coarse().refined(doubt)) > 1.9 * len(doubt), "all that it may split"
 
 
 def test_metrics_are_those_of_the_whole_set_not_means_over_frames():

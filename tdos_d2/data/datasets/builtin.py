@@ -1,4 +1,4 @@
-"""The built-in datasets, as ``builtin.yaml`` describes them."""
+"""Registration of the built-in datasets, which are described in ``builtin.yaml``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def register_builtin() -> None:
 
 
 def _with_tuples(entry: dict[str, Any]) -> dict[str, Any]:
-    """A copy with tuples for lists and for ranges such as "2-5"."""
+    """A copy in which lists, and ranges such as "2-5", are tuples."""
 
     def convert(value: Any) -> Any:
         if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Checks of Cityscapes' files, which Detectron2's own loader asserts one by one."""
+"""Checks of Cityscapes' files with clear errors; Detectron2's loader has assertions instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Datasets that are a folder of images and a folder of label maps."""
+"""Datasets that consist of a folder of images and a folder of label maps."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class ImageFolder:
     Attributes:
         images: folder of the images.
         labels: folder of the labels, may be the same; None = the dataset has no labels.
-        pattern: regular expression that the last part of an id must match as a whole.
-        image_list: text file with the ids of the frames that belong to the set, one a line, with
-            the extension of the image or without; None = all.
-        left_out: indices of invalid frames in the sorted list of all ``total`` frames, which is
-            made before ``pattern`` is applied.
+        pattern: regular expression that must fully match the last part of an id.
+        image_list: text file with the ids of the dataset's frames, one per line, with or without
+            the extension of the image; None = all.
+        left_out: indices of invalid frames in the sorted list of all ``total`` frames before
+            ``pattern`` is applied.
     """
 
     images: Path | str
@@ -61,7 +61,7 @@ class ImageFolder:
     image_list: Path | None = None
 
     def locate(self, name: str) -> ImageFolder:
-        """The folder itself, as :meth:`BuiltinFolder.locate`."""
+        """The folder itself; see :meth:`BuiltinFolder.locate`."""
         return self
 
     def frames(self, name: str) -> list[dict[str, Any]]:
@@ -72,13 +72,13 @@ class ImageFolder:
 
         Returns:
             dicts with file_name, image_id and, if the dataset has them, sem_seg_file_name and
-            region_mask_file_name, whether these files exist or not.
+            region_mask_file_name; these files need not exist.
 
         Raises:
             MissingDatasetError: a folder or the region mask is missing, or all images belong to
                 other splits.
-            UserError: no image, two for one label, or another number than ``total``; a list that
-                cannot be read, or names what is not there.
+            UserError: there are no images, two images for one label, or another number of images
+                than ``total``; the list cannot be read, or names a missing image.
         """
         image_root = Path(self.images)
         for folder in (self.images, self.labels):
@@ -107,7 +107,7 @@ class ImageFolder:
         return [self._record(name, str(image_root / stems[stem]), stem) for stem in chosen]
 
     def _listed(self, name: str, stems: dict[str, str]) -> set[str]:
-        """The ids in ``image_list``; ``stems`` has all ids and the paths of their images."""
+        """The ids in ``image_list``; ``stems`` maps ids to the paths of their images."""
         where = f"dataset '{name}', list {self.image_list}"
         lines = read_lines(self.image_list, where)
         by_path = {path: stem for stem, path in stems.items()}
@@ -123,7 +123,7 @@ class ImageFolder:
 
         Raises:
             MissingDatasetError: see :meth:`frames`.
-            UserError: likewise; or a label or mask is missing, or an image is unreadable.
+            UserError: see :meth:`frames`; a label or mask is missing, or an image is unreadable.
         """
         dicts = self.frames(name)
         if self.labels is not None:
@@ -136,14 +136,14 @@ class ImageFolder:
         return dicts
 
     def stray_labels(self) -> list[str]:
-        """Label files that belong to no image, sorted; left out frames have labels, too."""
+        """Label files that belong to no image, sorted. Frames in ``left_out`` count as images."""
         if self.labels is None:
             return []
         known = {stem for _, stem in self._images("**/*")}
         end = self.label_suffix
         labels = [path for path in find_files(self.labels) if path.endswith(end)]
         below = _below(self.images, self.labels)
-        if below:  # images lie among the labels
+        if below:  # the images are inside the labels' folder
             labels = [path for path in labels if not path.startswith(below)]
         stray = [path for path in labels if path.removesuffix(end) not in known]
         return sorted(str(Path(self.labels, path)) for path in stray)
@@ -164,7 +164,7 @@ class ImageFolder:
         paths = find_files(self.images, pattern)
         paths = [path for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
         inside = None if self.labels is None else _below(self.labels, self.images)
-        if inside is not None:  # labels lie among the images
+        if inside is not None:  # the labels are inside the images' folder
             end = self.label_suffix
             paths = [p for p in paths if not (p.startswith(inside) and p.endswith(end))]
         stems = [(path, os.path.splitext(path)[0]) for path in paths]
@@ -180,7 +180,7 @@ class BuiltinFolder:
         names: possible names of its folder.
         layouts: possible layouts of its files, with paths below the folder. The first name and
             layout whose images exist are used.
-        made_by: script that makes the folder.
+        made_by: script that creates the folder.
     """
 
     names: tuple[str, ...]
@@ -232,7 +232,7 @@ def register_dataset(name: str, read: Callable[[], list[dict[str, Any]]], **meta
         raise UserError(f"dataset '{name}' is already registered")
     try:
         MetadataCatalog.get(name).set(**metadata)
-    except AssertionError as error:  # left from a set that was removed from DatasetCatalog only
+    except AssertionError as error:  # from a dataset that was removed only from DatasetCatalog
         raise UserError(f"dataset '{name}' already has other metadata") from error
     DatasetCatalog.register(name, read)
 

@@ -1,4 +1,4 @@
-"""Colours of colour-coded masks, as they are written in registration files."""
+"""Parsing of the colours of colour-coded masks in registration files."""
 
 from __future__ import annotations
 

@@ -46,10 +46,10 @@ def register_ood_dataset(
     Args:
         name: name for ``DATASETS.TEST``.
         image_root: folder of the images, nested or not. Other files in it are ignored.
-        label_root: folder of the labels: that of ``a/b.jpg`` is ``label_root/a/b`` +
+        label_root: folder of the labels: the label of ``a/b.jpg`` is ``label_root/a/b`` +
             ``label_suffix``. May be ``image_root``.
         image_glob: which paths below ``image_root`` are images of the dataset.
-        image_suffix: end of an image's name, before the extension, that its label does not have,
+        image_suffix: ending of image names, before the extension, that label names do not have,
             for example "_leftImg8bit". Images without it are ignored.
         label_suffix: end of a label's path, for example "_labels_semantic.png".
         region_mask: a mask file for all frames, or a folder with a mask ``a/b.png`` for every
@@ -57,14 +57,14 @@ def register_ood_dataset(
         id_values: values in label files for in-distribution pixels (0 after reading).
         ood_values: values for OOD pixels (1 after reading).
         ignore_values: values for void pixels (255 after reading).
-        id_colours, ood_colours, ignore_colours: colours in place of values, of masks in colour:
+        id_colours, ood_colours, ignore_colours: for colour-coded masks, colours instead of values:
             lists of (r, g, b) or "#rrggbb".
-        image_list: text file with an image of the set per line: its path below ``image_root``, with
-            or without extension; None = all.
-        class_values: known class (0..K-1) of label values that are in ``id_values``, where labels
-            have classes; for open-IoU.
-        undeclared: other values or colours are an "error", or void ("ignore").
-        protocol: component metrics of large "anomaly" or small "obstacle" objects.
+        image_list: text file with an image of the dataset per line: its path below ``image_root``,
+            with or without extension; None = all.
+        class_values: known class (0..K-1) of label values in ``id_values``, if labels have classes;
+            for open-IoU.
+        undeclared: other values or colours are an error ("error") or void ("ignore").
+        protocol: component sizes for large ("anomaly") or small objects ("obstacle").
         min_pred: smallest predicted component in pixels; None = the protocol's.
         min_gt: smallest true component in pixels; None = the protocol's.
         test_size: (W, H) that the model's input is resized to; scores have the image's size.
@@ -90,7 +90,7 @@ def register_ood_dataset(
 def _colours(
     name: str, known: Any, ood: Any, ignored: Any, class_values: Any
 ) -> dict[str, Any]:
-    """``label_colours`` of masks in colour; nothing where no colour is declared."""
+    """``label_colours`` of colour-coded masks; empty if no colour is declared."""
     where = f"dataset '{name}'"
     given = {KNOWN: known, OOD: ood, VOID: ignored}
     if not any(given.values()):

@@ -27,14 +27,14 @@ _TYPES |= dict.fromkeys(("min_pred", "min_gt"), "an integer")
 _COLOURS = ("id_colours", "ood_colours", "ignore_colours")
 _TYPES |= dict.fromkeys(_COLOURS, "a list of colours")
 _TYPES |= {"classes": "a list or a mapping", "colours": "a mapping", "class_values": "a mapping"}
-# What was registered from files: in one process a file may be read twice.
+# Datasets registered from files; one process may read a file twice.
 _registered: dict[str, dict[str, Any]] = {}
 
 
 def register_from_file(path: str | os.PathLike) -> list[str]:
-    """Register the datasets that a YAML file lists, unless it did so before.
+    """Register the datasets that a YAML file lists, unless they are registered already.
 
-    The file is a list of mappings. One with ``classes`` or ``colours`` has the arguments of
+    The file is a list of mappings. Those with ``classes`` or ``colours`` have the arguments of
     :func:`~tdos_d2.data.datasets.segmentation.register_segmentation_dataset`, others those of
     :func:`~tdos_d2.data.datasets.ood.register_ood_dataset`. Folders and files are relative to the
     YAML file's folder.
@@ -46,7 +46,7 @@ def register_from_file(path: str | os.PathLike) -> list[str]:
         the names.
 
     Raises:
-        UserError: the file cannot be read, has a wrong key or value, or a name is taken.
+        UserError: the file cannot be read, has an invalid key or value, or a name is taken.
     """
     path = Path(path).expanduser()
     sets = [_checked(path, i, entry) for i, entry in enumerate(_load(path), 1)]
@@ -94,7 +94,7 @@ def _checked(path: Path, number: int, entry: Any) -> dict[str, Any]:
         wanted = _TYPES.get(key, "a text")
         if not _has_type(value, wanted):
             raise UserError(f"{where}: {key} must be {wanted}, got {value!r}")
-    if not re.fullmatch(r"[\w .()+-]+", arguments["name"]):  # it is in file names and tables
+    if not re.fullmatch(r"[\w .()+-]+", arguments["name"]):  # it is used in file names and tables
         raise UserError(f"{where}: the name may have letters, digits, spaces and _-+.()")
     for key in _PATHS:
         if key in arguments:
@@ -103,7 +103,7 @@ def _checked(path: Path, number: int, entry: Any) -> dict[str, Any]:
 
 
 def _register(entry: Mapping[str, Any]) -> Callable[..., None]:
-    """What registers an entry: a training set names its classes."""
+    """The function that registers an entry; entries with class names are training datasets."""
     names_classes = "classes" in entry or "colours" in entry
     return register_segmentation_dataset if names_classes else register_ood_dataset
 

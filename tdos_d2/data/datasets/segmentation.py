@@ -1,4 +1,4 @@
-"""Registration of training sets: images, masks and the names of the known classes."""
+"""Registration of training datasets: images, masks and the names of the known classes."""
 
 from __future__ import annotations
 
@@ -30,27 +30,26 @@ def register_segmentation_dataset(
     ood_colours: Any = (),
     ignore_colours: Any = (),
 ) -> None:
-    """Register a folder of images with masks of known classes, to train on or to measure mIoU.
+    """Register a folder of images with masks of known classes, for training or measuring mIoU.
 
-    Folders and list are read when the dataset is loaded, masks when they are used.
+    The folders and the list are read when the dataset is loaded, masks when they are used.
 
     Args:
         name: name for ``DATASETS.TRAIN`` or ``DATASETS.TEST``.
         image_root, label_root, image_glob, image_suffix, label_suffix: as for
             :func:`~tdos_d2.data.datasets.ood.register_ood_dataset`.
         classes: names of the known classes, whose values in the masks are 0, 1, ...; or a mapping
-            of names to a value or a list of values. Not needed with ``colours``, whose order then
-            counts.
-        colours: class name -> colour or list of colours in the masks, which are then read as
-            pictures in colour; a colour is (r, g, b) or "#rrggbb". Without it masks have one
-            channel.
-        image_list: text file with an image of the set per line: its path below ``image_root``, with
-            or without extension; None = all.
-        ood_values, ood_colours: of pixels that training takes for OOD (label K).
-        ignore_values, ignore_colours: of void.
+            of names to a value or a list of values. Optional with ``colours``, whose order then
+            applies.
+        colours: class name -> colour or list of colours, for colour-coded masks; a colour is
+            (r, g, b) or "#rrggbb". Without it masks must have one channel.
+        image_list: text file with an image of the dataset per line: its path below ``image_root``,
+            with or without extension; None = all.
+        ood_values, ood_colours: values or colours of pixels that are OOD in training (label K).
+        ignore_values, ignore_colours: values or colours of void.
 
     Raises:
-        UserError: the name is taken, or an argument is wrong.
+        UserError: the name is taken, or an argument is invalid.
     """
     where = f"dataset '{name}'"
     if colours is None:

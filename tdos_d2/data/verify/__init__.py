@@ -1,1 +1,1 @@
-"""What is wrong with a dataset: quick checks before training, and a full report."""
+"""Verification of datasets: quick checks before training, and a full report."""

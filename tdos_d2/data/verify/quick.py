@@ -17,7 +17,7 @@ from ..datasets.folder import MissingDatasetError, check_labels_exist
 from ..reading import check_same_size, read_image, read_label
 from ..samplers import MIN_SHARE
 
-_FRAMES_READ = 3  # of each dataset
+_FRAMES_READ = 3  # number per dataset
 
 
 def get_dicts(name: str) -> list[dict[str, Any]]:
@@ -36,7 +36,7 @@ def get_dicts(name: str) -> list[dict[str, Any]]:
     except FileNotFoundError as error:
         missing = error.filename or error
         raise MissingDatasetError(f"dataset '{name}': no file or folder {missing}") from error
-    except (AssertionError, OSError) as error:  # the kinds that Detectron2's own loaders raise
+    except (AssertionError, OSError) as error:  # raised by Detectron2's loaders
         cause = " ".join(str(error).split())
         raise UserError(f"dataset '{name}' cannot be loaded: {cause}") from error
     if not dicts:
@@ -45,7 +45,7 @@ def get_dicts(name: str) -> list[dict[str, Any]]:
 
 
 def list_frames(name: str) -> list[dict[str, Any]]:
-    """As :func:`get_dicts`, but Cityscapes without Detectron2's loader, which takes seconds."""
+    """As :func:`get_dicts`, but for Cityscapes without Detectron2's loader, which takes seconds."""
     metadata = MetadataCatalog.get(name)
     return cityscapes_frames(metadata) if is_cityscapes(metadata) else get_dicts(name)
 
@@ -66,7 +66,7 @@ def class_names(cfg: CfgNode) -> list[str]:
     """Names of the K known classes: ``MODEL.TDOS.CLASS_NAMES``, or those of the training set.
 
     Raises:
-        UserError: there are none, or too many for a label of 8 bits.
+        UserError: there are none, or too many for labels of 8 bits.
     """
     names = list(cfg.MODEL.TDOS.CLASS_NAMES) or _train_class_names(cfg)
     if len(names) > 254:  # 255 is ignored and K is OOD
@@ -90,9 +90,9 @@ def check_classes(cfg: CfgNode) -> None:
 
 
 def check_sampling(cfg: CfgNode) -> None:
-    """Raise UserError unless training frames can be drawn as the config says.
+    """Raise UserError if the sampling of training frames in the config is invalid.
 
-    ``DATASETS.TRAIN_WEIGHTS`` must be empty or fit ``DATASETS.TRAIN``.
+    ``DATASETS.TRAIN_WEIGHTS`` must be empty or have one weight per dataset in ``DATASETS.TRAIN``.
     """
     check_positive(cfg, "SOLVER", "IMS_PER_BATCH")
     check_positive(cfg, "INPUT.RARE_CLASS", "TEMPERATURE")
@@ -153,8 +153,8 @@ def present_datasets(cfg: CfgNode) -> list[str]:
     """Check the datasets in ``DATASETS.TEST`` and return those that are on disk.
 
     Raises:
-        UserError: a dataset is incomplete; or missing, unless ``TEST.MISSING`` is "skip" (with a
-            warning in the log).
+        UserError: a dataset is incomplete, or missing while ``TEST.MISSING`` is not "skip" (which
+            only logs a warning).
     """
     if cfg.TEST.MISSING not in ("error", "skip"):
         raise UserError(f"TEST.MISSING must be error or skip, got {cfg.TEST.MISSING!r}")

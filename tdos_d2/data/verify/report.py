@@ -1,4 +1,4 @@
-"""Reports on datasets: what their files contain, compared with what the publishers state."""
+"""Reports on datasets: the content of their files, compared with the publishers' statements."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from .quick import check_registered, list_frames
 
 
 class ExpectedContent(NamedTuple):
-    """What the publishers of a dataset state; None = unknown."""
+    """Content of a dataset according to its publishers; None = unknown."""
 
     frames: int | None = None
     sizes: Sequence[str] | None = None  # "WxH"
 
 
-# Of the datasets that datasets/verify.py checks by default. Label values are in the metadata.
+# For the datasets that datasets/verify.py checks by default. Label values are in the metadata.
 EXPECTED_CONTENT = {
     name: ExpectedContent(**entry["expected"])
     for name, entry in BUILTIN.items()
@@ -70,7 +70,7 @@ class DatasetReport:
         return 100 * pixels / max(1, self.masked + sum(self.values.values()))
 
     def to_json(self) -> dict[str, Any]:
-        """For ``json.dump``: percentages in place of pixels, and ``ok`` = no problems."""
+        """For ``json.dump``: percentages instead of pixels, and ``ok`` = no problems."""
         values = {
             str(value): {"role": self.roles[value], "percent": self.percent(count)}
             for value, count in self.values.items()
@@ -137,11 +137,11 @@ def verify_dataset(name: str, jobs: int | None = None) -> DatasetReport:
 
 
 def _roles(metadata: Metadata) -> list[str]:
-    """Meaning of each of the 256 values of a label file; in colour, of what they become."""
+    """Meaning of each of the 256 values of a label file; for colour masks, of the labels."""
     if metadata.get("label_colours"):
         ood = 1 if metadata.evaluator_type == "ood" else len(metadata.stuff_classes)
         others, declared = {ood: "OOD", IGNORE: "void"}, metadata.label_colours.values()
-        # No pixel can be undeclared: reading a mask with an unknown colour is an error.
+        # No pixel can be undeclared, as reading a mask with an unknown colour is an error.
         roles = {label: others.get(label, "known") for label in (*declared, IGNORE)}
         return [roles.get(i, "undeclared") for i in range(256)]
     if metadata.get("evaluator_type") == "ood":
@@ -156,7 +156,7 @@ def _roles(metadata: Metadata) -> list[str]:
 
 
 def _read_frame(record: dict[str, Any], metadata: Metadata) -> _Frame:
-    """Decode all files of a frame, also where one of them is unreadable."""
+    """Decode all files of a frame, even if one of them is unreadable."""
     image, counts, masked, errors = None, None, 0, []
 
     @contextmanager
@@ -165,7 +165,7 @@ def _read_frame(record: dict[str, Any], metadata: Metadata) -> _Frame:
             yield
         except UserError as error:
             errors.append(str(error))
-        except Exception as error:  # one frame must not end the check of the others
+        except Exception as error:  # an error in one frame must not stop the check of the others
             errors.append(f"frame {record}: {type(error).__name__}: {error}")
 
     with reported():

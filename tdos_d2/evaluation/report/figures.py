@@ -17,7 +17,7 @@ _UNIT_SQUARE = {"xlim": (-0.01, 1.01), "ylim": (-0.01, 1.02)}
 
 
 def scale(section: Section) -> bytes:
-    """The colours of the score, the same in all frames."""
+    """The colour scale of the score, the same for all frames."""
     display = section.display
     threshold = display.threshold if section.curves else None
     strip = score_scale(600, (display.low, display.high), display.score, threshold)
@@ -25,10 +25,10 @@ def scale(section: Section) -> bytes:
 
 
 def pr_curve(section: Section) -> bytes:
-    """Precision over recall, a line for each score; the dot is the best F1."""
+    """The precision-recall curve of each score; the dot marks the best F1."""
     figure, axes = _axes(xlabel="recall", ylabel="precision", **_UNIT_SQUARE)
     for name, (curve, metrics) in section.curves.items():
-        # Between two points precision is that of the point with more recall: the step rule.
+        # Step rule: between two points, precision is that of the point with higher recall.
         recall = np.concatenate([[0], curve.recall])
         precision = np.concatenate([curve.precision[:1], curve.precision])
         dot = {"marker": "o", "ms": 5, "markevery": [curve.best + 1]}
@@ -40,7 +40,7 @@ def pr_curve(section: Section) -> bytes:
 
 
 def roc_curve(section: Section) -> bytes:
-    """The ROC, a line for each score; the dot is the first point with TPR >= 95 %."""
+    """The ROC curve of each score; the dot marks the first point with TPR >= 95 %."""
     labels = {"xlabel": "false positive rate", "ylabel": "true positive rate"}
     figure, axes = _axes(**labels, **_UNIT_SQUARE)
     for name, (curve, metrics) in section.curves.items():
@@ -69,7 +69,7 @@ def histogram(section: Section) -> bytes:
 
 
 def _axes(**properties: Any) -> tuple[Any, Any]:
-    """A figure and its axes, with what matplotlib's ``Axes.set`` takes."""
+    """A figure and its axes, with properties for matplotlib's ``Axes.set``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.2, 3.6), dpi=200, layout="constrained")

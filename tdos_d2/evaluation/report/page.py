@@ -1,4 +1,4 @@
-"""A report on an evaluation: one HTML file that holds all it shows, and its figures as PNG."""
+"""Report of an evaluation: a self-contained HTML file, and its figures as PNG files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_report(
     The page needs no other file and no network.
 
     Args:
-        folder: where to write; made if it is not there.
+        folder: folder to write to; created if missing.
         subject: what was evaluated.
         tables: rows of each table of metrics, see ``format_rows``.
         sections: one per OOD dataset.
@@ -53,7 +53,7 @@ def write_report(
         The path of the page.
 
     Raises:
-        UserError: nothing can be written there.
+        UserError: the folder cannot be written to.
     """
     folder = Path(folder)
     try:
@@ -76,14 +76,14 @@ def write_report(
 
 
 def _versions() -> list[str]:
-    """Of what the results depend on, as far as it is in use."""
+    """Versions of the packages in use that affect the results."""
     modules = {name: sys.modules.get(name) for name in ("numpy", "torch", "detectron2")}
     used = [f"{name} {module.__version__}" for name, module in modules.items() if module]
     return [f"tdos_d2 {__version__}", f"Python {platform.python_version()}", *used]
 
 
 def _draw(section: Section, folder: Path) -> dict[str, Any]:
-    """Draw the figures of a dataset and write them into ``folder``; what the page shows of it."""
+    """Write the figures of a dataset to ``folder``; returns its variables for the page."""
     anchor = re.sub(r"[^\w.-]", "_", section.dataset)  # for file names and links
     # Without OOD or without known pixels there are no curves.
     kinds = _FIGURES if section.curves else ("histogram",)

@@ -1,7 +1,7 @@
-"""What a report shows of one dataset, gathered from its scores; and pictures of all its frames.
+"""A dataset's section of a report, computed from its scores, and pictures of all its frames.
 
-Each process reads its own scores from disk again, frame by frame: memory grows with the dataset by
-one row of numbers per frame only.
+Each process reads its scores from disk again, frame by frame: memory grows only by one row of
+numbers per frame.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _SMALLEST_WIDTH = 400
 
 
 class ScoreDisplay(NamedTuple):
-    """How scores are drawn, the same in all frames of a dataset.
+    """How scores are drawn; the same for all frames of a dataset.
 
     Attributes:
-        score: its name.
-        threshold: OOD is predicted from here on, NaN for none.
+        score: name of the score.
+        threshold: score >= threshold is predicted OOD; NaN: no predictions.
         low, high: scores of the darkest and the brightest colour.
-        strict: predict OOD above the threshold, not at it.
+        strict: predict score > threshold.
     """
 
     score: str
@@ -61,17 +61,17 @@ class ShownFrame(NamedTuple):
 
 @dataclass
 class Section:
-    """What a report shows of one dataset.
+    """A dataset's section of a report.
 
     Attributes:
-        dataset: its name.
+        dataset: name of the dataset.
         display: name of the main score, threshold and range.
         sizes: smallest predicted and true component in pixels.
         frames: number of frames.
         counts: number of pixels, "known", "OOD" and "void".
-        histogram: of the main score.
-        ranked: number of frames with both OOD and known pixels; only these are best or worst.
-        best, worst: frames by their own AP, the best and the worst first.
+        histogram: histogram of the main score.
+        ranked: number of frames with both OOD and known pixels; only these are ranked.
+        best, worst: frames with the highest and lowest own AP, the most extreme first.
         curves: points and metrics by name of the score, the main one first.
     """
 
@@ -88,10 +88,10 @@ class Section:
 
 
 class Communicator(NamedTuple):
-    """How processes exchange data: as in ``detectron2.utils.comm``; by default there is one.
+    """How processes exchange data, as in ``detectron2.utils.comm``; by default a single process.
 
     Attributes:
-        is_main: this is the main process.
+        is_main: whether this is the main process.
         share: collects the data of each process, on every process.
         gather: collects the data of each process, on the main process only.
     """
@@ -106,10 +106,10 @@ class EvaluatedFrames:
     """The frames of a dataset that this process evaluated.
 
     Attributes:
-        dataset: its name.
+        dataset: name of the dataset.
         frames: scores and labels.
         records: dataset dicts in the same order.
-        components: in the same order.
+        components: components of each frame in the same order.
     """
 
     dataset: str
@@ -132,7 +132,7 @@ def make_section(
     curve: tuple[CurvePoints, PixelMetrics] | None,
     communicator: Communicator,
 ) -> Section | None:
-    """Gather what a report shows of a dataset. All processes have to call this.
+    """Create a dataset's section of a report. All processes must call this.
 
     Args:
         evaluated: this process's frames.
@@ -142,7 +142,7 @@ def make_section(
         communicator: how the processes exchange data.
 
     Returns:
-        None on all processes but the main one.
+        The section on the main process, None on the others.
 
     Raises:
         UserError: an image cannot be read, or is not of the size of its label.
@@ -208,7 +208,7 @@ def draw_frame(
 def draw_without_label(
     record: Mapping[str, Any], score: np.ndarray, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Image and score of a frame whose label is hidden; colours range over the frame's own scores.
+    """Image and score of a frame without public label, coloured by the range of its own scores.
 
     Raises:
         UserError: the image cannot be read, or is not of the size of the score.
@@ -227,7 +227,7 @@ def write_picture(
     Raises:
         UserError: the folder cannot be written to.
     """
-    # Names of frames may be paths: they stay below the folder.
+    # Frame names may be paths; the files must stay below the folder.
     parts = [part for part in PurePath(frame).parts if part not in ("..", PurePath(frame).anchor)]
     path = Path(folder, dataset, *parts[:-1], f"{parts[-1]}.jpg")
     height = max(map(len, pictures))
@@ -243,7 +243,7 @@ def write_picture(
 
 
 def _best_and_worst(rows: Sequence[Mapping[str, Any]]) -> tuple[list, list]:
-    """No frame is both; with an odd number of frames one more is among the worst."""
+    """Best and worst frames, without overlap; of an odd number, one more is among the worst."""
     ranked = sorted((row["AP"], row["frame"]) for row in rows if not math.isnan(row["AP"]))
     order = [name for _, name in ranked]
     worst = order[: min(_SHOWN, (len(order) + 1) // 2)]

@@ -1,1 +1,1 @@
-"""A page to try models on: what it does in ``trial.py``, what it looks like in ``page.py``."""
+"""A web page for trying models: ``trial.py`` has its functions, ``page.py`` its layout."""

@@ -1,4 +1,4 @@
-"""The models that the page offers. All sessions share one of each."""
+"""The models that the page offers. All sessions share one instance of each."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class AppModel:
     """A loaded model.
 
     Attributes:
-        name: as in the list of the page.
+        name: its entry in the page's list of models.
         predictor: the model.
         colours: (K, 3) RGB of the known classes.
-        saved: the threshold saved beside the checkpoint; its value is None where there is none.
-        busy: held while the model computes: one frame at a time.
+        saved: the threshold saved beside the checkpoint; its value is None if there is none.
+        busy: lock, held while the model computes, so that it processes one frame at a time.
     """
 
     name: str
@@ -39,14 +39,14 @@ class AppModel:
 
     @property
     def slider(self) -> tuple[float, float, float]:
-        """Lowest and highest threshold, and where to begin: the saved one, else the middle."""
+        """Lowest, highest and initial threshold; initial is the saved one, else the middle."""
         low, high = score_range(self.predictor.score, len(self.predictor.class_names))
         first = (low + high) / 2 if self.saved.value is None else self.saved.value
         return min(low, first), max(high, first), first
 
     @property
     def no_words(self) -> str:
-        """Why words cannot be asked for; "" where they can."""
+        """Why the model takes no words; "" if it takes them."""
         if not self.predictor.takes_words:
             return "this model has no text side: it compares images with images"
         if isinstance(self.predictor.model.text, StoredText):
@@ -56,7 +56,7 @@ class AppModel:
         return ""
 
     def about_threshold(self, value: float) -> str:
-        """A line about a threshold: where it is from and what it promises."""
+        """A line about a threshold: its origin and its guarantee."""
         if self.saved.value is None:
             return f"threshold {value:.4g}, as set: none is saved beside the checkpoint"
         if np.isclose(value, self.saved.value, rtol=1e-6, atol=0):
@@ -68,8 +68,8 @@ class Models:
     """The models by name; each is loaded when it is first asked for, and kept.
 
     Args:
-        own: config and checkpoint of each model to offer before those that ship.
-        opts: changes to all configs, KEY VALUE in turn.
+        own: config and checkpoint of each model to list before those that ship.
+        opts: alternating config keys and values that override all configs.
         half: half precision on a GPU.
 
     Attributes:
@@ -99,8 +99,8 @@ class Models:
         """The model called ``name``.
 
         Raises:
-            UserError: it cannot be loaded.
-            KeyError: there is none of that name.
+            UserError: the model cannot be loaded.
+            KeyError: no model has that name.
         """
         cfg = self._configs[name]
         with self._loading:

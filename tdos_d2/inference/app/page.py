@@ -1,4 +1,4 @@
-"""The page in the browser, made with gradio: what it looks like and what calls what."""
+"""Layout and event handlers of the web page, which is built with gradio."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from .models import AppModel, Models
 from .trial import COLUMNS, Limits, Trial, predict
 
 INSTALL = 'pip install "gradio>=6,<7"'
-# Sessions whose frames and scores are kept, and for how many seconds; files for as long.
+# Number of sessions whose frames and scores are kept, and seconds that they and files are kept.
 _SESSIONS, _KEPT = 16, 3600
-_AT_ONCE = 4  # requests that are answered at the same time; the model takes frames in turn
+_AT_ONCE = 4  # requests handled at the same time; the model processes one frame at a time
 _DOWNLOADS = "download-"
 _DRAWN = ("animal", "sofa", "barrel", "boulder", "tyre", None)
 _SIZE = (360, 640)  # H, W
@@ -39,12 +39,12 @@ _WELCOME = (
 
 
 def run(args: argparse.Namespace) -> None:
-    """Show the page until it is interrupted, as the command line of tools/app.py says.
+    """Serve the page until interrupted, with the options of tools/app.py.
 
     Raises:
         UserError: gradio is not installed, a model cannot be loaded, the port is taken.
     """
-    # What was uploaded is deleted then, too.
+    # So that SIGTERM, too, deletes the uploaded files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="tdos_app_") as folder:
         gr = import_gradio(folder)
@@ -60,10 +60,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def import_gradio(folder: str) -> ModuleType:
-    """Gradio, which reports nothing to anybody and keeps its files in ``folder``.
+    """Import gradio with its analytics off and its files in ``folder``.
 
     Raises:
-        UserError: it is not installed.
+        UserError: gradio is not installed.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_RUN_HISTORY"] = "False"
@@ -87,7 +87,7 @@ def launch_options(gr: ModuleType, limits: Limits) -> dict[str, Any]:
 
 
 def draw_examples(folder: Path) -> list[str]:
-    """Write drawn scenes with different objects, the last one without; gives the files."""
+    """Write drawn scenes with different objects, the last one without objects; return the files."""
     folder.mkdir()
     paths = []
     for i, kind in enumerate(_DRAWN):
@@ -98,13 +98,13 @@ def draw_examples(folder: Path) -> list[str]:
 
 
 def make_page(gr: ModuleType, models: Models, limits: Limits, folder: Path) -> Any:
-    """The page, not launched yet.
+    """Build the page without launching it.
 
     Args:
         gr: gradio.
-        models: to choose from; the first one is loaded.
-        limits: of what a session may ask for.
-        folder: for the examples and what is downloaded.
+        models: the models to choose from; the first one is loaded.
+        limits: limits of a session.
+        folder: for the examples and the files to download.
 
     Returns:
         ``gradio.Blocks``.
@@ -122,7 +122,7 @@ def make_page(gr: ModuleType, models: Models, limits: Limits, folder: Path) -> A
 def _lay_out(
     gr: ModuleType, models: Models, limits: Limits, examples: list[str]
 ) -> SimpleNamespace:
-    """The parts of the page by name."""
+    """The components of the page by name."""
     first = models(models.names[0])
     settings, parts = _settings(first), SimpleNamespace()
     parts.kept = gr.State(None, time_to_live=_KEPT)
@@ -160,7 +160,7 @@ def _lay_out(
 
 
 def _connect(gr: ModuleType, parts: SimpleNamespace, calls: _Callbacks) -> None:
-    """Which event calls what."""
+    """Connect the events to their handlers."""
     results = [parts.overlay, parts.segmentation, parts.chances, parts.table, parts.text]
     to_show = {
         "fn": calls.show, "inputs": [parts.kept, parts.frame, parts.threshold, parts.combine],
@@ -185,8 +185,8 @@ def _connect(gr: ModuleType, parts: SimpleNamespace, calls: _Callbacks) -> None:
             [parts.kept, parts.frame], show_progress_on=parts.overlay, **to_find, **api,
         ).success(**to_show, **hidden)  # fmt: skip
 
-    # Of the positions that a slider goes through, the last one is always shown. This comes first:
-    # otherwise events that the API does not offer take the name.
+    # "always_last": the final position of a slider is always shown. This event is registered first:
+    # otherwise events that the API does not offer take its name.
     parts.threshold.change(**to_show, api_name="show", trigger_mode="always_last")
     find_at(parts.file.change, api_name="find")
     find_at(parts.words.submit, **hidden)
@@ -205,7 +205,7 @@ def _connect(gr: ModuleType, parts: SimpleNamespace, calls: _Callbacks) -> None:
 
 
 class _Callbacks:
-    """What the events call. A UserError becomes a message on the page."""
+    """The event handlers. A UserError becomes a message on the page."""
 
     def __init__(
         self, gr: ModuleType, models: Models, limits: Limits, folder: Path, examples: list[str]
@@ -215,7 +215,7 @@ class _Callbacks:
         self.example = self._with_event(gr)
 
     def choose(self, name: str) -> list[dict[str, Any]]:
-        """What the parts that depend on the model become."""
+        """Updates of the components that depend on the model."""
         with self._messages():
             return [self._gr.update(**part) for part in _settings(self._models(name))]
 
@@ -223,7 +223,7 @@ class _Callbacks:
         self, path: str | None, name: str, words: str, threshold: float,
         progress: Callable[..., None],
     ) -> tuple[Trial | None, dict[str, Any]]:  # fmt: skip
-        """Run the model; what is kept, and the slider over the frames of a video."""
+        """Run the model; returns the results and the slider over the frames of a video."""
         if path is None:
             return None, self._gr.update(visible=False)
         with self._messages():
@@ -236,7 +236,7 @@ class _Callbacks:
     def show(
         self, kept: Trial | None, frame: int, threshold: float, combine: bool
     ) -> tuple[Any, ...]:
-        """Overlay, segmentation, pictures of words, rows and text; without a forward pass."""
+        """Overlay, segmentation, word maps, table rows and text; without a forward pass."""
         if kept is None:
             return None, None, [], [], _WELCOME
         view = kept.view(frame, threshold, combine)
@@ -244,7 +244,7 @@ class _Callbacks:
         return view.overlay, view.segmentation, words, view.rows, view.text
 
     def write(self, kept: Trial | None, threshold: float, combine: bool) -> list[str]:
-        """Files to download; those that were made long ago are removed."""
+        """Write the files to download; removes expired ones."""
         with self._messages():
             if kept is None:
                 raise UserError("there is no result: drop a file first")
@@ -258,7 +258,7 @@ class _Callbacks:
         def example(event: gr.SelectData) -> str:
             return self._examples[event.index]
 
-        # Gradio finds what to give by the annotation, here a text that only this function knows.
+        # Gradio reads the annotation, a string here; it cannot resolve the local name ``gr``.
         example.__annotations__["event"] = gr.SelectData
         return example
 
@@ -271,7 +271,7 @@ class _Callbacks:
 
 
 def _settings(model: AppModel) -> list[dict[str, Any]]:
-    """Of a model: threshold, words, whether they raise the score; tabs of classes and of words."""
+    """Updates for a model: threshold, words, whether words raise the score, and the two tabs."""
     low, high, value = model.slider
     info = "of " + model.predictor.score
     if model.saved.value is None:

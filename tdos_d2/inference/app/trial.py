@@ -1,4 +1,4 @@
-"""What the page does, without the page: predict once, then show at any threshold."""
+"""The page's functions, independent of gradio: predict once, then show at any threshold."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from ..sources import IMAGES, VIDEOS, Frame, Span, Video
 from .models import AppModel, Models
 
 _MB = 2**20
-# Kept of a pixel: its colour, score and label; of each word a cosine and a chance.
+# Bytes kept per pixel (colour, score and label), and per pixel and word (cosine and chance).
 _BYTES, _BYTES_OF_WORD = 3 + 4 + 1, 4 + 4
 COLUMNS = ("object", "x0", "y0", "x1", "y1", "pixels", "mean score", "max score", "word")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one session may ask for.
+    """Limits of one session.
 
     Attributes:
-        upload_mb: size of a file in MiB.
-        seconds: length of a video.
-        frames: of a video that are predicted at most, evenly spaced.
-        session_mb: what is kept of a session in MiB: a larger image is refused, and fewer frames
-            are taken of a video.
+        upload_mb: largest file in MiB.
+        seconds: longest video.
+        frames: most frames of a video that are predicted, evenly spaced.
+        session_mb: memory for the results of a session in MiB: an image that needs more is
+            refused, and of a video fewer frames are predicted.
     """
 
     upload_mb: int = 50
@@ -50,14 +50,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class View:
-    """What is seen of a frame at a threshold. All pictures are (h, w, 3) uint8 RGB.
+    """What the page shows of a frame at a threshold. All pictures are (h, w, 3) uint8 RGB.
 
     Attributes:
         overlay: score over the image, with the contours of the objects.
-        segmentation: known classes; None where the model has none.
-        words: chances over the image, by word.
-        rows: of a table of objects, see ``COLUMNS``.
-        text: lines about it.
+        segmentation: known classes; None if the model has none.
+        words: per word, its chances over the image.
+        rows: rows of the table of objects, see ``COLUMNS``.
+        text: lines about the frame.
     """
 
     overlay: np.ndarray
@@ -68,14 +68,14 @@ class View:
 
 
 class Trial:
-    """A file's frames with what the model made of them: all that a session keeps.
+    """The frames of a file and the model's results for them: all that a session keeps.
 
     Args:
-        model: that was used.
-        name: of the file.
-        words: that were asked for.
+        model: the model that predicted.
+        name: name of the file.
+        words: the words that were looked for.
         frames: each frame with the predictor's result for it.
-        is_video: whether they are of a video.
+        is_video: whether the file is a video.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class Trial:
         self.frames, self.is_video = frames, is_video
 
     def view(self, position: int, threshold: float, combine: bool = False) -> View:
-        """A frame at a threshold. The model is not called.
+        """The view of a frame at a threshold, without a forward pass.
 
         Args:
-            position: among the frames, from 0.
+            position: index among the frames, from 0.
             threshold: pixels with a score of this or more are OOD.
-            combine: the words take part in the score.
+            combine: whether words raise the score.
         """
         position = min(max(position, 0), len(self.frames) - 1)
         found = self._at(position, threshold, combine)
@@ -124,7 +124,7 @@ class Trial:
         )  # fmt: skip
 
     def positions_with_objects(self, threshold: float, combine: bool = False) -> list[int]:
-        """Which frames have objects at a threshold, from 0."""
+        """Indices, from 0, of the frames that have objects at a threshold."""
         found = []
         for i, (_, result) in enumerate(self.frames):
             score = self.model.predictor.combined_score(result) if combine else result["ood_score"]
@@ -137,12 +137,12 @@ class Trial:
         """Write masks (0 and 255), raw scores (16-bit PNG) and a JSON file with the objects.
 
         Args:
-            folder: is made; must not be there.
-            threshold: of the objects.
-            combine: the words take part in the score.
+            folder: folder to create; must not exist.
+            threshold: pixels with a score of this or more are OOD.
+            combine: whether words raise the score.
 
         Returns:
-            The files: three of an image, one archive (.zip) of a video.
+            The files: three for an image, one archive (.zip) for a video.
         """
         stem = Path(self.name).stem
         inside = folder / stem
@@ -192,19 +192,19 @@ def predict(
     limits: Limits = Limits(),
     report: Callable[[float], None] = lambda share: None,
 ) -> Trial:
-    """Run a model on a file. Calls from several threads take turns, frame by frame.
+    """Run a model on a file. Concurrent calls from several threads alternate frame by frame.
 
     Args:
         models: the models.
-        name: which one.
+        name: name of the model to use.
         path: an image or a video.
         words: concepts to look for, "deer, lost cargo"; "": none.
-        limits: what is refused.
-        report: is given the share that is done, 0 to 1.
+        limits: limits of the session.
+        report: called with the progress, 0 to 1.
 
     Raises:
         UserError: the file cannot be read or is too large; the model takes no words. The message
-            has the file's name, without its folder.
+            names the file without its folder.
     """
     model = models(name)
     asked = split_words(words) if words.strip() else []
@@ -219,7 +219,7 @@ def predict(
         for frame, share in _read(path, is_video, of_pixel, limits):
             with model.busy:
                 result = model.predictor(frame.image, asked or None)
-            result["sem_seg"] = result["sem_seg"][:0]  # large, and the labels are all that is shown
+            result["sem_seg"] = result["sem_seg"][:0]  # large, and only the labels are shown
             frames.append((frame, result))
             report(share)
     except UserError as error:
@@ -230,7 +230,7 @@ def predict(
 def _read(
     path: Path, is_video: bool, of_pixel: int, limits: Limits
 ) -> Iterator[tuple[Frame, float]]:
-    """The frames to predict on, each with the share of all that it is the last of."""
+    """The frames to predict, each with the progress (0 to 1) after it."""
     if path.suffix.lower() not in IMAGES | VIDEOS:
         raise UserError(f"{path}: neither an image nor a video by its name")
     if path.stat().st_size > limits.upload_mb * _MB:
@@ -248,7 +248,7 @@ def _read(
         raise UserError(too_long)
     first = next(iter(video))
     most = _capacity(path, first.image.shape[0] * first.image.shape[1] * of_pixel, limits)
-    # Where the file does not say how many frames there are, it may be as long as is allowed.
+    # If the file does not state its number of frames, assume the longest allowed video.
     expected = video.length or math.ceil(limits.seconds * video.rate)
     every = math.ceil(expected / min(most, limits.frames))
     for frame in Video(path, Span(every)):
@@ -258,7 +258,7 @@ def _read(
 
 
 def _capacity(path: Path, size: int, limits: Limits) -> int:
-    """How many frames of ``size`` bytes fit into what a session keeps."""
+    """How many frames of ``size`` bytes fit into the memory of a session."""
     most = limits.session_mb * _MB // size
     if most < 1:
         raise UserError(f"{path} has too many pixels for a page (or there are too many words)")

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class CLIPImageEncoder(FreezableEncoder):
     """Four intermediate maps, the image embedding and the dense embedding of a CLIP encoder."""
 
-    kind: str  # of ``image_encoder_kind``
+    kind: str  # as returned by ``image_encoder_kind``
 
     @configurable
     def __init__(
@@ -43,7 +43,7 @@ class CLIPImageEncoder(FreezableEncoder):
         self.tower = self._build_tower(visual, augmentation)
         self.channels, self.strides = self.tower.channels, self.tower.strides
         self.dense_channels = self.tower.embed_dim
-        # Kept for checkpoints: the activation, which the weights may have decided, is part of it.
+        # For checkpoints; the name includes the activation, which the weights may determine.
         self.architecture = architecture
         self.freeze(frozen, frozen_norm)
 
@@ -59,7 +59,7 @@ class CLIPImageEncoder(FreezableEncoder):
             )
         return {
             "visual": clip.visual,
-            # Random weights are trained: frozen, they would be a fixed random projection.
+            # Random weights are always trained: frozen, they would be a fixed random projection.
             "frozen": node.FREEZE_IMAGE and loaded,
             "architecture": architecture,
             "frozen_norm": cfg.MODEL.BACKBONE.FREEZE_NORM and loaded,
@@ -88,9 +88,9 @@ class CLIPVisionTransformer(CLIPImageEncoder):
     @staticmethod
     def _build_tower(visual: nn.Module, noise: nn.Module | None) -> ViTTower:
         depth = len(visual.transformer.resblocks)
-        if depth < 4:  # two taps would be one block
+        if depth < 4:  # two taps would be the same block
             raise ValueError(f"a ViT of {depth} blocks has no four taps")
-        # By share of the depth: the taps of a ViT-L are then features of the same kind.
+        # By share of the depth, so that the taps of a ViT-L are comparable features.
         return ViTTower(visual, [round(depth * k / 12) for k in (4, 6, 8, 12)], noise)
 
 
@@ -102,16 +102,16 @@ class CLIPModifiedResNet(CLIPImageEncoder):
 
     @staticmethod
     def _build_augmentation(node) -> StyleMixing | None:
-        # There is no attention whose queries noise could enter, so regions change style.
+        # There is no attention whose queries could get noise, so the style of regions is changed.
         return StyleMixing(node.ALPHA, node.STYLE_NOISE) if node.ENABLED else None
 
     _build_tower = ResNetTower
 
 
 def encoder_name(cfg) -> str:
-    """What the encoder of a config is called: timm's name with MODEL.TIMM.LEVELS, or CLIP's name.
+    """Name of a config's encoder: timm's name with MODEL.TIMM.LEVELS, or CLIP's name.
 
-    A custom backbone has the name that it is registered by.
+    For a custom backbone it is the name in the registry.
     """
     name = cfg.MODEL.BACKBONE.NAME
     if name == "TimmBackbone":

@@ -1,4 +1,4 @@
-"""What the image encoders of CLIP and timm have in common as Detectron2 backbones."""
+"""Base class of the image encoders of CLIP and timm as Detectron2 backbones."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ class FreezableEncoder(Backbone):
     """An image encoder that is frozen as a whole, in its BatchNorm layers, or not at all.
 
     Attributes:
-        channels: of the four taps, finest first.
-        strides: of the four taps; the dense embedding has the last one.
-        dense_channels: of the dense embedding.
-        memory_format: of the images that the network is given. A frozen convolutional encoder
-            works on channels-last maps: faster, most of all in half precision.
+        channels: channels of the four taps, finest first.
+        strides: strides of the four taps; the dense embedding has the last one.
+        dense_channels: channels of the dense embedding.
+        memory_format: format of the network's input images. A frozen convolutional encoder uses
+            channels-last maps, which is faster, especially in half precision.
     """
 
     memory_format = torch.contiguous_format
 
     def freeze(self, whole: bool, norms: bool) -> None:
-        """Say what is frozen, once all parts are there.
+        """Set what is frozen; called after all parts have been built.
 
         Args:
-            whole: keep weights, statistics and mode as they are and compute no gradients.
-            norms: keep the BatchNorm layers of a trained encoder as they are.
+            whole: freeze weights, statistics and mode, and compute no gradients.
+            norms: freeze the BatchNorm layers of a trained encoder.
         """
         self.frozen, self.frozen_norm = whole, norms
         if whole and any(isinstance(part, _BatchNorm) for part in self.modules()):
@@ -39,9 +39,9 @@ class FreezableEncoder(Backbone):
         self.train(self.training)  # new modules are in training mode, frozen parts included
 
     def train(self, mode: bool = True) -> FreezableEncoder:
-        """Set the mode of everything but what is frozen, which stays in eval mode."""
+        """Set the mode of all parts except frozen ones, which stay in eval mode."""
         super().train(mode)
-        # Training mode would change BatchNorm statistics and switch DropPath on (defect 14).
+        # Training mode would change BatchNorm statistics and enable DropPath (defect 14).
         for part in self._frozen_parts():
             part.eval()
         return self
@@ -49,8 +49,8 @@ class FreezableEncoder(Backbone):
     def _frozen_parts(self) -> list[nn.Module]:
         if self.frozen:
             return list(self.children())
-        # Fine-tuning has small batches of one kind of scene, whose statistics are no substitute
-        # for those of pre-training.
+        # Fine-tuning uses small batches of similar scenes, whose statistics cannot replace those of
+        # pre-training.
         norms = [part for part in self.modules() if isinstance(part, _BatchNorm)]
         return norms if self.frozen_norm else []
 
@@ -59,14 +59,14 @@ class FreezableEncoder(Backbone):
 
         Args:
             images: (B, 3, H, W), H and W multiples of ``size_divisibility``.
-            region: (B, H, W) in [0, 1], 1 where semantic augmentation perturbs; None: nowhere.
+            region: (B, H, W) in [0, 1], 1 where features are perturbed; None: no perturbation.
 
         Returns:
             ``tap1`` ... ``tap4`` (B, C, h, w) and ``dense`` (B, D, h, w), as in ``output_shape``,
             and ``embedding`` (B, D), the image embedding.
         """
         images = images.contiguous(memory_format=self.memory_format)
-        # A frozen encoder has no backward pass: keep no activations for it.
+        # A frozen encoder has no backward pass that would need its activations.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             taps, embedding, dense = self.encode(images, region)
         return {**dict(zip(TAPS, taps, strict=True)), "embedding": embedding, "dense": dense}
@@ -87,4 +87,4 @@ class FreezableEncoder(Backbone):
     @property
     def size_divisibility(self) -> int:
         """Images must be padded to a multiple of this."""
-        return self.strides[-1]  # taps have one stride, or strides that double
+        return self.strides[-1]  # the taps have the same stride, or each twice the previous one

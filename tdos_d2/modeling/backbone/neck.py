@@ -1,4 +1,4 @@
-"""The trainable necks: an encoder's four maps become a pyramid of strides 4, 8, 16, 32."""
+"""The trainable necks, which turn an encoder's four maps into a pyramid of strides 4, 8, 16, 32."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...errors import UserError
 from ...value_checks import check_positive
 from ..registry import NECK_REGISTRY
 
-# Stride of the finest level, exact where the patch size is a power of two (14 gives 3.5).
+# Stride of the finest level, exact if the patch size is a power of two (14 gives 3.5).
 FINEST_STRIDE = 4
 
 
@@ -44,7 +44,7 @@ class ScaleNeck(nn.Module):
                 "MODEL.NECK.NAME: ScaleNeck is for the taps of a ViT, which have one stride; "
                 f"these have strides {[stride, *others]}"
             )
-        # Doublings from the patches to the finest level; each next level has one less.
+        # Number of doublings from the patch grid to the finest level; one less per further level.
         octaves = round(math.log2(stride / FINEST_STRIDE))
         self.levels = nn.ModuleList(
             _rescale(shape.channels, octaves - level, norm) for level, shape in enumerate(in_shapes)
@@ -60,17 +60,17 @@ class ScaleNeck(nn.Module):
     def forward(self, taps: Sequence[Tensor], score_map: Tensor | None = None) -> list[Tensor]:
         """(B, C, h, w) taps -> the same channels at strides 4, 8, 16, 32 (for patch 8, 16, 32).
 
-        ``score_map`` is for other necks; it does not enter these levels.
+        ``score_map`` is ignored; other necks use it.
         """
         return [level(tap) for level, tap in zip(self.levels, taps, strict=True)]
 
 
 @NECK_REGISTRY.register()
 class FPNNeck(nn.Module):
-    """A feature pyramid whose last input is the last tap together with the score map (DenseCLIP).
+    """A feature pyramid whose last input is the last tap with the score map appended (DenseCLIP).
 
     Args:
-        in_shapes: the four taps, finest level first, each of twice the stride of the one before.
+        in_shapes: the four taps, finest level first, each with twice the previous stride.
         score_channels: N, channels of the score map.
         channels: channels of every level.
         norm: normalisation after every convolution, a name of Detectron2's ``get_norm``, or "".
@@ -96,7 +96,7 @@ class FPNNeck(nn.Module):
             )
         *finer, last = in_shapes
         joined = ShapeSpec(channels=last.channels + score_channels, stride=last.stride)
-        # FPN asks its backbone for names: numbers, finest first.
+        # FPN looks up its backbone's maps by name; here these are numbers, finest first.
         maps = _GivenMaps([*finer, joined])
         self.pyramid = FPN(maps, list(maps.shapes), channels, norm=norm)
         self.channels = [channels] * len(in_shapes)
@@ -123,12 +123,12 @@ class FPNNeck(nn.Module):
             (B, ``channels``, h_i, w_i), finest first.
         """
         *finer, last = taps
-        joined = [*finer, torch.cat([last, score_map], dim=1)]  # both have the encoder's last grid
+        joined = [*finer, torch.cat([last, score_map], dim=1)]  # both on the encoder's last grid
         return list(self.pyramid({str(i): tap for i, tap in enumerate(joined)}).values())
 
 
 class _GivenMaps(Backbone):
-    """Detectron2's FPN takes its maps from a backbone: this one hands on what it is given."""
+    """A backbone for Detectron2's FPN that returns its inputs."""
 
     def __init__(self, shapes: Sequence[ShapeSpec]) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class _GivenMaps(Backbone):
 
 
 def _rescale(channels: int, octaves: int, norm: str) -> nn.Module:
-    """Enlarge a map by 2 ** octaves (shrink it where negative)."""
+    """Layers that enlarge a map by 2 ** octaves (shrink it if negative)."""
     if octaves <= 0:
         return nn.MaxPool2d(2**-octaves) if octaves else nn.Identity()
     layers: list[nn.Module] = []

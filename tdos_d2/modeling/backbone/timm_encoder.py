@@ -1,4 +1,4 @@
-"""Image encoders of timm as Detectron2 backbones: any model that gives feature maps."""
+"""Image encoders of timm as Detectron2 backbones: any model that returns feature maps."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class TimmBackbone(FreezableEncoder):
                 removed from it.
             levels: four indices into its ``feature_info``, finest first; empty = see above.
             frozen, frozen_norm: ``whole`` and ``norms`` of :meth:`freeze`.
-            pretrained: whether the weights are worth holding on to (see ``VisionLoss``).
+            pretrained: whether the weights are pretrained, so that ``VisionLoss`` can be used.
             augmentation: style mixing for the first map of a pyramid, query noise for a ViT.
 
         Raises:
-            UserError: levels that do not exist, or an encoder without four suitable maps.
+            UserError: a level does not exist, or the encoder has no four suitable maps.
         """
         super().__init__()
         info = list(network.feature_info)
@@ -60,11 +60,11 @@ class TimmBackbone(FreezableEncoder):
         self.strides = [layer["reduction"] for layer in taps]
         self.dense_channels = self.channels[-1]
         self.is_pyramid = len(set(self.strides)) > 1
-        # Parameters that get no gradient would stop training with several processes.
+        # With several processes, parameters without gradients would stop training.
         network.prune_intermediate_layers(self.levels, prune_norm=self.is_pyramid, prune_head=True)
         self.network = network
         self.pretrained = pretrained
-        self._region: Tensor | None = None  # for hooks: timm's forward takes images alone
+        self._region: Tensor | None = None  # for hooks, as timm's forward takes only images
         if augmentation is not None:
             self._attach(augmentation, taps[0]["module"])
         self.freeze(frozen, frozen_norm)
@@ -78,7 +78,7 @@ class TimmBackbone(FreezableEncoder):
         augmentation = None
         if noise.ENABLED:
             is_vit = len({layer["reduction"] for layer in network.feature_info}) == 1
-            # As for CLIP's two kinds: only a ViT has queries of patches that noise can enter.
+            # As for CLIP's two kinds: only a ViT has queries of patches that can get noise.
             augmentation = (
                 QueryNoise(noise.BLOCKS, noise.NOISE)
                 if is_vit
@@ -111,7 +111,7 @@ class TimmBackbone(FreezableEncoder):
         return taps, taps[-1].mean(dim=(2, 3)), taps[-1]
 
     def _attach(self, augmentation: StyleMixing | QueryNoise, first: str) -> None:
-        """Perturb inside the network, where timm offers no argument for it."""
+        """Insert the perturbation into the network, for which timm has no argument."""
         if isinstance(augmentation, QueryNoise):
             for number in augmentation.in_blocks(len(self.network.blocks)):
                 block = self.network.blocks[number - 1]
@@ -119,7 +119,7 @@ class TimmBackbone(FreezableEncoder):
                     block.attn, augmentation, self.strides[0], lambda: self._region
                 )
             return
-        # Swin's kind gives (B, h, w, C).
+        # Some networks, such as Swin, return (B, h, w, C).
         channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
 
         def mix(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
@@ -133,10 +133,10 @@ class TimmBackbone(FreezableEncoder):
 
 
 class _NoisyAttention(nn.Module):
-    """Self-attention of a timm ViT whose queries, and nothing else, may be perturbed.
+    """Self-attention of a timm ViT in which only the queries may be perturbed.
 
-    Queries, keys and values come out of one linear layer here: with noise, that layer's output is
-    put together from the noisy input's queries and the clean input's keys and values.
+    One linear layer computes queries, keys and values. With noise, its output is composed of the
+    noisy input's queries and the clean input's keys and values.
     """
 
     def __init__(
@@ -158,9 +158,9 @@ class _NoisyAttention(nn.Module):
         return self.noise(tokens, cover, lambda query, key, _: self._attend(query, key, kwargs))
 
     def _attend(self, query: Tensor, tokens: Tensor, kwargs: dict) -> Tensor:
-        if query is tokens:  # the clean one of QueryNoise's two calls
+        if query is tokens:  # the call of QueryNoise without noise
             return self.attention(tokens, **kwargs)
-        # Without such a layer, or where timm takes its weight instead of calling it, nothing swaps.
+        # Without such a layer, or if timm uses its weight without calling it, nothing is swapped.
         joint = getattr(self.attention, "qkv", None) or nn.Identity()
         swapped: list[Tensor] = []
 
@@ -170,7 +170,7 @@ class _NoisyAttention(nn.Module):
             swapped.append(noisy)
             return torch.cat([noisy[..., :width], output[..., width:]], dim=-1)
 
-        # For this call alone, so that clean calls and exported models know nothing of it.
+        # Only for this call, so that calls without noise and exported models are not affected.
         handle = joint.register_forward_hook(swap)
         try:
             result = self.attention(tokens, **kwargs)
@@ -185,11 +185,11 @@ class _NoisyAttention(nn.Module):
 
 
 def _levels(reductions: list[int], levels: list[int]) -> list[int]:
-    """The four levels asked for, or those that suit the network; UserError if there are none."""
+    """The four levels requested, or the network's default levels; UserError if there are none."""
     there = f"MODEL.TIMM.LEVELS: this encoder has levels 0 to {len(reductions) - 1} of strides "
     there += ", ".join(map(str, reductions))
     if not levels and len(set(reductions)) == 1:
-        levels = [round(len(reductions) * k / 12) - 1 for k in (4, 6, 8, 12)]  # from 0
+        levels = [round(len(reductions) * k / 12) - 1 for k in (4, 6, 8, 12)]  # counted from 0
     elif not levels:
         levels = [reductions.index(stride) for stride in (4, 8, 16, 32) if stride in reductions]
     ordered = len(levels) == len(TAPS) and sorted(set(levels)) == levels

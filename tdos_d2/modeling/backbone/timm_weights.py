@@ -1,4 +1,4 @@
-"""Networks of timm, and where their weights come from."""
+"""Networks of timm, and the sources of their weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class WeightsPackage(NamedTuple):
-    """ImageNet weights that a package from the package index brings."""
+    """ImageNet weights in a package of the package index."""
 
     distribution: str
     file: str  # below the package's folder
@@ -55,16 +55,16 @@ PACKAGES = {
 
 
 def build_network(name: str, weights: str) -> nn.Module:
-    """A timm model with the weights that ``MODEL.TIMM.WEIGHTS`` asks for, for images of any size.
+    """A timm model for images of any size, with the weights of ``MODEL.TIMM.WEIGHTS``.
 
     Args:
-        name: of a timm model, such as "tf_efficientnet_lite2" or "vit_small_patch14_dinov2".
-        weights: "" for random ones, "timm" for timm's own download, "package" for those of a
-            package (see ``PACKAGES``), or a file of timm's or of the model's authors.
+        name: name of a timm model, such as "tf_efficientnet_lite2" or "vit_small_patch14_dinov2".
+        weights: "" for random weights, "timm" for timm's download, "package" for those of a package
+            (see ``PACKAGES``), or a weight file of timm or of the model's authors.
 
     Raises:
-        UserError: an unknown name, a model without feature maps, weights that are missing, damaged
-            or of another model.
+        UserError: the name is unknown, the model has no feature maps, or the weights are missing,
+            damaged or of another model.
     """
     import timm
 
@@ -88,7 +88,7 @@ def build_network(name: str, weights: str) -> nn.Module:
             network = _create(name, pretrained=bool(weights), pretrained_cfg_overlay=overlay)
     except UserError:
         raise
-    except Exception as error:  # of the hub client, of torch.load, of load_state_dict
+    except Exception as error:  # from the hub client, torch.load or load_state_dict
         raise UserError(
             f"MODEL.TIMM.WEIGHTS: cannot load '{weights}' into {name}: {_first_line(error)}"
         ) from error
@@ -112,7 +112,7 @@ def pixel_statistics(name: str, weights: str) -> tuple[list[float], list[float]]
 
 
 def _create(name: str, **arguments: Any) -> nn.Module:
-    """``timm.create_model`` with the option, if the model has one, of inputs of any size."""
+    """``timm.create_model`` with the model's option for inputs of any size, if it has one."""
     import timm
 
     for options in ({"dynamic_img_size": True}, {"strict_img_size": False}):
@@ -127,7 +127,7 @@ def _create(name: str, **arguments: Any) -> nn.Module:
 
 @contextmanager
 def _no_code() -> Iterator[None]:
-    """``torch.load`` reads plain weights alone: some versions of timm ask it for more."""
+    """Restrict ``torch.load`` to plain weights; some versions of timm would allow more."""
     switch = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(switch)
     os.environ[switch] = "1"
@@ -140,7 +140,7 @@ def _no_code() -> Iterator[None]:
 
 
 def _package_state(name: str) -> dict[str, Tensor]:
-    """The package's tensors under timm's names: they come in the same order."""
+    """The package's tensors under timm's names, matched by their order."""
     if name not in PACKAGES:
         raise UserError(
             f'MODEL.TIMM.WEIGHTS: there is no package with weights of {name}, only of '

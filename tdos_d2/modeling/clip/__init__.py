@@ -1,4 +1,4 @@
-"""CLIP: building, loading, walking its towers. Nothing else in tdos_d2 touches open_clip."""
+"""CLIP: building, loading and running its encoders. Only this package uses open_clip."""
 
 from __future__ import annotations
 

@@ -22,23 +22,23 @@ logger = logging.getLogger(__name__)
 QUICK_GELU_SUFFIX = "-quickgelu"
 ACTIVATIONS = ("auto", "gelu", "quick_gelu")
 
-# What OpenAI's archives hold beside weights; plain open_clip state dicts have none of them.
+# Entries of OpenAI's archives beside weights; plain open_clip state dicts have none of them.
 _OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
 
 
 def build_clip(name: str, weights: str, activation: str = "auto") -> tuple[nn.Module, str]:
-    """Build an open_clip ``CLIP`` model in float32. The log says which activation it got, and why.
+    """Build an open_clip ``CLIP`` model in float32; logs the activation and the reason for it.
 
     Args:
         name: an open_clip model name such as ``"ViT-B-16"``, or ``"tiny"`` (ViT) or ``"tiny-rn"``
-            (ResNet); the suffix ``-quickgelu`` asks for OpenAI's activation.
+            (ResNet); the suffix ``-quickgelu`` selects OpenAI's activation.
         weights: a file (OpenAI TorchScript archive, state dict, safetensors, open_clip checkpoint),
             an open_clip tag such as ``"openai"``, or ``""`` for random weights.
-        activation: of ``ACTIVATIONS``; "auto" = QuickGELU if the name or the weights ask for it.
+        activation: one of ``ACTIVATIONS``; "auto" = QuickGELU if the name or the weights need it.
 
     Returns:
-        The model and its name, with ``-quickgelu`` where it has that activation: built from this
-        name without weights, a model has the same architecture.
+        The model and its name, with ``-quickgelu`` if it has that activation. A model built from
+        this name without weights has the same architecture.
 
     Raises:
         UserError: unknown name or activation, missing or unreadable file, weights of another
@@ -57,7 +57,7 @@ def build_clip(name: str, weights: str, activation: str = "auto") -> tuple[nn.Mo
             why = f"{weights if asked else name} asks for it"
         elif activation == "auto":
             why = f"nothing in {weights} asks for QuickGELU"
-            # OpenAI's own models look like that, but so does any that was trained in fp16.
+            # OpenAI's models have both types, but so does any model that was trained in fp16.
             if {torch.float16, torch.float32} <= {value.dtype for value in state.values()}:
                 level = logging.WARNING
                 why += ', but it is in mixed precision: set MODEL.CLIP.ACTIVATION to "quick_gelu" '
@@ -67,10 +67,10 @@ def build_clip(name: str, weights: str, activation: str = "auto") -> tuple[nn.Mo
 
 
 def image_encoder_kind(name: str) -> str:
-    """The kind of image encoder that the CLIP model ``name`` has: "ViT" or "ResNet".
+    """The kind of image encoder of the CLIP model ``name``: "ViT" or "ResNet".
 
     Raises:
-        UserError: an unknown name, or an image encoder of another kind.
+        UserError: the name is unknown, or the image encoder is of another kind.
     """
     vision = _model_config(name.removesuffix(QUICK_GELU_SUFFIX))["vision_cfg"]
     if vision.get("timm_model_name"):
@@ -87,12 +87,12 @@ def is_weights_file(weights: str) -> bool:
 
 
 def missing_weights_file(weights: str) -> bool:
-    """Whether ``MODEL.CLIP.WEIGHTS`` names a file that is not there."""
+    """Whether ``MODEL.CLIP.WEIGHTS`` names a missing file."""
     return is_weights_file(weights) and not Path(weights).expanduser().is_file()
 
 
 def check_weights_file(weights: str) -> None:
-    """Raise UserError if ``MODEL.CLIP.WEIGHTS`` names a file that is not there."""
+    """Raise UserError if ``MODEL.CLIP.WEIGHTS`` names a missing file."""
     if "://" in weights or weights.startswith("hf-hub:"):
         raise UserError(
             f"MODEL.CLIP.WEIGHTS: {weights} is an address: download it and name the file, or name "
@@ -106,13 +106,13 @@ def check_weights_file(weights: str) -> None:
 
 
 def release_weights() -> None:
-    """Forget the weights kept between building the image and the text tower of one model."""
+    """Release the weights that are cached between building a model's image and text encoder."""
     _read_file.cache_clear()
 
 
 @lru_cache(maxsize=1)
 def _open_clip() -> ModuleType:
-    """open_clip, which takes seconds to import, with the small models of ``model_configs/``."""
+    """Import open_clip, which takes seconds, and add the small models of ``model_configs/``."""
     import open_clip
 
     open_clip.add_model_config(Path(__file__).with_name("model_configs"))
@@ -137,7 +137,7 @@ def _build_architecture(base: str, quick_gelu: bool) -> nn.Module:
 
 
 def _find_weights(name: str, weights: str) -> tuple[dict[str, Tensor] | None, bool]:
-    """The state dict (None for random weights) and whether it asks for QuickGELU."""
+    """The state dict (None for random weights) and whether it needs QuickGELU."""
     if not weights:
         return None, False
     base, of_tag = name.removesuffix(QUICK_GELU_SUFFIX), {}
@@ -149,7 +149,7 @@ def _find_weights(name: str, weights: str) -> tuple[dict[str, Tensor] | None, bo
         return None, False
     path = Path(_download(base, weights, of_tag) if of_tag else weights).expanduser()
     state, quick_gelu = _read_file(path)
-    # open_clip's table says it of a tag, where the file is a plain state dict that does not.
+    # open_clip's table has the activation of a tag whose file is a plain state dict.
     return state, quick_gelu or bool(of_tag.get("quick_gelu"))
 
 
@@ -166,9 +166,9 @@ def _tag_config(base: str, tag: str) -> dict[str, Any]:
 def _download(base: str, tag: str, config: dict[str, Any]) -> str:
     logger.info("CLIP %s: fetching '%s' unless it is kept here", base, tag)
     try:
-        logging.disable(logging.WARNING)  # the hub client tells of every try
+        logging.disable(logging.WARNING)  # the hub client logs every attempt
         return _open_clip().download_pretrained(config)
-    except Exception as error:  # whatever the hub client raises, the cure is the same
+    except Exception as error:  # the hub client raises many types, with the same remedy
         raise UserError(
             f"MODEL.CLIP.WEIGHTS: cannot download '{tag}' for {base} ({type(error).__name__}); "
             "download it elsewhere and give the file"
@@ -179,13 +179,13 @@ def _download(base: str, tag: str, config: dict[str, Any]) -> str:
 
 @once_per_file(1)
 def _read_file(path: str) -> tuple[dict[str, Tensor], bool]:
-    """Read a weight file by its content."""
+    """Read a weight file; its content determines the format."""
     try:
         if is_torchscript(path):
             state = read_torchscript(path)
         else:
             state = find_state(read_file(path), path)
-    except Exception as error:  # an archive that is damaged raises nearly every kind there is
+    except Exception as error:  # a damaged archive may raise almost any type
         raise UserError(f"MODEL.CLIP.WEIGHTS: {unreadable(path, error)}") from error
     quick_gelu = any(key in state for key in _OPENAI_KEYS)
     return {k: v for k, v in state.items() if k not in _OPENAI_KEYS}, quick_gelu

@@ -34,16 +34,16 @@ def tokenize(text: str) -> list[int]:
 def token_batch(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """(n, L) token numbers padded behind the end token, and the (n,) index of that token."""
     sequences = [torch.tensor([START, *tokenize(text), END]) for text in texts]
-    # CLIP pads with 0; behind the end token it makes no difference, attention being causal.
+    # CLIP pads with 0; as attention is causal, tokens after the end token have no effect.
     tokens = pad_sequence(sequences, batch_first=True, padding_value=END)
     return tokens, torch.tensor([len(s) - 1 for s in sequences])
 
 
 class TextEncoder:
-    """CLIP's text encoder for plain texts: what open_clip's ``encode_text`` gives, normalised.
+    """CLIP's text encoder for plain texts: open_clip's ``encode_text``, normalised.
 
-    Texts are encoded at their own length, not at CLIP's 77 tokens: attention is causal, so what
-    stands behind the end token does not matter.
+    Texts are encoded at their own length, not at CLIP's 77 tokens: attention is causal, so tokens
+    after the end token have no effect.
     """
 
     def __init__(self, tower: TextTower) -> None:
@@ -61,16 +61,16 @@ class TextEncoder:
             longest = texts[int(end.argmax())]
             raise UserError(f"'{longest}' is longer than {self.tower.max_length} CLIP tokens")
         device = self.tower.positional_embedding.device
-        with torch.autocast(device.type, enabled=False):  # what is kept serves calls without it
+        with torch.autocast(device.type, enabled=False):  # results are cached for all calls
             embedded = self.tower.token_embedding(tokens.to(device))
             return F.normalize(self.tower(embedded, end.to(device)), dim=-1)  # (n, L, C) -> (n, D)
 
     def array(self, texts: list[str]) -> np.ndarray:
-        """The same in float32 NumPy, as :mod:`tdos_d2.ood_words` takes it."""
+        """The same as a float32 NumPy array, for :mod:`tdos_d2.ood_words`."""
         return self(texts).float().cpu().numpy()
 
     def weights_identity(self) -> str:
-        """Hash of architecture and weights: the same wherever the weights were loaded from."""
+        """Hash of architecture and weights, independent of the file they were loaded from."""
         digest = hashlib.sha256(repr(self.tower).encode())
         for name, value in sorted(self.tower.state_dict().items()):
             digest.update(name.encode())

@@ -1,8 +1,9 @@
-"""CLIP's two encoders, opened: the only file that walks open_clip's modules.
+"""CLIP's two encoders with access to their intermediate results.
 
 open_clip's public ``encode_image`` and ``encode_text`` give one vector per image or text. TDOS also
 needs intermediate and dense tokens, other image sizes than the trained one, and learnable vectors
-among the text tokens. Parity with the public functions is tested to 1e-5.
+among the text tokens, so this file, and no other, uses open_clip's inner modules. Tests check that
+the results agree with the public functions to 1e-5.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..semantic_augmentation import coverage
 
 
 class ImageTokens(NamedTuple):
-    """What a CLIP image encoder gives for B images.
+    """Outputs of a CLIP image encoder for B images.
 
     Attributes:
         taps: maps after the chosen blocks or stages, each (B, C, h, w).
@@ -57,7 +58,7 @@ class ViTTower(nn.Module):
     def forward(self, images: Tensor, region: Tensor | None = None) -> ImageTokens:
         """Encode normalised images (B, 3, H, W), H and W multiples of the patch size.
 
-        ``region`` (B, H, W) in [0, 1] is where ``noise`` perturbs queries; None: nowhere.
+        ``region`` (B, H, W) in [0, 1] is where ``noise`` perturbs queries; None: no perturbation.
         """
         visual = self.visual
         x = visual.conv1(images)
@@ -77,13 +78,13 @@ class ViTTower(nn.Module):
                     x = block(x)
                 if number in self.taps:
                     taps.append(_to_map(x[:, 1:], grid))  # without the class token
-        # CLIP does this with the class token; the same two steps take patch tokens to text space.
+        # CLIP does this for the class token; the same two steps map patch tokens to text space.
         x = visual.ln_post(x) @ visual.proj
         return ImageTokens(taps, x[:, 0], _to_map(x[:, 1:], grid))
 
     def _perturbed(self, block: nn.Module, x: Tensor, cover: Tensor) -> Tensor:
-        """What ``block`` gives for tokens (B, 1 + h * w, C) where ``cover`` (B, 1, h, w) is 0."""
-        # open_clip's ResidualAttentionBlock, step by step, with other queries in the attention.
+        """``block`` for tokens (B, 1 + h * w, C), with noise on queries where ``cover`` > 0."""
+        # The steps of open_clip's ResidualAttentionBlock, with other queries in the attention.
         attended = self.noise(block.ln_1(x), cover, block.attention)
         x = x + block.ls_1(attended)
         return x + block.ls_2(block.mlp(block.ln_2(x)))
@@ -94,9 +95,9 @@ class ResNetTower(nn.Module):
 
     The image embedding is CLIP's: the mean token attends to all tokens through the query, key and
     value projections. Dense embeddings use the value projection in all three places ("v-v"
-    attention, CLIP Surgery, arXiv 2304.05653): in CLIP's training only the mean token ever was a
-    query, so the query projection of a location means nothing, while values are what the output
-    projection takes to text space, and attention among them keeps each location's own content.
+    attention, CLIP Surgery, arXiv 2304.05653): in CLIP's training only the mean token was a query,
+    so queries of single locations were never trained, while values are what the output projection
+    maps to text space, and attention among them preserves each location's own content.
 
     Args:
         visual: the ``visual`` of an open_clip ``CLIP`` with a ModifiedResNet.
@@ -117,8 +118,8 @@ class ResNetTower(nn.Module):
     def forward(self, images: Tensor, region: Tensor | None = None) -> ImageTokens:
         """Encode normalised images (B, 3, H, W), H and W multiples of 32.
 
-        ``region`` (B, H, W) in [0, 1] is where ``mixing`` changes the first stage's map; None:
-        nowhere. The taps are the maps of the four stages.
+        ``region`` (B, H, W) in [0, 1] is where ``mixing`` changes the first stage's map; None: no
+        change. The taps are the maps of the four stages.
         """
         x = self.visual.stem(images)
         taps = []
@@ -151,12 +152,12 @@ class ResNetTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """CLIP's text transformer on token embeddings instead of token numbers."""
+    """CLIP's text transformer with token embeddings instead of token numbers as input."""
 
     def __init__(self, clip: nn.Module) -> None:
         super().__init__()
         self.width: int = clip.token_embedding.embedding_dim  # C, channels of a token embedding
-        self.max_length = len(clip.positional_embedding)  # tokens that the positional table holds
+        self.max_length = len(clip.positional_embedding)  # length of the positional table in tokens
         self.embed_dim: int = clip.text_projection.shape[1]  # D, channels of a text embedding
         self.token_embedding = clip.token_embedding
         self.positional_embedding = clip.positional_embedding
@@ -171,14 +172,14 @@ class TextTower(nn.Module):
         Args:
             tokens: (N, L, C) without positions, L <= ``max_length``.
             end: (N,) index of each sequence's end token, where CLIP reads the embedding.
-                Attention is causal, so what stands behind it does not matter.
+                Attention is causal, so tokens after it have no effect.
 
         Returns:
             (N, D) text embeddings, not normalised.
         """
         length = tokens.shape[1]
         x = tokens + self.positional_embedding[:length].to(tokens.dtype)
-        # A causal mask's corner is the causal mask of a shorter sequence.
+        # The upper left part of a causal mask is the causal mask of a shorter sequence.
         with _fused_attention():
             x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
         x = self.ln_final(x)
@@ -187,9 +188,9 @@ class TextTower(nn.Module):
 
 @contextmanager
 def _fused_attention() -> Iterator[None]:
-    """nn.MultiheadAttention through ``scaled_dot_product_attention`` without gradients, too.
+    """Let nn.MultiheadAttention use ``scaled_dot_product_attention`` also without gradients.
 
-    Its own "fast path" of evaluation writes out the attention matrix, and is slower.
+    Its "fast path" for evaluation stores the attention matrix, and is slower.
     """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -200,12 +201,12 @@ def _fused_attention() -> Iterator[None]:
 
 
 def _resize_positions(table: Tensor, stored: tuple[int, int], grid: Sequence[int]) -> Tensor:
-    """The positional table (1 + h * w, C) for an (h, w) ``grid``; ``table`` stays as it is."""
-    # What torch.export makes serves all grids: it cannot have a branch for one.
+    """The positional table (1 + h * w, C) for an (h, w) ``grid``; ``table`` is not changed."""
+    # An exported program must work for all grids, so it cannot have a branch for one.
     if not torch.compiler.is_compiling() and tuple(grid) == stored:
         return table
-    old = table[1:].T.reshape(1, -1, *stored)  # (1, C, h, w); the class token has no place there
-    # float32: bicubic is not there for half precision on every device
+    old = table[1:].T.reshape(1, -1, *stored)  # (1, C, h, w), without the class token
+    # In float32, as some devices lack bicubic interpolation in half precision.
     new = F.interpolate(old.float(), size=tuple(grid), mode="bicubic", align_corners=False)
     return torch.cat([table[:1], new.flatten(2)[0].T.to(table.dtype)])
 

@@ -1,4 +1,4 @@
-"""The text side: learnable prompts or fixed embeddings, and the context decoder."""
+"""The text part of the model: learnable prompts or fixed embeddings, and the context decoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The context decoder: text embeddings look at the image (DenseCLIP's post-model prompting)."""
+"""The context decoder: text embeddings attend to the image (DenseCLIP's post-model prompting)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ..transformer_layers import Attention, FeedForward
 
 @CONTEXT_DECODER_REGISTRY.register()
 class ContextDecoder(nn.Module):
-    """Text embeddings attend to each other and to the image; the result enters as a residual.
+    """Text embeddings attend to each other and to the image; the result is added as a residual.
 
-    ``t + gamma * delta``, gamma a learnable vector that starts small on purpose: the published code
-    overwrites its small start by a normal of std 1 (defect 18).
+    The output is ``t + gamma * delta`` with a learnable vector gamma, whose initial value is small:
+    the published code overwrites this value by a normal of std 1 (defect 18).
 
     Args:
         text_dim: D_t, channels of the text embeddings.
         visual_dim: D_v, channels of the visual context.
-        hidden_dim: width inside.
-        num_layers: pre-norm decoder layers; 0 = text embeddings stay as they are.
+        hidden_dim: width of the layers.
+        num_layers: pre-norm decoder layers; 0 = text embeddings are not changed.
         num_heads: attention heads.
         dropout: dropout in training.
-        gamma_init: start of gamma.
+        gamma_init: initial value of gamma.
     """
 
     @configurable
@@ -42,9 +42,9 @@ class ContextDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.num_layers = num_layers
-        if not num_layers:  # no parameters either: several processes wait for all gradients
+        if not num_layers:  # no parameters either: with several processes, all need gradients
             return
-        # Norms first: CLIP is trained on unit vectors, which leaves the length of these open.
+        # Norms first: CLIP is trained on unit vectors, so the length of these is arbitrary.
         self.visual_proj = nn.Sequential(
             nn.LayerNorm(visual_dim), nn.Linear(visual_dim, hidden_dim), nn.LayerNorm(hidden_dim)
         )
@@ -71,7 +71,7 @@ class ContextDecoder(nn.Module):
         }
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that weight decay would switch off."""
+        """Parameters without weight decay, which would pull them to 0."""
         return {"gamma"}
 
     def forward(self, text: Tensor, visual: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class ContextDecoder(nn.Module):
         Returns:
             (B, N, D_t).
         """
-        # From here on every image has text of its own.
+        # From here on every image has its own text embeddings.
         text = text.expand(visual.shape[0], -1, -1)  # (B, N, D_t)
         if not self.num_layers:
             return text
@@ -91,7 +91,7 @@ class ContextDecoder(nn.Module):
         x = self.text_proj(text)
         for layer in self.layers:
             x = layer(x, memory)
-        # gamma (D_t,) starts small: at first text is what CLIP's encoder gives.
+        # gamma (D_t,) is small initially, so that the output starts as CLIP's text embeddings.
         return text + self.gamma * self.out_proj(x)
 
 
@@ -108,6 +108,6 @@ class _ContextLayer(nn.Module):
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         y = self.norms[0](x)
         x = x + self.self_attention(y, y, y)
-        # Memory needs no norm here: visual_proj ends with one.
+        # Memory needs no norm here, as visual_proj ends with one.
         x = x + self.cross_attention(self.norms[1](x), memory, memory)
         return x + self.dropout(self.feed_forward(self.norms[2](x)))

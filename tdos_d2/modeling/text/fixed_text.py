@@ -1,4 +1,4 @@
-"""Text queries from a file of embeddings, in place of the text encoder."""
+"""Text queries from a file of embeddings instead of the text encoder."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .prompts import negative_groups, starts_at_groups
 
 logger = logging.getLogger(__name__)
 
-# About the length of CLIP's own text embeddings before they are normalised. The query decoder's
-# biases are made for it: next to them vectors of length 1 say little, and all queries start alike.
+# About the length of CLIP's text embeddings before normalisation, which suits the query decoder's
+# biases: vectors of length 1 would be small beside them, and all queries would start alike.
 NORM = 10.0
 
 
@@ -30,15 +30,15 @@ NORM = 10.0
 class FixedText(nn.Module):
     """N = K + 1 + M text embeddings: fixed vectors, each with a learnable residual.
 
-    Vectors that the file lacks (the OOD word, if it is not there, and the M negatives) start in
-    random directions.
+    Vectors that are not in the file (the M negatives, and the OOD word if missing) are initialised
+    with random directions.
 
     Args:
-        vectors: (n, D) fixed embeddings of the first n of the K + 1 names, of any length but 0:
-            they, and the learnable vectors at the start, are brought to length ``NORM``.
-        num_random: how many learnable vectors follow them.
-        prototypes: (M, D) unit vectors of word groups, of length 0 where there is none.
-        start_at_prototypes: negatives start there, as far as there are any, not at random.
+        vectors: (n, D) fixed embeddings of the first n of the K + 1 names, of any length except 0.
+            They, and the initial learnable vectors, are scaled to length ``NORM``.
+        num_random: number of learnable vectors that follow them.
+        prototypes: (M, D) unit vectors of word groups, of length 0 for groups without one.
+        start_at_prototypes: initialise negatives with their prototypes, if any, not at random.
     """
 
     @configurable
@@ -53,14 +53,14 @@ class FixedText(nn.Module):
         if prototypes is None:
             prototypes = vectors.new_zeros(0, vectors.shape[1])
         self.register_buffer("prototypes", prototypes.float(), persistent=False)
-        # Part of the checkpoint: trained weights belong to these vectors.
+        # In the checkpoint, as the trained weights depend on these vectors.
         self.register_buffer("vectors", NORM * F.normalize(vectors.float(), dim=1))
         self.embed_dim: int = vectors.shape[1]  # D
         self.residual = nn.Parameter(torch.zeros_like(self.vectors))
         start = F.normalize(torch.randn(num_random, vectors.shape[1]), dim=1)
         if start_at_prototypes:
             known = self._has_prototype()
-            # An OOD word that the file lacks comes before the negatives.
+            # If the file lacks the OOD word, its vector precedes the negatives.
             start[num_random - len(self.prototypes) :][known] = self.prototypes[known]
         self.negatives = nn.Parameter(NORM * start)
 
@@ -68,7 +68,7 @@ class FixedText(nn.Module):
     def from_config(cls, cfg, names: Sequence[str]) -> dict:
         path, num_negative = cfg.MODEL.TEXT.EMBEDDINGS, cfg.MODEL.TDOS.NUM_NEGATIVE
         file_names, embeddings = read_embeddings(path)
-        # The OOD word, the last name, may be missing: it then starts at random.
+        # The OOD word, the last name, may be missing; it is then initialised at random.
         lacking = [name for name in names[:-1] if name.lower() not in file_names]
         if lacking:
             raise UserError(f"MODEL.TEXT.EMBEDDINGS: '{path}' lacks {', '.join(lacking)}")
@@ -90,15 +90,15 @@ class FixedText(nn.Module):
         return torch.cat([self.vectors + self.residual, self.negatives])
 
     def build_references(self, cfg, names: Sequence[str]) -> References:
-        """See :meth:`references`; neither argument matters."""
+        """See :meth:`references`; the arguments are not used."""
         return self.references
 
     def references(self) -> tuple[Tensor, Tensor]:
-        """(R, D) unit vectors that do not change and the (R,) numbers of their queries."""
+        """(R, D) constant unit vectors and the (R,) numbers of their queries."""
         there = self._has_prototype().nonzero()[:, 0]
         first_negative = len(self.vectors) + len(self.negatives) - len(self.prototypes)
         queries = torch.arange(len(self.vectors), device=there.device)
-        # Without residuals: what is learned must not move its own target.
+        # Without residuals, so that learning does not move the targets.
         references = torch.cat([F.normalize(self.vectors, dim=1), self.prototypes[there]])
         return references, torch.cat([queries, first_negative + there])
 
@@ -110,7 +110,7 @@ def read_embeddings(path: str) -> tuple[list[str], Tensor]:
     """The n names in lower case, and (n, D) float32 embeddings, of ``MODEL.TEXT.EMBEDDINGS``.
 
     Raises:
-        UserError: missing or malformed file.
+        UserError: the file is missing or malformed.
     """
     if not Path(path).is_file():
         raise UserError(f"MODEL.TEXT.EMBEDDINGS: {path} does not exist")
@@ -130,7 +130,7 @@ def read_embeddings(path: str) -> tuple[list[str], Tensor]:
             if not np.isfinite(embeddings).all():
                 raise ValueError("some values are NaN or infinite")
             return names, torch.as_tensor(embeddings)
-    except Exception as error:  # NumPy and zipfile raise nearly every kind there is
+    except Exception as error:  # NumPy and zipfile may raise almost any type
         raise UserError(
             f"MODEL.TEXT.EMBEDDINGS: '{path}' is no .npz with 'names' and 'embeddings': {error}"
         ) from error
@@ -139,9 +139,9 @@ def read_embeddings(path: str) -> tuple[list[str], Tensor]:
 def _prototypes(
     groups: Sequence[Sequence[str]], names: Sequence[str], embeddings: Tensor
 ) -> Tensor:
-    """(M, D) :func:`prototypes` of the words that the file has; 0 where it has none."""
+    """(M, D) :func:`prototypes` of the words in the file; 0 for groups without any."""
     vectors = dict(zip(names, embeddings.numpy(), strict=True))
-    none = np.zeros(embeddings.shape[1], np.float32)  # a word of length 0 does not count
+    none = np.zeros(embeddings.shape[1], np.float32)  # vectors of length 0 are ignored
 
     def look_up(words: Sequence[str]) -> list[np.ndarray]:
         return [vectors.get(word.lower(), none) for word in words]

@@ -22,12 +22,12 @@ logger = logging.getLogger(__name__)
 
 @TEXT_REGISTRY.register()
 class PromptedText(nn.Module):
-    """N = K + 1 + M text embeddings through CLIP's frozen text encoder with learnable tokens.
+    """N = K + 1 + M text embeddings of CLIP's frozen text encoder with learnable tokens.
 
-    A name becomes ``[start] [context] [name] [end]``, a negative
-    ``[start] [context] [its own tokens] [end]``; the context is shared by all. The embedding is
-    read at the end token, and every token gets its position, unlike in the published code (defects
-    1, 3 and 4).
+    The prompt of a name is ``[start] [context] [name] [end]``, that of a negative
+    ``[start] [context] [its own tokens] [end]``; all share the context. Unlike in the published
+    code (defects 1, 3 and 4), the embedding is read at the end token, and every token has its
+    position.
 
     Args:
         tower: CLIP's text encoder; it is frozen here and stays in eval mode.
@@ -35,13 +35,13 @@ class PromptedText(nn.Module):
         context_length: learnable tokens before each name.
         num_negative: M.
         negative_length: learnable tokens of one negative.
-        prompt_std: standard deviation that learnable tokens start with.
-        negative_words: words that each of the M negatives starts from (see ``words_to_tokens``);
-            none = at random.
+        prompt_std: standard deviation of the initial learnable tokens.
+        negative_words: words that initialise each of the M negatives (see ``words_to_tokens``);
+            empty = at random.
 
     Attributes:
-        generation: grows whenever weights may have changed: with every load, move and change of
-            mode. What others keep that the encoder made is good for one generation.
+        generation: counter that increases whenever weights may have changed: with every load, move
+            and change of mode. Cached embeddings are valid for one generation.
 
     Raises:
         UserError: a prompt is longer than the encoder's positional table.
@@ -60,14 +60,14 @@ class PromptedText(nn.Module):
         negative_words: Sequence[Sequence[str]] = (),
     ) -> None:
         super().__init__()
-        # Frozen, but in the graph: context and negatives learn through it.
+        # Frozen, but in the graph, as gradients of context and negatives pass through it.
         self.tower = tower.requires_grad_(False)
         self.embed_dim = tower.embed_dim  # D
-        # The published start has deviation 1, some fifty times that of CLIP's token embeddings.
+        # The published initialisation has std 1, about fifty times that of CLIP's token embeddings.
         self.context = nn.Parameter(prompt_std * torch.randn(context_length, tower.width))
         self.negatives = nn.Parameter(
             prompt_std * torch.randn(num_negative, negative_length, tower.width),
-            requires_grad=num_negative > 0,  # without negatives no loss would ever reach it
+            requires_grad=num_negative > 0,  # without negatives it would get no gradient
         )
         if negative_words:
             start = torch.tensor([words_to_tokens(w, negative_length) for w in negative_words])
@@ -81,13 +81,13 @@ class PromptedText(nn.Module):
                 f"prompts of {longest} tokens, but this text encoder holds {tower.max_length}: "
                 "lower MODEL.TDOS.CONTEXT_LENGTH or NEGATIVE_LENGTH, or shorten the class names"
             )
-        # In no checkpoint: they follow from the names, which it stores as text.
+        # Not in checkpoints, which store the names as text.
         self.register_buffer("name_tokens", tokens, persistent=False)
         self.register_buffer("name_end", end, persistent=False)
         self.generation = 0
         self._kept: tuple[list[Tensor], Tensor] | None = None
         for part in self.modules():
-            part.register_load_state_dict_post_hook(self._forget)  # loaded alone, too
+            part.register_load_state_dict_post_hook(self._forget)  # also if loaded alone
         self.train(self.training)
 
     @classmethod
@@ -106,7 +106,7 @@ class PromptedText(nn.Module):
         }
 
     def train(self, mode: bool = True) -> PromptedText:
-        """Set the mode of everything but the frozen encoder."""
+        """Set the mode of all parts except the frozen encoder."""
         if mode != self.training:  # an evaluation sets the same mode again for each dataset
             self._forget()
         super().train(mode)
@@ -122,18 +122,18 @@ class PromptedText(nn.Module):
         self.generation += 1
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that are embeddings: decay would pull them to the origin for no reason."""
+        """Parameters that are embeddings, which should not decay to 0."""
         return {"context", "negatives"}
 
     def build_references(self, cfg, names: Sequence[str]) -> References:
-        """What the language regularizer holds the queries of ``names`` and of the negatives to."""
+        """References of the language regularizer for the queries of ``names`` and negatives."""
         loaded, groups = bool(cfg.MODEL.CLIP.WEIGHTS), cfg.MODEL.PROMPTS.GROUPS
         if not loaded:
             logger.info(
                 "the text encoder is random: MODEL.REG.LANGUAGE_WEIGHT and groups of OOD words "
                 "tell text queries apart, but carry no language meaning"
             )
-        # The list of words is read at the first training step: inference needs none (defect 25).
+        # The list of words is read at the first training step, as inference needs none (defect 25).
         words = partial(negative_groups, groups, cfg.MODEL.TDOS.NUM_NEGATIVE)
         return partial(self._references, tuple(names), words, cfg.MODEL.REG.TEMPLATE, loaded)
 
@@ -146,12 +146,12 @@ class PromptedText(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Unit embeddings of the names' and word groups' texts, and the numbers of their queries.
 
-        They are of plain texts, without the learnable context: a target must not learn.
+        The texts have no learnable context, so that the targets are constant.
         """
         encode = TextEncoder(self.tower)
         references = encode([template.replace("{}", name) for name in names])
         if words := groups():
-            # Nobody meets random weights again: what they give is not worth keeping on disk.
+            # Random weights do not recur, so their embeddings are not cached on disk.
             weights = encode.weights_identity() if keep else None
             of_groups = prototypes(words, encode.array, template, weights=weights)
             references = torch.cat([references, references.new_tensor(of_groups)])
@@ -160,16 +160,16 @@ class PromptedText(nn.Module):
     def forward(self) -> Tensor:
         """(N, D) embeddings, not normalised.
 
-        Without gradients they are computed once, in full precision also under autocast, and kept.
-        They are made anew after a load, a move, a change of mode and a call with gradients, and
-        when the learnable tokens have other values. Versions of tensors would not tell: a fused
-        optimizer step does not raise them.
+        Without gradients they are computed once, in full precision also under autocast, and cached.
+        They are computed again after a load, a move, a change of mode and a call with gradients,
+        and if the learnable tokens have other values. (Version counters of tensors do not suffice:
+        a fused optimizer step does not increase them.)
         """
         if torch.is_grad_enabled():
             self._kept = None
             return self._encode()
         kept, learned = self._kept, (self.context, self.negatives)
-        # What torch.export traces has no values to compare.
+        # In tracing by torch.export there are no values to compare.
         if kept is None or not (
             torch.compiler.is_compiling() or all(map(torch.equal, kept[0], learned))
         ):
@@ -180,11 +180,11 @@ class PromptedText(nn.Module):
     def _encode(self) -> Tensor:
         embedding = self.tower.token_embedding
         names = self._with_context(embedding(self.name_tokens))
-        # The context stands before the name and moves its end token (defect 1).
+        # The context precedes the name, which shifts its end token (defect 1).
         text = self.tower(names, self.name_end + len(self.context))
         if not len(self.negatives):
             return text
-        # CLIP reads a text at its end token: learnable tokens alone have none (defect 3).
+        # CLIP reads a text at its end token, which learnable tokens alone lack (defect 3).
         start, end = (
             embedding.weight[token].expand(len(self.negatives), 1, -1) for token in (START, END)
         )
@@ -200,10 +200,10 @@ class PromptedText(nn.Module):
 
 
 def words_to_tokens(words: Sequence[str], length: int) -> list[int]:
-    """``length`` CLIP tokens that stand for a group of words.
+    """``length`` CLIP tokens that represent a group of words.
 
-    They spell as many of the words, taken evenly from the whole group, as fit; what is left over is
-    filled by starting again.
+    They are the tokens of as many words as fit, evenly spaced over the group; remaining positions
+    repeat these tokens from the start.
     """
     for count in range(min(len(words), length), 0, -1):
         chosen = [words[i * len(words) // count] for i in range(count)]
@@ -214,10 +214,10 @@ def words_to_tokens(words: Sequence[str], length: int) -> list[int]:
 
 
 def starts_at_groups(cfg) -> bool:
-    """Whether the negatives start from the words of ``MODEL.PROMPTS.GROUPS``.
+    """Whether the words of ``MODEL.PROMPTS.GROUPS`` initialise the negatives.
 
     Raises:
-        UserError: an unknown ``MODEL.PROMPTS.INIT``.
+        UserError: unknown ``MODEL.PROMPTS.INIT``.
     """
     check_choice("MODEL.PROMPTS.INIT", cfg.MODEL.PROMPTS.INIT, ("random", "group"))
     return cfg.MODEL.PROMPTS.INIT == "group"

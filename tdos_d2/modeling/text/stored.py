@@ -1,4 +1,4 @@
-"""Text embeddings as a packed checkpoint keeps them, in place of the text encoder."""
+"""Text embeddings of a packed checkpoint, which replace the text encoder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class StoredText(nn.Module):
-    """(N, D) text embeddings that do not change: what a trained text side gave.
+    """(N, D) constant text embeddings, computed by a trained text encoder.
 
     Args:
         embeddings: (N, D).

@@ -18,10 +18,10 @@ from .stored import StoredText
 
 
 def split_words(words: str | Sequence[str]) -> list[str]:
-    """Words as a list, each once; a text is split at its commas.
+    """Words as a list without duplicates; a string is split at its commas.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no words.
     """
     given = words.split(",") if isinstance(words, str) else words
     found = dict.fromkeys(" ".join(word.split()) for word in given)
@@ -32,11 +32,11 @@ def split_words(words: str | Sequence[str]) -> list[str]:
 
 
 class WordEmbeddings:
-    """Unit text embeddings of words, each computed once for the weights there are, in any thread.
+    """Unit text embeddings of words, cached until the weights change; safe in threads.
 
     Args:
-        text: the model's text side.
-        path: ``MODEL.TEXT.EMBEDDINGS``, the file behind a ``FixedText``.
+        text: the model's text part.
+        path: ``MODEL.TEXT.EMBEDDINGS``, the file of a ``FixedText``.
     """
 
     def __init__(self, text: PromptedText | FixedText | StoredText, path: str = "") -> None:
@@ -48,11 +48,11 @@ class WordEmbeddings:
         if isinstance(text, FixedText):
             names, vectors = read_embeddings(path)
             self._kept = dict(zip(names, F.normalize(vectors, dim=1), strict=True))
-        self._generation = getattr(text, "generation", 0)  # grows when weights may have changed
+        self._generation = getattr(text, "generation", 0)  # increases when weights may have changed
 
     @property
     def words(self) -> list[str]:
-        """The words that a file of embeddings has; empty where there is a text encoder."""
+        """The words in the file of embeddings; empty if there is a text encoder."""
         return list(self._kept) if self._encode is None else []
 
     def __call__(self, words: Sequence[str]) -> Tensor:
@@ -73,13 +73,13 @@ class WordEmbeddings:
                     "of that file can be asked for"
                 )
             for key in lacking:
-                # One at a time: in its last digits a vector depends on the batch that it is in, and
-                # the same question must have the same answer whatever was asked before.
+                # One at a time: the last digits of a vector depend on its batch, but results must
+                # not depend on previous calls.
                 self._kept[key] = self._encode([key])[0].float().cpu()
             return torch.stack([self._kept[key] for key in keys])
 
     def of_list(self, words: Sequence[str]) -> Tensor:
-        """The same for a long list, which is kept on disk (see ``ood_words.prototypes``)."""
+        """The same for a long list, cached on disk (see ``ood_words.prototypes``)."""
         if self._encode is None:
             return self(words)
         with self._lock:
