@@ -108,9 +108,7 @@ class TDOS(ImageModel):
         self.backbone = backbone
         self.neck = neck
         self.text = text
-        self.image_projection = _projection(
-            backbone.output_shape()["dense"].channels, text.embed_dim
-        )
+        self.image_projection = _projection(backbone, text.embed_dim)
         self.context_decoder = context_decoder
         self.pixel_decoder = pixel_decoder
         self.transformer_decoder = transformer_decoder
@@ -358,9 +356,14 @@ class TDOS(ImageModel):
         self.train(self.training)
 
 
-def _projection(in_dim: int, out_dim: int) -> nn.Module:
-    """Projection from image to text space: identity for equal widths, as in CLIP, else learned."""
-    return nn.Identity() if in_dim == out_dim else nn.Linear(in_dim, out_dim)
+def _projection(backbone: Backbone, text_dim: int) -> nn.Module:
+    """Projection from image to text space: identity for CLIP's encoders, else learned.
+
+    CLIP's text may have another width, if its embeddings are from a file.
+    """
+    width = backbone.output_shape()["dense"].channels
+    in_text_space = getattr(backbone, "in_text_space", False) and width == text_dim
+    return nn.Identity() if in_text_space else nn.Linear(width, text_dim)
 
 
 def use_tf32(on: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -37,6 +38,22 @@ def test_it_trains_and_predicts_at_any_size(timm_cfg):
     with torch.no_grad():
         (output,) = model.eval()([{**sample(70, 90), "height": 35, "width": 45}])
     assert output["sem_seg"].shape == (3, 35, 45) and output["ood_score"].isfinite().all()
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_equal_widths_make_no_common_space(clip, tmp_path, tiny_cfg):
+    """Text and image embeddings are comparable as they are only if CLIP's encoders made both."""
+    if not clip:
+        tiny_cfg.MODEL.BACKBONE.NAME = "TimmBackbone"
+        tiny_cfg.MODEL.TIMM.NAME, tiny_cfg.MODEL.TIMM.WEIGHTS = "vit_tiny_patch16_224", ""
+    with torch.device("meta"):
+        tiny_cfg.MODEL.DEVICE = "meta"
+        width = build_model(tiny_cfg).backbone.output_shape()["dense"].channels
+    names = ["road", "traffic sign", "car"]
+    np.savez(tmp_path / "text.npz", names=names, embeddings=np.eye(3, width, dtype=np.float32))
+    tiny_cfg.MODEL.TEXT.EMBEDDINGS, tiny_cfg.MODEL.DEVICE = str(tmp_path / "text.npz"), "cpu"
+    projection = build_model(tiny_cfg).image_projection
+    assert isinstance(projection, torch.nn.Identity if clip else torch.nn.Linear)
 
 
 def test_it_is_built_without_weights_on_the_meta_device(timm_cfg):

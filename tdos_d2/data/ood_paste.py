@@ -59,11 +59,11 @@ class OODPaste:
     """Pastes objects into an image and labels their pixels as OOD.
 
     Objects are placed anywhere except in the top strip of the image, on any class or on chosen
-    classes, but not on ignored pixels. A pasted object is partly adapted to the brightness and
-    noise of the image, so that the model cannot recognise it by these. Photographs are also scaled
-    down with the height of their position in the frame, as objects on a ground plane are, and
-    adapted to the brightness around them; drawn shapes have any size at any position. The channel
-    order of source and images must agree, but may be RGB or BGR.
+    classes; at least half of an object covers pixels that are not ignored. A pasted object is
+    partly adapted to the brightness and noise of the image, so that the model cannot recognise it
+    by these. Photographs are also scaled down with the height of their position in the frame, as
+    objects on a ground plane are, and adapted to the brightness around them; drawn shapes have any
+    size at any position. The channel order of source and images must agree, but may be RGB or BGR.
 
     Args:
         source: source of the objects, or several with weights, of which one is drawn per object.

@@ -21,6 +21,7 @@ class CLIPImageEncoder(FreezableEncoder):
     """Four intermediate maps, the image embedding and the dense embedding of a CLIP encoder."""
 
     kind: str  # as returned by ``image_encoder_kind``
+    in_text_space = True
 
     @configurable
     def __init__(

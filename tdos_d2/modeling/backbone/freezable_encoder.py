@@ -18,10 +18,12 @@ class FreezableEncoder(Backbone):
         channels: channels of the four taps, finest first.
         strides: strides of the four taps; the dense embedding has the last one.
         dense_channels: channels of the dense embedding.
+        in_text_space: whether the dense and image embeddings are in the space of a text encoder.
         memory_format: format of the network's input images. A frozen convolutional encoder uses
             channels-last maps, which is faster, especially in half precision.
     """
 
+    in_text_space = False
     memory_format = torch.contiguous_format
 
     def freeze(self, whole: bool, norms: bool) -> None:
