@@ -121,4 +121,4 @@ def test_test_sets_are_evaluated_once_with_the_trained_model(ablation, tmp_path,
     pairs = dict(pairwise(command))
     assert pairs["MODEL.WEIGHTS"] == str(output / "full/seed1/model_final.pth")
     assert pairs["DATASETS.TEST"] == "('road',)" and pairs["TEST.FRAME_COUNTS"] == "True"
-    assert pairs["OUTPUT_DIR"] == str(output / "full/seed1/test")
+    assert pairs["OUTPUT_DIR"] == str(output / "full/seed1/test") and pairs["SEED"] == "1"
