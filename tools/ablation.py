@@ -139,17 +139,14 @@ def differences_table(
 
 def _interval(first: Sequence[Path], second: Sequence[Path], metric: str) -> str:
     """The interval over frames, where the counts of the frames were kept; else ""."""
-    from tdos_d2.evaluation.comparison import FOLDER, load_frame_table, paired_differences
+    from tdos_d2.evaluation.comparison import FOLDER, load_pairs, paired_differences
 
     dataset, task, name = metric.split("/")
     file = Path(TEST, FOLDER, f"{dataset}.{task}.npz")
-    if not all((run / file).is_file() for run in (*first, *second)):
+    sides = [[run / file for run in runs] for runs in (first, second)]
+    if not all(path.is_file() for side in sides for path in side):
         return ""
-    pairs = [
-        (load_frame_table(a / file), load_frame_table(b / file))
-        for a, b in zip(first, second, strict=True)
-    ]
-    found = paired_differences(pairs).get(name)
+    found = paired_differences(load_pairs(*sides)).get(name)
     return f" [{found.low:+.1f}, {found.high:+.1f}]" if found else ""
 
 

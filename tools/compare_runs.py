@@ -49,7 +49,9 @@ def _datasets(runs: Sequence[Path], task: str) -> list[str]:
     from tdos_d2.errors import UserError
     from tdos_d2.evaluation.comparison import FOLDER
 
-    names = sorted(path.name[: -len(f".{task}.npz")] for path in _files(runs[0], task))
+    ending = f".{task}.npz"
+    files = (runs[0] / FOLDER).glob(f"*{ending}")
+    names = sorted(path.name.removesuffix(ending) for path in files)
     if not names:
         raise UserError(
             f"{runs[0] / FOLDER} has no counts of '{task}': evaluate with TEST.FRAME_COUNTS True"
@@ -57,23 +59,14 @@ def _datasets(runs: Sequence[Path], task: str) -> list[str]:
     return names
 
 
-def _files(run: Path, task: str) -> list[Path]:
-    from tdos_d2.evaluation.comparison import FOLDER
-
-    return list((run / FOLDER).glob(f"*.{task}.npz"))
-
-
 def _rows(args: argparse.Namespace, dataset: str, tasks: Sequence[str]) -> list[dict[str, Any]]:
-    from tdos_d2.evaluation.comparison import FOLDER, load_frame_table, paired_differences
+    from tdos_d2.evaluation.comparison import FOLDER, load_pairs, paired_differences
 
-    pairs = [
-        tuple(
-            load_frame_table(folder / FOLDER / f"{dataset}.{task}.npz")
-            for folder, task in zip(pair, tasks, strict=True)
-        )
-        for pair in zip(args.first, args.second, strict=True)
+    sides = [
+        [run / FOLDER / f"{dataset}.{task}.npz" for run in runs]
+        for runs, task in zip((args.first, args.second), tasks, strict=True)
     ]
-    found = paired_differences(pairs, number=args.bootstrap, seed=args.seed)
+    found = paired_differences(load_pairs(*sides), number=args.bootstrap, seed=args.seed)
     return [
         {"dataset": dataset, "metric": name, **found[name]._asdict()} for name in args.metrics
     ]

@@ -71,15 +71,19 @@ def read_label(
             colour, or the region mask has another size.
     """
     colours = metadata.get("label_colours")
-    label = _read_colours(path, metadata) if colours else _translate_values(path, metadata)
+    if colours:
+        label = _read_colours(path, metadata)
+    else:
+        label = _translate_values(path, metadata, value_table(metadata))
     if region_mask is not None:
         label[read_region(region_mask, path, label)] = IGNORE
     return label
 
 
-def _translate_values(path: str | os.PathLike, metadata: Metadata) -> np.ndarray:
+def _translate_values(
+    path: str | os.PathLike, metadata: Metadata, table: np.ndarray
+) -> np.ndarray:
     values = read_values(path)
-    table = value_table(metadata)
     if values.dtype != np.uint8:  # 1 or more than 8 bits
         if values.min() < 0 or values.max() > 255:
             raise _undeclared(path, metadata, values[(values < 0) | (values > 255)])
@@ -117,18 +121,20 @@ def read_classes(
 ) -> np.ndarray:
     """Read the label of an OOD dataset whose metadata have ``class_values``.
 
-    Arguments and errors are those of :func:`read_label`, which gives what is not a class.
+    Arguments and errors are those of :func:`read_label`.
 
     Returns:
         (H, W) uint8: 0..K-1 known classes, K OOD, 255 void, or known without a class.
     """
-    label = read_label(path, metadata, region_mask)
-    table = np.full(256, IGNORE, np.uint8)
+    table = value_table(metadata)
+    known, ood = table == 0, table == 1
+    table[known], table[ood] = IGNORE, 1 + max(metadata.class_values.values())
     for value, number in metadata.class_values.items():
         table[value] = number
-    classes = table[read_values(path).astype(np.uint8)]
-    num_known = 1 + max(metadata.class_values.values())
-    return np.select([label == 1, label == 0], [np.uint8(num_known), classes], np.uint8(IGNORE))
+    label = _translate_values(path, metadata, table)
+    if region_mask is not None:
+        label[read_region(region_mask, path, label)] = IGNORE
+    return label
 
 
 def read_region(

@@ -57,6 +57,15 @@ def load_frame_table(path: str | os.PathLike) -> FrameTable:
     return table._replace(frames=[str(frame) for frame in table.frames])
 
 
+def load_pairs(
+    first: Sequence[str | os.PathLike], second: Sequence[str | os.PathLike]
+) -> list[tuple[FrameTable, FrameTable]]:
+    """The tables in pairs of files; errors as :func:`load_frame_table`."""
+    return [
+        (load_frame_table(a), load_frame_table(b)) for a, b in zip(first, second, strict=True)
+    ]
+
+
 def paired_differences(
     pairs: Sequence[tuple[FrameTable, FrameTable]], *, number: int = 1000, seed: int = 0
 ) -> dict[str, Difference]:
