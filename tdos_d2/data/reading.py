@@ -75,9 +75,7 @@ def read_label(
         label = _read_colours(path, metadata)
     else:
         label = _translate_values(path, metadata, value_table(metadata))
-    if region_mask is not None:
-        label[read_region(region_mask, path, label)] = IGNORE
-    return label
+    return _masked(label, path, region_mask)
 
 
 def _translate_values(
@@ -132,6 +130,13 @@ def read_classes(
     for value, number in metadata.class_values.items():
         table[value] = number
     label = _translate_values(path, metadata, table)
+    return _masked(label, path, region_mask)
+
+
+def _masked(
+    label: np.ndarray, path: str | os.PathLike, region_mask: str | os.PathLike | None
+) -> np.ndarray:
+    """The label, with 255 where the region mask, if there is one, is not 0."""
     if region_mask is not None:
         label[read_region(region_mask, path, label)] = IGNORE
     return label
