@@ -9,8 +9,10 @@ random state at the end and the results must equal those of the uninterrupted ru
 
     python tools/torture.py --output /tmp/torture               50 runs, some minutes
     python tools/torture.py --output /tmp/torture --runs 4      a quick run
+    python tools/torture.py --output /tmp/torture --processes 2
 
-Processes are forked from one that has loaded torch, and do what train_net.py does.
+With two processes, one of them is killed or all of them at once; the others must end by themselves
+within a minute. Processes are forked from one that has loaded torch, and do what train_net.py does.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ MOMENTS = ("step", "checkpoint", "evaluation", "results")
 CLASSES = ["road", "sidewalk", "sky"]
 _FINAL = "model_final.pth"
 _FRAME = (64, 96)
+_PATIENCE = 60  # seconds until the others must have ended
 
 
 def run() -> None:
@@ -53,22 +57,32 @@ def run() -> None:
     check_output(args.output, "--output", folder=True)
     torch.set_num_threads(1)  # threads do not survive a fork
     config = _write_inputs(args.output, args.iterations)
+    if args.processes > 1:
+        torch.multiprocessing.start_processes = partial(
+            torch.multiprocessing.start_processes, start_method="fork"
+        )
+
+    def begin(folder: Path, *words: str) -> int:
+        return _start(config, folder, *words, "--num-gpus", str(args.processes))
+
     rng = random.Random(args.seed)
     start = time.monotonic()
-    if status := _wait(_start(config, args.output / "whole")):
+    if status := _wait(begin(args.output / "whole")):
         raise UserError(f"the run that is not killed ended with status {status}: see its console")
     duration = time.monotonic() - start
     print(f"whole run: {duration:.1f} s", flush=True)
-    differing, died = [], Counter()
+    differing, died, slowest = [], Counter(), 0.0
     for number in range(args.runs):
         folder = args.output / f"run{number:03d}"
         moment = MOMENTS[number % len(MOMENTS)]
-        killed_at = _kill(_start(config, folder), folder, moment, duration, rng)
+        killed_at, seconds = _kill(begin(folder), folder, moment, duration, rng)
         died[killed_at] += 1
+        slowest = max(slowest, seconds)
         # Some runs are killed twice.
         if rng.random() < 0.2:
-            _kill(_start(config, folder, "--resume"), folder, "step", duration, rng)
-        status = _wait(_start(config, folder, "--resume"))
+            _, seconds = _kill(begin(folder, "--resume"), folder, "step", duration, rng)
+            slowest = max(slowest, seconds)
+        status = _wait(begin(folder, "--resume"))
         problems = [f"status {status}"] if status else differences(args.output / "whole", folder)
         print(f"{folder.name}: killed {killed_at}, {'; '.join(problems) or 'the same'}", flush=True)
         differing += [folder.name] * bool(problems)
@@ -76,7 +90,8 @@ def run() -> None:
             shutil.rmtree(folder)
     print(f"{args.runs} runs in {time.monotonic() - start:.0f} s, {len(differing)} differ")
     print("killed " + ", ".join(f"{died[x]} {x}" for x in sorted(died)))
-    sys.exit(1 if differing else 0)
+    print(f"nothing was left running {slowest:.1f} s after a kill")
+    sys.exit(1 if differing or slowest > _PATIENCE else 0)
 
 
 def differences(whole: Path, folder: Path) -> list[str]:
@@ -87,14 +102,16 @@ def differences(whole: Path, folder: Path) -> list[str]:
     pair = [torch.load(f / _FINAL, weights_only=True) for f in (whole, folder)]
     if path := _first_difference(*pair, ""):
         found.append(f"{_FINAL} differs in {path}")
-    losses = [_losses(f / "losses.txt") for f in (whole, folder)]
-    if losses[0] != losses[1]:
-        wrong = [i for i in losses[0] if losses[0][i] != losses[1].get(i)]
-        found.append(f"losses of iterations {wrong[:3]}")
-    if (folder / "random_state.txt").exists():  # it is missing if only the evaluation remained
-        states = [(f / "random_state.txt").read_text() for f in (whole, folder)]
-        if states[0] != states[1]:
-            found.append("random state at the end")
+    for name in sorted(path.name for path in whole.glob("losses*.txt")):  # of each process
+        losses = [_losses(f / name) for f in (whole, folder)]
+        if losses[0] != losses[1]:
+            wrong = [i for i in losses[0] if losses[0][i] != losses[1].get(i)]
+            found.append(f"{name}, iterations {wrong[:3]}")
+    for name in sorted(path.name for path in whole.glob("random_state*.txt")):
+        if (folder / name).exists():  # it is missing if only the evaluation remained
+            states = [(f / name).read_text() for f in (whole, folder)]
+            if states[0] != states[1]:
+                found.append(f"{name}: random state at the end")
     results = [json.loads((f / "results.json").read_text()) for f in (whole, folder)]
     if results[0] != results[1]:
         found.append("results.json")
@@ -137,6 +154,7 @@ def _start(config: Path, folder: Path, *words: str) -> int:
         return pid
     status = 1
     try:
+        os.setsid()  # a process group of its own, with the processes that it starts
         console = os.open(folder / "console.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(console, 1)
         os.dup2(console, 2)
@@ -157,16 +175,19 @@ def _train(config: Path, folder: Path, words: tuple[str, ...]) -> None:
     """Run train_net.py, also recording the loss of each iteration and the last random state."""
     import torch
     from detectron2.engine import SimpleTrainer
+    from detectron2.utils import comm
 
-    (folder / "random_state.txt").unlink(missing_ok=True)
-    write, losses = SimpleTrainer._write_metrics, open(folder / "losses.txt", "a")  # noqa: SIM115
+    for file in folder.glob("random_state*.txt"):
+        file.unlink()
+    write = SimpleTrainer._write_metrics
 
     def note(trainer: Any, loss_dict: dict[str, Any], *more: Any, **options: Any) -> None:
         total = sum(loss.double() for loss in loss_dict.values()).item()
-        losses.write(f"{trainer.iter} {total.hex()}\n")
-        losses.flush()
+        with open(folder / f"losses{comm.get_rank()}.txt", "a") as losses:
+            losses.write(f"{trainer.iter} {total.hex()}\n")
         state = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
-        (folder / "random_state.txt").write_text(repr([*state[:2], state[2].tolist()]))
+        file = folder / f"random_state{comm.get_rank()}.txt"
+        file.write_text(repr([*state[:2], state[2].tolist()]))
         write(trainer, loss_dict, *more, **options)
 
     SimpleTrainer._write_metrics = note
@@ -175,8 +196,14 @@ def _train(config: Path, folder: Path, words: tuple[str, ...]) -> None:
 
 def _kill(
     pid: int, folder: Path, moment: str, duration: float, rng: random.Random
-) -> str:
-    """Kill the process at a random time within a kind of moment; returns a description."""
+) -> tuple[str, float]:
+    """Kill a process at a random time within a kind of moment.
+
+    Of several processes, one or all are killed.
+
+    Returns:
+        when, in words, and the seconds after which all had ended (``inf``: they had not).
+    """
     log = folder / "log.txt"
     patterns = {"checkpoint": ".*.pth.*.tmp", "results": ".results*.tmp"}
     if moment in patterns:
@@ -199,12 +226,24 @@ def _kill(
 
     ended = _until(pid, reached)
     if ended:
-        return "not at all: it was at its end"
+        return "not at all: it was at its end", 0.0
     if moment in ("checkpoint", "evaluation"):
         time.sleep(rng.random() * 0.02)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return _where(folder)
+    others = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    victim = rng.choice([0, *map(int, others)])
+    os.kill(victim, signal.SIGKILL) if victim else os.killpg(pid, signal.SIGKILL)
+    start = time.monotonic()
+    moment = _where(folder)
+    _until(pid, lambda: time.monotonic() > start + _PATIENCE)
+    for _ in _ticks():
+        try:
+            os.killpg(pid, 0)
+        except ProcessLookupError:
+            return moment, time.monotonic() - start
+        if time.monotonic() > start + _PATIENCE:
+            os.killpg(pid, signal.SIGKILL)
+            return moment, float("inf")
+    raise AssertionError
 
 
 def _until(pid: int, reached: Callable[[], bool]) -> bool:
@@ -304,6 +343,7 @@ def _parser() -> options.Parser:
     add("--runs", type=options.whole(1), default=50, metavar="N", help="default: %(default)s")
     add("--iterations", type=options.whole(4), default=12, metavar="N",
         help="of each run (default: %(default)s)")
+    add("--processes", type=int, choices=(1, 2), default=1, help="of each run (default: 1)")
     add("--seed", type=options.seed, default=0, metavar="S", help="of the moments (default: 0)")
     return parser  # fmt: skip
 
