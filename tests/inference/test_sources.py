@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from socketserver import ThreadingTCPServer
 
 import cv2
 import pytest
-from network_camera import number, numbered
+from network_camera import RTSPCamera, number, numbered
 
 from tdos_d2.errors import UserError
 from tdos_d2.inference.sources import (
@@ -93,6 +94,30 @@ def test_a_stream_that_is_too_fast(camera):
     rest = list(frames)
     assert [frame.index for frame in rest] == [37, 38, 39] == [number(f.image) for f in rest]
     assert stream.dropped == 40 - 1 - 3 and first.index < 37
+
+
+@pytest.fixture(scope="module")
+def rtsp_camera():
+    """Port of an RTSP camera."""
+    with ThreadingTCPServer(("127.0.0.1", 0), RTSPCamera) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def test_rtsp(rtsp_camera):
+    """Over TCP, which the camera asks for, and with the address's password."""
+    stream = LiveStream(f"rtsp://me:secret@127.0.0.1:{rtsp_camera}/front", size=40)
+    assert stream.name == f"rtsp://127.0.0.1:{rtsp_camera}/front" and stream.rate == 25
+    assert [(frame.index, number(frame.image)) for frame in stream] == [(i, i) for i in range(40)]
+    assert stream.dropped == 0
+    fast = iter(LiveStream(f"rtsp://me:secret@127.0.0.1:{rtsp_camera}/front", size=2))
+    first = next(fast)
+    time.sleep(1)
+    assert number(first.image) < 38 and [number(frame.image) for frame in fast] == [38, 39]
+    with pytest.raises(UserError, match=f"^cannot open rtsp://127.0.0.1:{rtsp_camera}/front$"):
+        LiveStream(f"rtsp://me:wrong@127.0.0.1:{rtsp_camera}/front")
 
 
 def test_streams_that_end_early(camera):
