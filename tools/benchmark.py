@@ -5,6 +5,7 @@
     python tools/benchmark.py evaluation --frames 3    a quick run
     python tools/benchmark.py export                   ONNX Runtime, OpenVINO, INT8: 5 minutes
     python tools/benchmark.py inference                a prediction: minutes, 5 GB
+    python tools/benchmark.py loading                  data of a training crop: half a minute
     python tools/benchmark.py startup                  imports and --help: two minutes
     python tools/benchmark.py train                    a training step: minutes
     python tools/benchmark.py video                    flicker in drawn drives: minutes
@@ -19,11 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import evaluation, export, inference, startup, train, video
+from benchmarks import evaluation, export, inference, loading, startup, train, video
 
 from tdos_commands import exit_with_one_line, options
 
-COMMANDS = (evaluation, export, inference, startup, train, video)
+COMMANDS = (evaluation, export, inference, loading, startup, train, video)
 
 
 def _parser() -> options.Parser:

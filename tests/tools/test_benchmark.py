@@ -112,6 +112,18 @@ def test_training_step_is_compared_with_the_plain_way(tool, capsys, monkeypatch,
         args.run(args)
 
 
+def test_the_data_of_a_crop_is_timed_part_by_part(tool, capsys, tiny_file):
+    words = ["loading", "--config-file", tiny_file, "--size", "128x96", "--repeat", "2"]
+    args = tool._parser().parse_args(words)
+    args.run(args)
+    out = capsys.readouterr().out
+    seconds = {
+        row[1]: float(row[2]) for row in re.finditer(r"^([a-z ,]+?)  +([\d.]+) \(", out, re.M)
+    }
+    assert len(seconds) == 6 and seconds["whole"] > seconds["reading the image"] > 0
+    assert re.search(r"^whole .* <= 0.08$", out, re.M)
+
+
 def test_plain_deformable_attention_is_that_of_the_project(tool):
     from benchmarks.plain import sampled_per_level
 
