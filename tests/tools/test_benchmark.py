@@ -113,7 +113,7 @@ def test_training_step_is_compared_with_the_plain_way(tool, capsys, monkeypatch,
 
 
 def test_the_data_of_a_crop_is_timed_part_by_part(tool, capsys, tiny_file):
-    words = ["loading", "--config-file", tiny_file, "--size", "128x96", "--repeat", "2"]
+    words = ["loading", "--config-file", tiny_file, "--size", "640x480", "--repeat", "2"]
     args = tool._parser().parse_args(words)
     args.run(args)
     out = capsys.readouterr().out
