@@ -13,6 +13,7 @@ from torch import Tensor
 from .errors import UserError
 from .modeling.backbone import encoder_name
 from .modeling.image_model import ImageModel
+from .modeling.linear import use_onednn
 from .modeling.memory import FeatureMemory, build_memory
 from .modeling.scores import resize
 
@@ -49,6 +50,7 @@ class NormalityMemory(ImageModel):
         self.memory, self.encoder = memory, encoder
         self.class_names: tuple[str, ...] = ()
         self.score_name, self.extra_scores = "memory", ()
+        use_onednn(self)
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from .modeling.backbone import TAPS
 from .modeling.clip import release_weights
 from .modeling.criterion import IGNORE, TDOSCriterion
 from .modeling.image_model import ImageModel
+from .modeling.linear import use_onednn
 from .modeling.memory import FeatureMemory, build_memory
 from .modeling.merge import check_merge_rules, merge_ood_queries
 from .modeling.registry import (
@@ -127,6 +128,7 @@ class TDOS(ImageModel):
             raise UserError("the scores memory and combined need a memory")
         self.score_name, self.extra_scores = score, tuple(extra_scores)
         self.size_divisibility = max(neck.size_divisibility, backbone.size_divisibility)
+        use_onednn(self)
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..value_checks import check_positive
+from .linear import linear
 
 # Vectors that a search compares at a time: with 8,000 locations, 64 MiB of cosines.
 _BLOCK = 2048
@@ -76,7 +77,7 @@ class FeatureMemory(nn.Module):
             # All cosines at once may not fit into memory: find the nearest in each block, then
             # among those. Blocks divide the memory, whose size is fixed, for torch.export.
             near = [
-                (queries @ block.T).topk(min(k, len(block)), dim=1).values
+                linear(queries, block).topk(min(k, len(block)), dim=1).values
                 for block in vectors.split(_BLOCK)
             ]
             cosines = torch.cat(near, dim=1).topk(k, dim=1).values.mean(1)

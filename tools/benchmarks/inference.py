@@ -6,8 +6,9 @@
   image   the same with TEST.WINDOW.DECODE image, which is another result
 
 and, for comparison, torchvision's DeepLabV3 (ResNet-50, 19 classes) with the maximum logit. Each
-runs in a process of its own, on all cores that torch may use; weights are random unless the
-configuration names some. Medians of the time on the clock, with the smallest and the largest value.
+runs in a process of its own, on all cores that torch may use; weights are random unless some ship
+with the config or it names some. Medians of the time on the clock, with the smallest and the
+largest value.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -124,17 +126,20 @@ def tdos(way: str, args: argparse.Namespace) -> Callable[[np.ndarray], dict[str,
     from detectron2.modeling import build_model
 
     from tdos_d2.data import TDOSDatasetMapper
+    from tdos_d2.errors import UserError
     from tdos_d2.loading.checkpoint import TDOSCheckpointer
     from tdos_d2.loading.config_checks import check_model
-    from tdos_d2.loading.config_files import load_config
+    from tdos_d2.loading.config_files import load_config, use_shipped_weights
     from tdos_d2.modeling.fusion import fuse_for_prediction
 
     from .plain import plain
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     cfg = load_config(args.config_file, ["MODEL.DEVICE", device, *args.opts])
+    with suppress(UserError):  # none ship with most configs: only speed is asked for
+        use_shipped_weights(cfg, args.config_file)
     if not args.opts and cfg.MODEL.CLIP.WEIGHTS and not cfg.MODEL.WEIGHTS:
-        cfg.MODEL.CLIP.WEIGHTS = ""  # speed alone is asked for
+        cfg.MODEL.CLIP.WEIGHTS = ""
     cfg.TEST.WINDOW.DECODE = "image" if way == "image" else cfg.TEST.WINDOW.DECODE
     check_model(cfg)
     model = build_model(cfg).eval()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tdos_d2.modeling import deformable_attention
+from tdos_d2.modeling import deformable_attention, linear
 from tdos_d2.modeling.clip import towers
 
 
@@ -57,12 +57,13 @@ def plain(model: nn.Module) -> Iterator[nn.Module]:
     """``model``, not fused, as the released code runs it while the context lasts.
 
     One window at a time, the text encoded for each, open_clip's attention as it comes, deformable
-    attention by grid_sample, no channels-last maps.
+    attention by grid_sample, no channels-last maps, products by MKL.
     """
     with ExitStack() as stack:
         enter = stack.enter_context
         enter(mock.patch.object(deformable_attention, "_attend", sampled_per_level))
         enter(mock.patch.object(towers, "_fused_attention", nullcontext))
+        enter(mock.patch.object(linear, "mkl_is_slow", lambda: False))
         enter(mock.patch.dict(model.window, batch=1))
         enter(mock.patch.object(model.backbone, "memory_format", torch.contiguous_format))
         if hasattr(model, "text"):
