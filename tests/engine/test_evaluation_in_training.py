@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
+import socket
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,19 +72,23 @@ def train_and_evaluate(
         command.main(Namespace(**{**vars(args), "eval_only": True}), run, [])
 
 
+def write_frames(folder: Path, cfg: CfgNode) -> None:
+    """Frames with random pixels and classes; the config trains and evaluates on them."""
+    rng = np.random.default_rng(0)
+    for i in range(FRAMES):
+        cv2.imwrite(str(folder / f"{i}.png"), rng.integers(0, 256, (64, 96, 3), np.uint8))
+        label = np.repeat(rng.integers(0, 3, (8, 12), np.uint8), 8, 0).repeat(8, 1)
+        cv2.imwrite(str(folder / f"{i}_label.png"), label)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("street",), ("odd",)
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD = 1e-2, 4, 2
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="bit for bit on a CPU")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_last_evaluation_is_that_of_the_checkpoint(
     small_cfg, tmp_path, forked_processes, processes
 ):
-    rng = np.random.default_rng(0)
-    for i in range(FRAMES):
-        cv2.imwrite(str(tmp_path / f"{i}.png"), rng.integers(0, 256, (64, 96, 3), np.uint8))
-        label = np.repeat(rng.integers(0, 3, (8, 12), np.uint8), 8, 0).repeat(8, 1)
-        cv2.imwrite(str(tmp_path / f"{i}_label.png"), label)
-    small_cfg.DATASETS.TRAIN, small_cfg.DATASETS.TEST = ("street",), ("odd",)
-    small_cfg.SOLVER.BASE_LR, small_cfg.SOLVER.MAX_ITER = 1e-2, 4
-    small_cfg.TEST.EVAL_PERIOD = 2
+    write_frames(tmp_path, small_cfg)
     args = Namespace(
         num_gpus=processes, num_machines=1, machine_rank=0, dist_url="auto",
         resume=False, eval_only=False,
@@ -98,3 +104,43 @@ def test_last_evaluation_is_that_of_the_checkpoint(
         assert (again / "results.json").read_text() == (first / "results.json").read_text(), name
         threshold, new = (first / f"{n}.pth.threshold.json" for n in ("model_final", "copy"))
         assert json.loads(threshold.read_text()) == json.loads(new.read_text()), name
+
+
+def machine(rank: int, port: int, cfg: CfgNode, folder: Path) -> None:
+    """One of two machines with a process each, with Detectron2's flags."""
+    args = Namespace(
+        num_gpus=1, num_machines=2, machine_rank=rank, dist_url=f"tcp://127.0.0.1:{port}",
+        resume=False, eval_only=False,
+    )  # fmt: skip
+    start = torch.multiprocessing.start_processes  # spawned, they would import torch once more
+    torch.multiprocessing.start_processes = functools.partial(start, start_method="fork")
+    launch_job(train_and_evaluate, args, cfg, folder, ["tiny"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="bit for bit on a CPU")
+def test_two_machines_do_what_two_processes_do(small_cfg, tmp_path, forked_processes):
+    """They train, evaluate in training and at the end, and evaluate the checkpoint again."""
+    write_frames(tmp_path, small_cfg)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("forkserver")
+    machines = [
+        context.Process(target=machine, args=(i, port, small_cfg, tmp_path)) for i in (0, 1)
+    ]
+    for process in machines:
+        process.start()
+    for process in machines:
+        process.join(60)
+    assert [process.exitcode for process in machines] == [0, 0]
+    args = Namespace(
+        num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto",
+        resume=False, eval_only=False,
+    )  # fmt: skip
+    launch_job(train_and_evaluate, args, small_cfg, tmp_path, ["tiny"])
+    two, one = (tmp_path / name for name in ("tiny-1", "tiny-2"))  # processes of a machine
+    for suffix in ("", "-again"):
+        pair = [Path(f"{folder}{suffix}", "results.json").read_text() for folder in (one, two)]
+        assert pair[0] == pair[1]
+    pair = [torch.load(x / "model_final.pth", weights_only=True)["model"] for x in (one, two)]
+    assert all(torch.equal(pair[0][name], value) for name, value in pair[1].items())
