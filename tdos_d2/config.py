@@ -291,9 +291,10 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.COLOR_AUG_SSD = True
 
     paste = cfg.INPUT.OOD_PASTE = CN()
-    # Source of the OOD objects pasted into training images: "shapes" (drawn, needs no data), "coco"
-    # (cut out of COCO images), "auto" ("coco" if its list exists, else "shapes" with a warning),
-    # "mix" (both, see MIX) or "none".
+    # Source of the OOD objects pasted into training images: "shapes" (drawn, needs no data),
+    # "pieces" (drawn outlines filled with recoloured pieces of the training images), "coco" (cut
+    # out of COCO images), "auto" ("coco" if its list exists, else "shapes" with a warning), "mix"
+    # (several, see MIX) or "none".
     paste.SOURCE = "shapes"
     # With SOURCE "mix": [["source", weight], ...], such as [["coco", 0.5], ["shapes", 0.5]].
     paste.MIX = []

@@ -16,9 +16,10 @@ from ..value_checks import check_interval, check_share
 from .augmentation import overlap
 from .coco_objects import CocoSource
 from .datasets import data_root
+from .pieces import PieceSource
 from .reading import IGNORE
 from .shapes import ShapeSource
-from .verify.quick import class_names
+from .verify.quick import class_names, get_dicts
 
 
 class ObjectSource(Protocol):
@@ -29,7 +30,7 @@ class ObjectSource(Protocol):
         ...
 
 
-SOURCES = ("shapes", "coco")
+SOURCES = ("shapes", "pieces", "coco")
 CHOICES = (*SOURCES, "auto", "mix", "none")  # values of INPUT.OOD_PASTE.SOURCE, see config.py
 
 _MIN_SIDE = 4
@@ -249,6 +250,7 @@ def build_ood_paste(cfg: CfgNode) -> OODPaste | None:
             )
     make = {
         "shapes": ShapeSource,
+        "pieces": lambda: PieceSource(_training_images(cfg), cfg.INPUT.FORMAT),
         "coco": lambda: CocoSource(_coco_list(cfg), node.COCO_CATEGORIES, cfg.INPUT.FORMAT),
     }
     sources = [(make[name](), weight) for name, weight in mix]
@@ -267,6 +269,10 @@ def build_ood_paste(cfg: CfgNode) -> OODPaste | None:
         name, _, reason = str(error).partition(" ")
         key = "MIX" if name == "weights" else name.upper()
         raise UserError(f"INPUT.OOD_PASTE.{key} {reason}") from error
+
+
+def _training_images(cfg: CfgNode) -> list[str]:
+    return [frame["file_name"] for name in cfg.DATASETS.TRAIN for frame in get_dicts(name)]
 
 
 def _coco_list(cfg: CfgNode) -> Path:

@@ -33,15 +33,19 @@ class ShapeSource:
         """
         parts, (h, w) = _fit(_random_parts(rng), max_side)
         style = TEXTURES[rng.integers(len(TEXTURES))]
-        patch = random_texture(rng, (h, w), style)
+        patch = self.texture(rng, (h, w), style)
         mask = np.zeros((h, w), np.uint8)
         for number, part in enumerate(parts):
             inside = _fill(part, (h, w))
             if number and rng.random() < 0.6:
-                patch[inside > 127] = random_texture(rng, (h, w), style)[inside > 127]
+                patch[inside > 127] = self.texture(rng, (h, w), style)[inside > 127]
             mask = np.maximum(mask, inside)
         lit = patch * _side_light(rng, mask)[..., None]
         return np.clip(lit, 0, 255).astype(np.uint8), mask.astype(np.float32) / 255
+
+    def texture(self, rng: np.random.Generator, size: tuple[int, int], style: str) -> FloatArray:
+        """The texture of a part of an object; arguments and result of :func:`random_texture`."""
+        return random_texture(rng, size, style)
 
 
 def random_colour(rng: np.random.Generator, style: str) -> FloatArray:
