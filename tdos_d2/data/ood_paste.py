@@ -10,13 +10,14 @@ from typing import Protocol
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 from ..errors import UserError
 from ..value_checks import check_interval, check_share
 from .augmentation import overlap
 from .coco_objects import CocoSource
 from .datasets import data_root
-from .pieces import PieceSource
+from .pieces import LabelledFrame, PieceSource
 from .reading import IGNORE
 from .shapes import ShapeSource
 from .verify.quick import class_names, get_dicts
@@ -250,7 +251,7 @@ def build_ood_paste(cfg: CfgNode) -> OODPaste | None:
             )
     make = {
         "shapes": ShapeSource,
-        "pieces": lambda: PieceSource(_training_images(cfg), cfg.INPUT.FORMAT),
+        "pieces": lambda: PieceSource(_training_frames(cfg), cfg.INPUT.FORMAT),
         "coco": lambda: CocoSource(_coco_list(cfg), node.COCO_CATEGORIES, cfg.INPUT.FORMAT),
     }
     sources = [(make[name](), weight) for name, weight in mix]
@@ -271,8 +272,12 @@ def build_ood_paste(cfg: CfgNode) -> OODPaste | None:
         raise UserError(f"INPUT.OOD_PASTE.{key} {reason}") from error
 
 
-def _training_images(cfg: CfgNode) -> list[str]:
-    return [frame["file_name"] for name in cfg.DATASETS.TRAIN for frame in get_dicts(name)]
+def _training_frames(cfg: CfgNode) -> list[LabelledFrame]:
+    return [
+        LabelledFrame(frame["file_name"], frame["sem_seg_file_name"], MetadataCatalog.get(name))
+        for name in cfg.DATASETS.TRAIN
+        for frame in get_dicts(name)
+    ]
 
 
 def _coco_list(cfg: CfgNode) -> Path:
