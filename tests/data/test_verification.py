@@ -240,9 +240,9 @@ def test_missing_set(root):
 def test_script(root, expect, monkeypatch, capsys):
     layouts.camvid(root)
     layouts.road_anomaly(root)
-    for name, frames in (("camvid_train", 2), ("camvid_val", 2), ("camvid_test", 2),
-                         ("camvid_ood", 2), ("road_anomaly", 2)):  # fmt: skip
-        expect(name, frames)
+    for name in ("camvid_train", "camvid_val", "camvid_test", "camvid_ood", "road_anomaly",
+                 "camvid_held_out_train", "camvid_held_out_val", "camvid_held_out_ood"):  # fmt: skip
+        expect(name, 2)
     monkeypatch.delenv("DETECTRON2_DATASETS")
     json_file = root / "report.json"
     assert verify(monkeypatch, "--root", root, "--json", json_file) == 0
@@ -288,6 +288,7 @@ def test_large_frames_take_little_time(tmp_path):
     [
         ("camvid_train", "CamVid", 367, {}),
         ("camvid_val", "CamVid", 101, {}),
+        ("camvid_held_out_ood", "CamVid", 101, {}),
         ("camvid_test", "CamVid", 233, {}),
         # 4.1 % of the pixels, as its authors say
         ("camvid_ood", "CamVid", 233, {12: 4.145, 11: 3.656}),
