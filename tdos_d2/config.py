@@ -13,7 +13,7 @@ _PACKAGE = Path(__file__).resolve().parent
 CONFIG_DIR = _PACKAGE / "configs"
 if not CONFIG_DIR.is_dir():
     CONFIG_DIR = _PACKAGE.parent / "configs"
-_WEIGHTS_DIR = _PACKAGE / "weights"
+WEIGHTS_DIR = _PACKAGE / "weights"
 
 
 def add_tdos_config(cfg: CN) -> None:
@@ -54,11 +54,11 @@ def get_checkpoint_file(name: str) -> str:
         FileNotFoundError: no such weights; the message lists the existing ones.
     """
     name = name.removesuffix(".yaml").removesuffix("_memory")
-    path = _WEIGHTS_DIR / f"{name}.safetensors"
+    path = WEIGHTS_DIR / f"{name}.safetensors"
     if path.is_file():
         return str(path)
-    files = sorted(_WEIGHTS_DIR.rglob("*.safetensors"))
-    known = ", ".join(file.relative_to(_WEIGHTS_DIR).with_suffix("").as_posix() for file in files)
+    files = sorted(WEIGHTS_DIR.rglob("*.safetensors"))
+    known = ", ".join(file.relative_to(WEIGHTS_DIR).with_suffix("").as_posix() for file in files)
     raise FileNotFoundError(f"no weights of '{name}' ship with tdos_d2, only of: {known}")
 
 

@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 
+from ..config import WEIGHTS_DIR
 from ..data.ood_paste import fallback_warning
 from ..errors import UserError
 from ..evaluation.dataset_metrics import check_defined
@@ -141,8 +142,12 @@ def keep_operating_point(
     """Save the threshold for the dataset ``TEST.THRESHOLD_DATASET`` beside ``checkpoint``.
 
     If the key is empty, it is that of the first evaluated OOD dataset. If the folder cannot be
-    written to, this is only a warning, as the results have been written.
+    written to, this is only a warning, as the results have been written. Beside weights that ship
+    with the project nothing is written.
     """
+    if Path(checkpoint).resolve().is_relative_to(WEIGHTS_DIR.resolve()):
+        logger.info(f"No operating threshold saved beside {checkpoint}, a file of the project")
+        return
     points = (getattr(evaluator, "operating_point", None) for evaluator in evaluators)
     wanted = cfg.TEST.THRESHOLD_DATASET
     point = next((point for point in points if point and wanted in ("", point.dataset)), None)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tdos_d2.engine import Trainer, check_expected_results
-from tdos_d2.engine.results import write_results
+from tdos_d2.engine.results import keep_operating_point, write_results
 from tdos_d2.errors import UserError
+from tdos_d2.evaluation.operating_point import (
+    OperatingPoint,
+    load_operating_point,
+    threshold_file,
+)
 
 
 @pytest.mark.parametrize("row", [{"ood": {"AP": math.nan}}, {"sem_seg": {"mIoU": math.nan}}])
@@ -38,3 +44,17 @@ def test_results_say_what_auto_fell_back_to(small_cfg, tmp_path):
     node.SOURCE = "shapes"  # such as where only the checkpoint is
     assert warning in written(tmp_path / "model_final.pth")
     assert warning not in written("of iteration 3, which were not saved")
+
+
+def test_no_threshold_is_written_beside_weights_that_ship(small_cfg, tmp_path, monkeypatch):
+    point = OperatingPoint(score="log_s_ood", threshold=0.5, dataset="odd", f1=50.0)
+    evaluator = SimpleNamespace(operating_point=point)
+    checkpoint = tmp_path / "weights" / "model.pth"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"weights")
+    keep_operating_point(small_cfg, [evaluator], checkpoint)
+    assert load_operating_point(checkpoint) == point
+    threshold_file(checkpoint).unlink()
+    monkeypatch.setattr("tdos_d2.engine.results.WEIGHTS_DIR", tmp_path / "weights")
+    keep_operating_point(small_cfg, [evaluator], checkpoint)
+    assert not threshold_file(checkpoint).exists()
