@@ -240,8 +240,8 @@ def test_missing_set(root):
 def test_script(root, expect, monkeypatch, capsys):
     layouts.camvid(root)
     layouts.road_anomaly(root)
-    for name in ("camvid_train", "camvid_val", "camvid_test", "camvid_ood", "road_anomaly",
-                 "camvid_held_out_train", "camvid_held_out_val", "camvid_held_out_ood"):  # fmt: skip
+    parts = "train", "val", "test", "ood", "held_out_train", "held_out_val", "held_out_ood"
+    for name in ("road_anomaly", *(f"camvid_{part}" for part in parts)):
         expect(name, 2)
     monkeypatch.delenv("DETECTRON2_DATASETS")
     json_file = root / "report.json"
