@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,31 @@ def plain(layer: nn.Linear) -> nn.Linear:
     other = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
     other.load_state_dict(layer.state_dict())
     return other
+
+
+def test_onednn_gets_layouts_that_it_is_fast_with(products, monkeypatch):
+    """Parts of larger tensors as input, weight and gradient: it took seconds for milliseconds."""
+    seen, onednn = [], module._onednn
+
+    def dense(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        seen.append((weight.is_contiguous() or weight.T.is_contiguous()) and 1 in x.stride())
+        return onednn(x, weight, bias)
+
+    monkeypatch.setattr(module, "_onednn", dense)
+    torch.manual_seed(0)
+    whole, weight = torch.randn(5, 24, requires_grad=True), torch.randn(7, 24, requires_grad=True)
+    for part in (np.s_[:, :12], np.s_[:, ::2]):
+        expected = F.linear(whole[part], weight[part])
+        output = module.linear(whole[part], weight[part])
+        torch.testing.assert_close(output, expected)
+        grad = torch.randn(5, 14)[:, ::2]
+        for one, other in zip(
+            torch.autograd.grad(output, [whole, weight], grad),
+            torch.autograd.grad(expected, [whole, weight], grad),
+            strict=True,
+        ):
+            torch.testing.assert_close(one, other)
+    assert seen == [True] * 6
 
 
 def test_frozen_weights_get_no_gradient(products):
