@@ -294,7 +294,7 @@ def _add_input(cfg: CN) -> None:
     # Source of the OOD objects pasted into training images: "shapes" (drawn, needs no data),
     # "pieces" (drawn outlines filled with recoloured pieces of known classes, from the training
     # images), "coco" (cut out of COCO images), "auto" ("coco" if its list exists, else "shapes"
-    # with a warning), "mix" (several, see MIX) or "none".
+    # and "pieces" half and half, with a warning), "mix" (several, see MIX) or "none".
     paste.SOURCE = "shapes"
     # With SOURCE "mix": [["source", weight], ...], such as [["coco", 0.5], ["shapes", 0.5]].
     paste.MIX = []

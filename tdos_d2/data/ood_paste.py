@@ -33,6 +33,8 @@ class ObjectSource(Protocol):
 
 SOURCES = ("shapes", "pieces", "coco")
 CHOICES = (*SOURCES, "auto", "mix", "none")  # values of INPUT.OOD_PASTE.SOURCE, see config.py
+# Where "auto" finds no COCO objects: the better sources without data, see MODEL_ZOO.md.
+_WITHOUT_COCO = [["shapes", 0.5], ["pieces", 0.5]]
 
 _MIN_SIDE = 4
 # Largest share of an object's width or height that may be outside the image.
@@ -235,13 +237,12 @@ def build_ood_paste(cfg: CfgNode) -> OODPaste | None:
         )
     if node.SOURCE == "none":
         return None
-    name = node.SOURCE
-    if name == "auto":
-        warning = fallback_warning(cfg)
-        name = "shapes" if warning else "coco"
-        if warning:
+    mix = node.MIX if node.SOURCE == "mix" else [[node.SOURCE, 1.0]]
+    if node.SOURCE == "auto":
+        mix = [["coco", 1.0]]
+        if warning := fallback_warning(cfg):
             logging.getLogger(__name__).warning(warning)
-    mix = node.MIX if name == "mix" else [[name, 1.0]]
+            mix = _WITHOUT_COCO
     if not mix:
         raise UserError("INPUT.OOD_PASTE.MIX is empty, but INPUT.OOD_PASTE.SOURCE is mix")
     for row in mix:
@@ -291,8 +292,9 @@ def fallback_warning(cfg: CfgNode) -> str:
         return ""
     return (
         f"INPUT.OOD_PASTE.SOURCE is auto and {path} does not exist: the outliers of this training "
-        "are drawn shapes, neither COCO's objects (datasets/prepare_coco_outliers.py lists them) "
-        "nor the published training data (configs/tdos_*_poc.yaml)"
+        "are drawn shapes and pieces of its images, neither COCO's objects "
+        "(datasets/prepare_coco_outliers.py lists them) nor the published training data "
+        "(configs/tdos_*_poc.yaml)"
     )
 
 

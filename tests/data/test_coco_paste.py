@@ -314,11 +314,12 @@ def test_config(cfg, coco, monkeypatch):
 def test_auto_takes_coco_where_it_is_and_else_warns(cfg, coco, caplog):
     node = cfg.INPUT.OOD_PASTE
     node.SOURCE = "auto"
-    for path, source in ((coco, "Coco"), (coco / "no", "Shape")):
+    for path, sources in ((coco, ["Coco"]), (coco / "no", ["Shape", "Piece"])):
         node.COCO_LIST = str(path)
         assert caplog.messages == []
         with caplog.at_level(logging.WARNING):
-            assert type(build_ood_paste(cfg).sources[0]).__name__ == f"{source}Source"
+            found = [type(source).__name__ for source in build_ood_paste(cfg).sources]
+        assert found == [f"{source}Source" for source in sources]
     (line,) = caplog.messages
     assert f"SOURCE is auto and {coco / 'no'} does not exist" in line and "drawn shapes" in line
 
