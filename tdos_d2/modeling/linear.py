@@ -117,7 +117,11 @@ class PointwiseConv2d(nn.Conv2d):
 
 
 class SelfAttention(nn.MultiheadAttention):
-    """``nn.MultiheadAttention`` with :func:`linear` where query, key and value are one tensor."""
+    """``nn.MultiheadAttention`` with :func:`linear` where query, key and value are one tensor.
+
+    torch's puts the sequence first; with frozen weights and several samples, its projection then
+    multiplies with a copy of the weights per token.
+    """
 
     def forward(
         self,
@@ -135,7 +139,7 @@ class SelfAttention(nn.MultiheadAttention):
         boolean = attn_mask is not None and attn_mask.dtype == torch.bool  # True = blocked
         if (
             not usual or more or boolean or not (query is key is value)
-            or not _for_onednn(query, self.in_proj_weight)
+            or torch.compiler.is_compiling() or torch.jit.is_tracing()
         ):  # fmt: skip
             return super().forward(
                 query, key, value, *args, need_weights=need_weights, attn_mask=attn_mask, **options
