@@ -124,6 +124,21 @@ def test_the_data_of_a_crop_is_timed_part_by_part(tool, capsys, tiny_file):
     assert re.search(r"^whole .* <= 0.08$", out, re.M)
 
 
+def test_the_plain_way_has_torchs_attention_and_products(tool, tiny_cfg):
+    """open_clip's modules as they come, whatever the model's layers became."""
+    from benchmarks.plain import plain
+    from detectron2.modeling import build_model
+
+    from tdos_d2.modeling import linear
+
+    own, model = linear.SelfAttention.forward, build_model(tiny_cfg)
+    with plain(model):
+        assert any(isinstance(part, linear.SelfAttention) for part in model.modules())
+        assert linear.SelfAttention.forward is torch.nn.MultiheadAttention.forward
+        assert not linear.mkl_is_slow()
+    assert linear.SelfAttention.forward is own
+
+
 def test_plain_deformable_attention_is_that_of_the_project(tool):
     from benchmarks.plain import sampled_per_level
 
