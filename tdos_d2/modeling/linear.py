@@ -4,7 +4,7 @@ torch multiplies float32 matrices with MKL, which does not use the full width of
 processors that are not Intel's: on an AMD EPYC with AVX-512 a product takes more than twice as long
 as with oneDNN, which torch brings too, but uses only for convolutions and half precision.
 :func:`use_onednn` changes the layers of a model: the same results up to rounding on such a
-processor, torch's own layers on any other.
+processor; on any other, only self-attention differs from torch's own layers.
 """
 
 from __future__ import annotations

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
-import socket
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from two_machines import run_on_two_machines
 
 from tdos_d2.engine import train_command as command
 from tdos_d2.engine.launch import launch_job
@@ -106,33 +105,12 @@ def test_last_evaluation_is_that_of_the_checkpoint(
         assert json.loads(threshold.read_text()) == json.loads(new.read_text()), name
 
 
-def machine(rank: int, port: int, cfg: CfgNode, folder: Path) -> None:
-    """One of two machines with a process each, with Detectron2's flags."""
-    args = Namespace(
-        num_gpus=1, num_machines=2, machine_rank=rank, dist_url=f"tcp://127.0.0.1:{port}",
-        resume=False, eval_only=False,
-    )  # fmt: skip
-    start = torch.multiprocessing.start_processes  # spawned, they would import torch once more
-    torch.multiprocessing.start_processes = functools.partial(start, start_method="fork")
-    launch_job(train_and_evaluate, args, cfg, folder, ["tiny"])
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="bit for bit on a CPU")
 def test_two_machines_do_what_two_processes_do(small_cfg, tmp_path, forked_processes):
     """They train, evaluate in training and at the end, and evaluate the checkpoint again."""
     write_frames(tmp_path, small_cfg)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("forkserver")
-    machines = [
-        context.Process(target=machine, args=(i, port, small_cfg, tmp_path)) for i in (0, 1)
-    ]
-    for process in machines:
-        process.start()
-    for process in machines:
-        process.join(60)
-    assert [process.exitcode for process in machines] == [0, 0]
+    codes = run_on_two_machines(train_and_evaluate, small_cfg, tmp_path, ["tiny"])
+    assert codes == [0, 0]
     args = Namespace(
         num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto",
         resume=False, eval_only=False,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
-import socket
-import sys
 import time
 from argparse import Namespace
 
 import pytest
 import torch
 from detectron2.utils import comm
+from two_machines import run_on_two_machines
 
 from tdos_d2.engine.launch import launch_job
 from tdos_d2.errors import UserError, exit_with_one_line, user_message
@@ -87,31 +85,9 @@ def test_all_end_when_one_fails(forked_processes, tiny_cfg, main, processes, cau
     assert set(torch.multiprocessing.active_children()) <= before
 
 
-def machine(rank: int, port: int, cfg) -> None:
-    """One of two machines with a process each; that of the second one is killed."""
-    two = Namespace(
-        num_gpus=1, num_machines=2, machine_rank=rank, dist_url=f"tcp://127.0.0.1:{port}"
-    )
-    start = torch.multiprocessing.start_processes  # spawned, they would import torch once more
-    torch.multiprocessing.start_processes = functools.partial(start, start_method="fork")
-    try:
-        launch_job(die, two, cfg)
-    except UserError as error:
-        sys.exit(str(error))
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="gloo only")
-def test_the_other_machine_ends_too(tiny_cfg, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("forkserver")
-    machines = [context.Process(target=machine, args=(i, port, tiny_cfg)) for i in (0, 1)]
-    for process in machines:
-        process.start()
-    for process in machines:
-        process.join(60)
-    assert [process.exitcode for process in machines] == [1, 1]
+def test_the_other_machine_ends_too(tiny_cfg):
+    assert run_on_two_machines(die, tiny_cfg) == [1, 1]
 
 
 def user_error(args: Namespace, cfg) -> None:
