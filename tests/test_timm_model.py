@@ -77,6 +77,8 @@ def test_mean_and_deviation_come_from_the_weights(tiny_cfg, order):
     tiny_cfg.MODEL.TIMM.NAME, tiny_cfg.MODEL.TIMM.WEIGHTS = "tf_efficientnet_lite2", "package"
     with pytest.raises(UserError, match=r"PIXEL_MEAN.*127\.0, 127\.0, 127\.0"):
         use_pixel_statistics(tiny_cfg)
+    tiny_cfg.MODEL.TIMM.WEIGHTS = ""  # random weights were trained with none
+    assert use_pixel_statistics(tiny_cfg) == [] and list(tiny_cfg.MODEL.PIXEL_MEAN) == mean
 
 
 @pytest.fixture

@@ -171,8 +171,8 @@ def use_cpu_without_gpu(cfg: CfgNode) -> list[str]:
 def use_pixel_statistics(cfg: CfgNode) -> list[str]:
     """Set mean and standard deviation of the pixels to those of ``MODEL.TIMM.WEIGHTS``.
 
-    CLIP's values, which configs inherit from those of CLIP, are replaced. Returns lines for the
-    log.
+    CLIP's values, which configs inherit from those of CLIP, are replaced. Random weights have
+    no values of their own: those of another config are kept. Returns lines for the log.
 
     Raises:
         UserError: other values contradict the weights; the message has the correct ones.
@@ -188,13 +188,14 @@ def use_pixel_statistics(cfg: CfgNode) -> list[str]:
         given = list(cfg.MODEL[key])
         if max(abs(a - b) for a, b in zip(given, right, strict=True)) < 0.5:
             continue
-        if given != clip:
+        if given == clip:
+            set_key(cfg, f"MODEL.{key}", right)
+            notes.append(f"MODEL.{key} is {right}, as in MODEL.TIMM.WEIGHTS")
+        elif cfg.MODEL.TIMM.WEIGHTS:
             raise UserError(
                 f"MODEL.{key} {given} is not that of MODEL.TIMM.WEIGHTS, which is {right} "
                 f"(for INPUT.FORMAT {cfg.INPUT.FORMAT})"
             )
-        set_key(cfg, f"MODEL.{key}", right)
-        notes.append(f"MODEL.{key} is {right}, as in MODEL.TIMM.WEIGHTS")
     return notes
 
 
