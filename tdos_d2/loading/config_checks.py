@@ -14,6 +14,7 @@ from .config_files import (
     resolve_from_checkpoint,
     use_cpu_without_gpu,
     use_pixel_statistics,
+    warn_of_slow_bfloat16,
 )
 from .config_values import check_values
 from .dry_build import BuildFromModel, check_build
@@ -60,6 +61,7 @@ def check_runnable(
     check_values(cfg)
     register_datasets(cfg)
     notes = [*use_cpu_without_gpu(cfg), *use_pixel_statistics(cfg)]
+    notes += warn_of_slow_bfloat16(cfg, eval_only=eval_only)
     if check_surroundings is not None:
         notes += check_surroundings(cfg)
     check_address(cfg.MODEL.WEIGHTS)
