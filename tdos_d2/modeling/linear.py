@@ -1,8 +1,8 @@
 """Linear layers whose products are computed by oneDNN on processors on which MKL is slow.
 
-torch multiplies float32 matrices with MKL, which does not use the full width of the vector units of
-processors that are not Intel's: on an AMD EPYC with AVX-512 a product takes more than twice as long
-as with oneDNN, which torch brings too, but uses only for convolutions and half precision.
+torch multiplies float32 matrices with MKL, which uses AVX-512 only on Intel's processors: on an AMD
+EPYC that has it, a product takes more than twice as long as with oneDNN, which torch brings too,
+but uses only for convolutions and half precision. With AVX2, both are equally fast.
 :func:`use_onednn` changes the layers of a model: the same results up to rounding on such a
 processor; on any other, only self-attention differs from torch's own layers.
 """
@@ -23,11 +23,11 @@ _POINTWISE = (1, 1), "zeros"  # kernel and padding mode
 
 @cache
 def mkl_is_slow() -> bool:
-    """Whether torch has MKL, the processor is not Intel's, and oneDNN can be called instead."""
+    """Whether the processor has AVX-512 but is not Intel's, and torch has both MKL and oneDNN."""
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return False
     text = _CPUINFO.read_text() if _CPUINFO.is_file() else ""
-    is_other = "vendor_id" in text and "GenuineIntel" not in text
+    is_other = "GenuineIntel" not in text and "avx512f" in text
     return is_other and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 

@@ -168,8 +168,9 @@ def test_only_torchs_own_layers_change():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("processor : 0\nvendor_id\t: AuthenticAMD\n", True),
-        ("processor : 0\nvendor_id\t: GenuineIntel\n", False),
+        ("vendor_id\t: AuthenticAMD\nflags\t: fma avx2 avx512f\n", True),
+        ("vendor_id\t: AuthenticAMD\nflags\t: fma avx2\n", False),
+        ("vendor_id\t: GenuineIntel\nflags\t: fma avx2 avx512f\n", False),
         ("processor : 0\nCPU implementer\t: 0x41\n", False),
         (None, False),
     ],
