@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from argparse import Namespace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +154,16 @@ def test_plain_deformable_attention_is_that_of_the_project(tool):
     weights = torch.rand(2, 5, 2, 2, 4, generator=generator)
     arguments = value, shapes, reference, offsets, weights
     torch.testing.assert_close(_attend(*arguments), sampled_per_level(*arguments))
+
+
+def test_a_form_that_is_refused_is_left_out_and_named(tool, monkeypatch, tmp_path, capsys):
+    export = import_module("benchmarks.export")  # found by the fixture
+    monkeypatch.setattr(export, "export", lambda *_: str(tmp_path / "model"))
+    monkeypatch.setattr(export, "in_own_process", lambda *_: ([1.0], [2.0]))
+    (tmp_path / "model.onnx").touch()
+    ways = ["torch", "onnxruntime", "openvino"]
+    args = Namespace(ways=ways, size=[(64, 32)], datasets=[], opts=[], threads=1, config_file="a")
+    with pytest.raises(SystemExit, match="64x32: openvino"):
+        export.run(args)
+    table = capsys.readouterr().out
+    assert "onnxruntime" in table and "64x32 torch" in " ".join(table.split())
