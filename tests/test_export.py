@@ -24,6 +24,7 @@ from tdos_d2.engine import TDOSCheckpointer, load_config
 from tdos_d2.errors import UserError
 from tdos_d2.inference import OODPredictor
 from tdos_d2.inference.export import WindowModel, expected_outputs, largest_difference, onnx_outputs
+from tdos_d2.modeling.scores import log_s_ood
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "onnx_sliding_window.py"
@@ -132,6 +133,25 @@ def test_example_gives_what_the_predictor_gives(exported):
         for ours, theirs in zip(expected, predict(onnx, bgr), strict=True):
             np.testing.assert_allclose(theirs, ours, 0, 1e-3, equal_nan=False, err_msg=what)
             assert ours.std() > 1e-2  # something to be wrong about
+
+
+def test_log_score_of_saturated_masks_in_onnx_runtime():
+    """Where every sigmoid is 0 in float32, as in the places that are surely known."""
+
+    class Score(torch.nn.Module):
+        def forward(self, classes: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+            return log_s_ood(classes, masks)
+
+    torch.manual_seed(0)
+    classes, masks = torch.randn(1, 4, 5), torch.linspace(-300, 30, 4 * 60).view(1, 4, 6, 10)
+    program = torch.onnx.export(Score(), (classes, masks), dynamo=True, verbose=False)
+    onnx = session(program.model_proto.SerializeToString())
+    names = [x.name for x in onnx.get_inputs()]
+    for shift in (0.0, -200.0):
+        given = dict(zip(names, (classes.numpy(), (masks + shift).numpy()), strict=True))
+        log_p = classes.double().log_softmax(-1)[..., -2, None, None]
+        expected = (log_p - torch.log1p(torch.exp(-(masks.double() + shift)))).logsumexp(1)
+        np.testing.assert_allclose(onnx.run(None, given)[0], expected, rtol=1e-5, atol=1e-4)
 
 
 def test_example_on_whole_images(exported, monkeypatch):

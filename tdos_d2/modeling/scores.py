@@ -54,7 +54,16 @@ def log_s_ood(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
         (B, h, w).
     """
     log_p = F.log_softmax(class_logits, dim=-1)[..., -2]  # (B, K + 1), OOD of K + 2 classes
-    return torch.logsumexp(log_p[..., None, None] + F.logsigmoid(mask_logits), dim=1)
+    return torch.logsumexp(log_p[..., None, None] + _log_sigmoid(mask_logits), dim=1)
+
+
+def _log_sigmoid(x: Tensor) -> Tensor:
+    """``F.logsigmoid`` in operators that ONNX has.
+
+    ``F.logsigmoid`` is exported as log(sigmoid(x)), which is inexact below -18 in ONNX Runtime and
+    infinite where the sigmoid is 0.
+    """
+    return x.clamp(max=0) - torch.log1p(torch.exp(-x.abs()))
 
 
 def text_only(score_map: Tensor, temperature: float) -> Tensor:
