@@ -131,6 +131,7 @@ def _window(args: argparse.Namespace, cfg: CfgNode, predictor: OODPredictor) -> 
         if not side:
             metadata |= {"input_size": {"size": [width, height]}, "test_sizes": {}}
     inputs = [_noise(shape, args.input_type) for shape in shapes]
+    inputs.append(_gradient(*shapes[0][2:], args.input_type).transpose(2, 0, 1)[None])
     export = partial(
         export_program, module, INPUT_TYPES[args.input_type], args.size and args.size[::-1]
     )
@@ -157,7 +158,7 @@ def _predictor(args: argparse.Namespace, cfg: CfgNode, predictor: OODPredictor) 
         "frame_size": list(args.size),
         "model_size": list(predictor.input_size(*frame))[::-1],
     }
-    inputs = [_noise((*frame, 3), "uint8")]
+    inputs = [_noise((*frame, 3), "uint8"), _gradient(*frame, "uint8")]
     return _Exported(module, partial(export_predictor, module, frame), metadata, inputs, INPUT)
 
 
@@ -285,6 +286,12 @@ def _shapes(cfg: CfgNode) -> list[tuple[int, ...]]:
 
 def _noise(shape: tuple[int, ...], input_type: str) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape).astype(input_type)
+
+
+def _gradient(height: int, width: int, input_type: str) -> np.ndarray:
+    """(H, W, 3), from bright to dark: a model is surer of smooth surfaces than of noise."""
+    rows = np.linspace(255, 0, height).astype(input_type)[:, None, None]
+    return np.ascontiguousarray(np.broadcast_to(rows, (height, width, 3)))
 
 
 def _parser() -> options.Parser:
