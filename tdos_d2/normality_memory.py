@@ -69,11 +69,7 @@ class NormalityMemory(ImageModel):
         return {
             "class_names": [],
             "clip_name": getattr(self.backbone, "architecture", ""),
-            "memory": {
-                "encoder": self.encoder,
-                "levels": list(self.memory.levels),
-                "vectors": len(self.memory.vectors),
-            },
+            "memory": {"encoder": self.encoder, **self.memory.info()},
         }
 
     def train(self, mode: bool = True) -> NormalityMemory:
@@ -99,7 +95,7 @@ class NormalityMemory(ImageModel):
         return outputs
 
     def fit_memory(self, images: Iterable[Tensor], *, seed: int = 0) -> int:
-        """Fill the memory with features of normal frames, the same number from each, at random.
+        """Fill the memory with features of normal frames, drawn at random.
 
         Args:
             images: (3, H, W) frames in [0, 255], iterated over twice: a list or a dataset.

@@ -167,11 +167,13 @@ class TDOS(ImageModel):
 
     def checkpoint_info(self) -> dict[str, Any]:
         """Information for checkpoints, from which the model can be rebuilt without its config."""
-        return {
+        info = {
             "class_names": list(self.class_names),
             "ood_name": self.ood_name,
             "clip_name": getattr(self.backbone, "architecture", ""),
         }
+        fitted = self.memory is not None and len(self.memory.vectors)
+        return {**info, "memory": self.memory.info()} if fitted else info
 
     def train(self, mode: bool = True) -> TDOS:
         """Set the mode of all parts except frozen ones, which stay in eval mode."""

@@ -7,7 +7,9 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+from tdos_d2.engine import TDOSCheckpointer
 from tdos_d2.errors import UserError
+from tdos_d2.loading.config_checks import check_model
 from tdos_d2.loading.config_files import use_pixel_statistics
 
 ENCODERS = ["tf_efficientnet_lite0", "vit_tiny_patch16_224"]
@@ -151,6 +153,34 @@ def test_fitting_is_repeatable_and_loads_again(memory_cfg):
     assert torch.equal(other(inputs)[0]["ood_score"], model(inputs)[0]["ood_score"])
 
 
+@pytest.mark.parametrize(("height", "rows"), [(64, 4), (72, 4), (73, 5), (3, 1)])
+def test_padding_is_not_remembered(memory_cfg, height, rows):
+    """Cells of stride 16 whose centres are in the frame; it is padded to a multiple of 32."""
+    torch.manual_seed(0)
+    memory_cfg.MODEL.MEMORY.SIZE = 1000
+    model = build_model(memory_cfg)
+    frame = torch.randint(0, 256, (3, height, 96), dtype=torch.uint8)
+    assert model.fit_memory([frame]) == rows * 96 // 16
+    maps = model._encode(model._normalise(frame)[None])
+    means = [maps["tap3"][..., :rows, :].mean((0, 2, 3)), model.memory.mean[112:]]
+    torch.testing.assert_close(model.memory.mean, torch.cat(means))
+    expected = model.memory.embed(maps)[0, :, :rows].flatten(1).T
+    torch.testing.assert_close(model.memory.vectors, expected)
+
+
+@pytest.mark.parametrize("decode", ["window", "image"])
+def test_frames_are_remembered_as_they_are_scored(memory_cfg, decode):
+    """In windows: a frame that was remembered is at distance 0 of itself everywhere."""
+    torch.manual_seed(0)
+    memory_cfg.MODEL.MEMORY.SIZE, memory_cfg.MODEL.MEMORY.NEIGHBOURS = 1000, 1
+    memory_cfg.TEST.WINDOW.SIZE, memory_cfg.TEST.WINDOW.STRIDE = 64, 32
+    memory_cfg.TEST.WINDOW.DECODE = decode
+    model = build_model(memory_cfg)
+    frame = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)
+    model.fit_memory([frame])
+    assert model([{"image": frame}])[0]["ood_score"].abs().max() < 1e-5
+
+
 def test_levels_that_the_encoder_does_not_have(memory_cfg):
     memory_cfg.MODEL.MEMORY.LEVELS = ["tap9"]
     with pytest.raises(UserError, match="MODEL.MEMORY.LEVELS.*tap1"):
@@ -178,7 +208,9 @@ def test_memory_rides_in_tdos(joined_cfg):
     (output,) = model([{"image": torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)}])
     expected = 0.0
     for name, value in values.items():
-        value = value.flatten(1)[:, ::2]  # of 6,144 pixels every second one
+        generator = torch.Generator().manual_seed(0)  # 4,096 of the 6,144 pixels of each frame
+        drawn = [torch.randperm(6144, generator=generator)[:4096] for _ in value]
+        value = torch.cat([x.flatten()[i] for x, i in zip(value, drawn, strict=True)])
         median, high = value.quantile(torch.tensor([0.5, 0.99]).double(), interpolation="nearest")
         expected += (output["ood_scores"][name].double() - median) / (high - median)
     torch.testing.assert_close(output["ood_score"].double(), expected, rtol=1e-3, atol=1e-3)
@@ -202,3 +234,17 @@ def test_memory_of_tdos_is_that_of_its_encoder(joined_cfg):
 def test_memory_needs_a_score_that_uses_it(timm_cfg):
     with pytest.raises(UserError, match="MODEL.TDOS.SCORE"):
         build_model(timm_cfg).fit_memory(normal_frames())
+
+
+def test_memory_of_tdos_is_loaded_with_its_own_levels(joined_cfg, tmp_path):
+    joined_cfg.MODEL.MEMORY.LEVELS = ["tap3", "tap4"]
+    model = build_model(joined_cfg)
+    model.fit_memory(normal_frames())
+    TDOSCheckpointer(model, str(tmp_path)).save("fitted")
+    joined_cfg.MODEL.WEIGHTS = str(tmp_path / "fitted.pth")
+    check_model(joined_cfg.clone())
+    joined_cfg.MODEL.MEMORY.LEVELS = ["tap4", "tap3"]
+    with pytest.raises(UserError, match="fitted with .*tap3, tap4, but .*tap4, tap3"):
+        check_model(joined_cfg.clone())
+    joined_cfg.MODEL.TDOS.SCORE, joined_cfg.MODEL.TDOS.EXTRA_SCORES = "log_s_ood", []
+    check_model(joined_cfg)  # the memory is not used

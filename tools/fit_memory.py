@@ -33,6 +33,10 @@ EXAMPLES = """examples:
 """
 
 
+# Tensors that are fitted here, so a checkpoint may lack them.
+_FITTED = "memory.", "scores.normal"
+
+
 class Frames:
     """Images, read from disk in each iteration; files that cannot be read are in ``broken``."""
 
@@ -91,9 +95,16 @@ def run() -> None:
     frames = Frames(files, TDOSDatasetMapper(cfg, is_train=False, dataset_name=args.dataset))
     # Information about the training, such as its seed and its fallback source of outliers.
     info = read_checkpoint_info(cfg.MODEL.WEIGHTS) if trained else {}
+    info.pop("memory", None)  # of an earlier fit
     checkpointer = TDOSCheckpointer(model, str(args.output.parent), run_info=info)
     if trained:
         checkpointer.load(cfg.MODEL.WEIGHTS)
+        lacking = [name for name in checkpointer.not_loaded if not name.startswith(_FITTED)]
+        if lacking:
+            raise UserError(
+                f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS} is not of the config's model: it has no "
+                f"fitting {lacking[0]} and {len(lacking) - 1} more"
+            )
     try:
         count = model.fit_memory(frames, seed=args.seed)
     finally:

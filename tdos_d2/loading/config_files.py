@@ -22,6 +22,7 @@ from ..data import register_from_file
 from ..errors import UserError
 from ..modeling.backbone import encoder_name, pixel_statistics
 from ..modeling.clip import QUICK_GELU_SUFFIX
+from ..modeling.scores import needs_memory
 from ..untrusted import MAX_YAML, parse_yaml, read_text
 from ..value_checks import get_key
 from .checkpoint import read_checkpoint_info
@@ -305,15 +306,17 @@ def holds_encoders(cfg: CfgNode, checkpoint: Path | None) -> bool:
 
 
 def _check_memory(cfg: CfgNode, info: dict[str, Any], path: Path | None) -> None:
-    fitted = info.get("memory")
-    if cfg.MODEL.META_ARCHITECTURE != "NormalityMemory" or not fitted:
+    fitted, node = info.get("memory"), cfg.MODEL.TDOS
+    alone = cfg.MODEL.META_ARCHITECTURE == "NormalityMemory"
+    if not fitted or not (alone or needs_memory([node.SCORE, *node.EXTRA_SCORES])):
         return
     if not fitted["vectors"]:
         raise UserError(f"MODEL.WEIGHTS: the memory in {path} is empty: see tools/fit_memory.py")
     encoder, levels = encoder_name(cfg), list(cfg.MODEL.MEMORY.LEVELS)
-    if (encoder, levels) != (fitted["encoder"], fitted["levels"]):
+    of_file = fitted.get("encoder", encoder)  # a TDOS has other weights that depend on it
+    if (encoder, levels) != (of_file, fitted["levels"]):
         raise UserError(
-            f"{path} was fitted with the encoder {fitted['encoder']} and MODEL.MEMORY.LEVELS "
+            f"{path} was fitted with the encoder {of_file} and MODEL.MEMORY.LEVELS "
             f"{', '.join(fitted['levels'])}, but the config has {encoder} and {', '.join(levels)}"
         )
 

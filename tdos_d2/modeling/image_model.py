@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from ..value_checks import check_positive
-from .memory import FeaturesOf
-from .sliding_window import check_window, needs_windows, slide, slide_encoder
+from .memory import Encoded, FeaturesOf
+from .sliding_window import check_window, needs_windows, slide, slide_encoder, windows
 
 
 class ImageModel(nn.Module):
@@ -85,16 +85,18 @@ class ImageModel(nn.Module):
         image = self._normalise(image)
         if not (self.decode_once and needs_windows(image, self.window["size"])):
             return slide(image, lambda part: self._predict(part, **decoding), **self.window)
+        return self._decode(self._encode_once(image), tuple(image.shape[-2:]), **decoding)[0]
+
+    def _encode_once(self, image: Tensor) -> dict[str, Tensor]:
         padded = self._padded(image[None])[0]
-        features = slide_encoder(padded, self._encode, cell=self.size_divisibility, **self.window)
-        return self._decode(features, tuple(image.shape[-2:]), **decoding)[0]
+        return slide_encoder(padded, self._encode, cell=self.size_divisibility, **self.window)
 
-    def _predict(self, windows: Tensor, **decoding: Any) -> Tensor:
+    def _predict(self, images: Tensor, **decoding: Any) -> Tensor:
         """Normalised (B, 3, h, w) -> (B, C, h, w): the maps that are averaged over windows."""
-        return self._decode(self._encode(windows), tuple(windows.shape[-2:]), **decoding)
+        return self._decode(self._encode(images), tuple(images.shape[-2:]), **decoding)
 
-    def _encode(self, windows: Tensor) -> dict[str, Tensor]:
-        return self.backbone(self._padded(windows))
+    def _encode(self, images: Tensor) -> dict[str, Tensor]:
+        return self.backbone(self._padded(images))
 
     def _decode(
         self, features: dict[str, Tensor], size: tuple[int, int], **decoding: Any
@@ -115,4 +117,23 @@ class ImageModel(nn.Module):
 
     def _features_of(self, images: Iterable[Tensor]) -> FeaturesOf:
         """The maps of frames (3, H, W) in [0, 255], for fitting a memory."""
-        return FeaturesOf(images, lambda image: self._encode(self._normalise(image)[None]))
+        return FeaturesOf(images, self._encoded)
+
+    def _encoded(self, image: Tensor) -> Iterator[Encoded]:
+        """The maps of a frame as :meth:`_slide` makes them: of the whole, or of its windows."""
+        image = self._normalise(image)
+        if not needs_windows(image, self.window["size"]):
+            yield Encoded(self._encode(image[None]), self._filled(image))
+        elif self.decode_once:
+            yield Encoded(self._encode_once(image), self._filled(image))
+        else:
+            for _, parts in windows(image, **self.window):
+                maps = self._encode(parts)
+                for i in range(len(parts)):
+                    of_part = {name: values[i : i + 1] for name, values in maps.items()}
+                    yield Encoded(of_part, self._filled(parts[i]))
+
+    def _filled(self, image: Tensor) -> tuple[float, float]:
+        """The share of the padded height and width that is image."""
+        height, width = image.shape[-2:]
+        return height / self._padded_size(height), width / self._padded_size(width)

@@ -7,8 +7,9 @@ no training.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,23 @@ from .linear import linear
 
 # Vectors that a search compares at a time: with 8,000 locations, 64 MiB of cosines.
 _BLOCK = 2048
+
+
+class Encoded(NamedTuple):
+    """An encoder's maps (1, C, h, w) of an image or a window by name.
+
+    ``filled`` is the share of their height and width that the image fills; the rest is padding.
+    """
+
+    maps: Mapping[str, Tensor]
+    filled: tuple[float, float] = (1.0, 1.0)
+
+    def of_image(self, maps: Tensor) -> Tensor:
+        """The cells of maps (B, C, h, w) whose centres are in the image, at least one."""
+        sides = zip(self.filled, maps.shape[-2:], strict=True)
+        # A centre on the border is outside, also where the product is rounded up.
+        rows, columns = (max(math.ceil(share * n - 0.5 - 1e-6), 1) for share, n in sides)
+        return maps[..., :rows, :columns]
 
 
 class FeatureMemory(nn.Module):
@@ -84,11 +102,11 @@ class FeatureMemory(nn.Module):
         return (1 - cosines).view(-1, *embedded.shape[-2:])
 
     @torch.no_grad()
-    def fit(self, frames: Iterable[Mapping[str, Tensor]], seed: int) -> int:
-        """Fill the memory with features of normal frames, the same number from each, at random.
+    def fit(self, frames: Iterable[Encoded], seed: int) -> int:
+        """Fill the memory with features of normal frames, drawn at random; not with padding.
 
         Args:
-            frames: the encoder's maps of each frame, iterated over twice: a list or a dataset.
+            frames: frames or their windows, iterated over twice: a list or a dataset.
             seed: seed of the random selection.
 
         Returns:
@@ -98,8 +116,8 @@ class FeatureMemory(nn.Module):
             UserError: there are no frames.
         """
         total, cells, count = torch.zeros_like(self.mean), 0, 0
-        for features in frames:
-            maps = [features[level].float() for level in self.levels]
+        for frame in frames:
+            maps = [frame.of_image(frame.maps[level]).float() for level in self.levels]
             total += torch.cat([level.mean(dim=(0, 2, 3)) for level in maps])
             cells += maps[0][:, 0].numel()
             count += 1
@@ -109,13 +127,18 @@ class FeatureMemory(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(cells, generator=generator)[: self.size].sort().values
         kept, taken = [], 0
-        for features in frames:
-            vectors = self.embed(features).permute(0, 2, 3, 1).flatten(0, 2)
+        for frame in frames:
+            embedded = frame.of_image(self.embed(frame.maps))
+            vectors = embedded.permute(0, 2, 3, 1).flatten(0, 2)
             here = chosen[(chosen >= taken) & (chosen < taken + len(vectors))] - taken
             kept.append(vectors[here.to(vectors.device)])
             taken += len(vectors)
         self.vectors = torch.cat(kept)
         return len(self.vectors)
+
+    def info(self) -> dict[str, Any]:
+        """Levels and number of vectors, for a checkpoint."""
+        return {"levels": list(self.levels), "vectors": len(self.vectors)}
 
     def match(self, state: Mapping[str, Tensor], prefix: str) -> None:
         """Resize the buffers to the number of vectors in a checkpoint."""
@@ -149,12 +172,13 @@ def build_memory(cfg, shapes: Mapping[str, ShapeSpec]) -> FeatureMemory:
 
 
 class FeaturesOf:
-    """The encoder's maps of frames, computed again in each iteration over them."""
+    """The encoded parts of frames, computed again in each iteration over them."""
 
     def __init__(
-        self, images: Iterable[Tensor], encode: Callable[[Tensor], Mapping[str, Tensor]]
+        self, images: Iterable[Tensor], encode: Callable[[Tensor], Iterable[Encoded]]
     ) -> None:
         self.images, self.encode = images, encode
 
-    def __iter__(self) -> Iterator[Mapping[str, Tensor]]:
-        return map(self.encode, self.images)
+    def __iter__(self) -> Iterator[Encoded]:
+        for image in self.images:
+            yield from self.encode(image)

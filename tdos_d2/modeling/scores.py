@@ -244,16 +244,18 @@ class AnomalyScores(nn.Module):
 
         Args:
             frames: per frame, the averaged maps (K + 1 + n, H, W) as for ``finish``; at most 4,096
-                evenly spaced pixels of a frame are used.
+                pixels of a frame are used, drawn at random, but the same for the same frames.
 
         Raises:
             UserError: a score is almost constant and cannot be weighted.
         """
         rows = [self._averaged.index(name) - len(self._averaged) for name in COMBINED]
-        pixels = []
+        pixels, generator = [], torch.Generator().manual_seed(0)
         for maps in frames:
             parts = maps[rows].flatten(1).float().cpu()
-            pixels.append(parts[:, :: -(-parts.shape[1] // _PIXELS_OF_A_FRAME)])
+            # Not every n-th pixel: where n divides the width, these are a few columns.
+            drawn = torch.randperm(parts.shape[1], generator=generator)[:_PIXELS_OF_A_FRAME]
+            pixels.append(parts[:, drawn])
         values = torch.cat(pixels, dim=1).sort(dim=1).values if pixels else torch.zeros(2, 1)
         # Sorted, as torch.quantile has a size limit.
         median, high = (values[:, round(q * (values.shape[1] - 1))] for q in (0.5, 0.99))

@@ -55,9 +55,9 @@ def slide(
         return predict(image[None])[0]
     total = torch.zeros(())  # until the first output gives the number of maps
     coverage = image.new_zeros((height, width), dtype=torch.float32)
-    for corners, windows in _windows(image, size, stride, batch):
-        h, w = windows.shape[-2:]
-        for (y, x), output in zip(corners, predict(windows), strict=True):
+    for corners, parts in windows(image, size, stride, batch):
+        h, w = parts.shape[-2:]
+        for (y, x), output in zip(corners, predict(parts), strict=True):
             if total.ndim == 0:
                 total = output.new_zeros((len(output), height, width))
             total[:, y : y + h, x : x + w] += output
@@ -95,12 +95,12 @@ def slide_encoder(
     total: dict[str, Tensor] = {}
     coverage = image.new_zeros((1, 1, height // cell, width // cell), dtype=torch.float32)
     count = 0
-    for corners, windows in _windows(image, size, stride, batch):
-        h, w = windows.shape[-2:]
+    for corners, parts in windows(image, size, stride, batch):
+        h, w = parts.shape[-2:]
         count += len(corners)
         for y, x in corners:
             _part(coverage, y // cell, x // cell, h // cell, w // cell).add_(1)
-        for name, outputs in encode(windows).items():
+        for name, outputs in encode(parts).items():
             if outputs.ndim == 2:
                 total[name] = total.get(name, 0) + outputs.sum(0, keepdim=True)
                 continue
@@ -125,7 +125,7 @@ def needs_windows(image: Tensor, size: int) -> bool:
     return size > 0 and max(image.shape[-2:]) > size
 
 
-def _windows(
+def windows(
     image: Tensor, size: int, stride: int, batch: int
 ) -> Iterator[tuple[list[tuple[int, int]], Tensor]]:
     """At most ``batch`` corners (y, x) and windows (B, 3, h, w) at a time."""

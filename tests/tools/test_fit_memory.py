@@ -128,3 +128,18 @@ def test_what_training_said_stays_in_the_file(run, tiny_cfg, tmp_path, monkeypat
     load_script("tools/pack_checkpoint.py").run()
     for file in (tmp_path / "joined.pth", packed):
         assert said.items() <= read_checkpoint_info(file).items()
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny_cfg, tmp_path, monkeypatch):
+    """Its parts would stay random, and the written file would seem to be whole."""
+    TDOSCheckpointer(build_model(tiny_cfg), str(tmp_path)).save("trained")
+    tiny_cfg.MODEL.TDOS.SCORE = "combined"
+    tiny_cfg.MODEL.TDOS.NUM_NEGATIVE += 1
+    (tmp_path / "c.yaml").write_text(tiny_cfg.dump())
+    write_image(tmp_path / "frames" / "a.png", np.zeros((64, 64, 3), np.uint8))
+    words = ["--config-file", str(tmp_path / "c.yaml"), "--output", str(tmp_path / "joined.pth")]
+    words += ["--images", str(tmp_path / "frames"), "MODEL.WEIGHTS", str(tmp_path / "trained.pth")]
+    monkeypatch.setattr(sys, "argv", ["f", *words])
+    with pytest.raises(UserError, match="not of the config's model"):
+        load_script("tools/fit_memory.py").run()
+    assert not (tmp_path / "joined.pth").exists()
