@@ -65,16 +65,23 @@ def test_it_is_built_without_weights_on_the_meta_device(timm_cfg):
         assert next(build_model(timm_cfg).parameters()).is_meta
 
 
-@pytest.mark.parametrize("order", ["RGB", "BGR"])
-def test_mean_and_deviation_come_from_the_weights(tiny_cfg, order):
-    tiny_cfg.INPUT.FORMAT = order
+def test_pretrained_weights_know_one_order_of_channels(tiny_cfg):
+    tiny_cfg.INPUT.FORMAT = "BGR"
+    check_model(tiny_cfg.clone())  # random weights
+    tiny_cfg.MODEL.CLIP.WEIGHTS = "openai"
+    with pytest.raises(UserError, match="INPUT.FORMAT: BGR, but .*MODEL.CLIP.WEIGHTS .* RGB"):
+        check_model(tiny_cfg)
+
+
+def test_mean_and_deviation_come_from_the_weights(tiny_cfg):
+    tiny_cfg.INPUT.FORMAT = "RGB"
     tiny_cfg.MODEL.PIXEL_MEAN = [122.7709, 116.7460, 104.0937]
     tiny_cfg.MODEL.PIXEL_STD = [68.5005, 66.6322, 70.3232]
     assert use_pixel_statistics(tiny_cfg) == []  # CLIP's encoder
     tiny_cfg.MODEL.BACKBONE.NAME, tiny_cfg.MODEL.TIMM.NAME = "TimmBackbone", "resnet18"
     tiny_cfg.MODEL.TIMM.WEIGHTS = "timm"
     assert len(use_pixel_statistics(tiny_cfg)) == 2
-    mean = [123.675, 116.28, 103.53][:: 1 if order == "RGB" else -1]
+    mean = [123.675, 116.28, 103.53]
     assert list(tiny_cfg.MODEL.PIXEL_MEAN) == pytest.approx(mean)
     tiny_cfg.MODEL.TIMM.NAME, tiny_cfg.MODEL.TIMM.WEIGHTS = "tf_efficientnet_lite2", "package"
     with pytest.raises(UserError, match=r"PIXEL_MEAN.*127\.0, 127\.0, 127\.0"):

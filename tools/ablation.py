@@ -55,6 +55,7 @@ def run() -> None:
     runs = [(path, seed) for seed in args.seeds for path in args.configs]
     for number, (config, seed) in enumerate(runs, start=1):
         folder = args.output / config.stem / f"seed{seed}"
+        _check_settings(config, folder, args.opts)
         if not (folder / "minutes.json").is_file():
             print(f"[{number}/{len(runs)}] {config.stem}, seed {seed} -> {folder}", flush=True)
             start = time()
@@ -73,6 +74,25 @@ def run() -> None:
         tables.append(differences_table(args.configs, args.seeds, args.output, args.metrics))
     (args.output / "results.md").write_text("\n".join(tables))
     print("\n".join(tables))
+
+
+def _check_settings(config: Path, folder: Path, opts: Sequence[str]) -> None:
+    """Write the config of a run beside it, or compare it with that of an earlier call.
+
+    Raises:
+        UserError: they differ, so the run is of other settings.
+    """
+    from tdos_d2.errors import UserError
+    from tdos_d2.files import atomic_write
+    from tdos_d2.loading.config_files import load_config
+
+    kept, now = folder / "settings.yaml", load_config(str(config), list(opts)).dump()
+    if not kept.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(kept) as file:
+            file.write(now.encode())
+    elif kept.read_text() != now:
+        raise UserError(f"{folder} is a run of another config or --opts than now: see {kept}")
 
 
 def _run(

@@ -121,6 +121,11 @@ def _window(args: argparse.Namespace, cfg: CfgNode, predictor: OODPredictor) -> 
     from tdos_d2.errors import UserError
     from tdos_d2.inference.export import INPUT, INPUT_TYPES, WindowModel, export_program
 
+    if predictor.model.decode_once and cfg.TEST.WINDOW.SIZE:
+        raise UserError(
+            "--form window: TEST.WINDOW.DECODE is image, which decodes the whole image at once: "
+            "--form predictor has it, or set it to window"
+        )
     module = WindowModel(predictor.model, bgr=cfg.INPUT.FORMAT == "BGR")
     metadata, shapes, side = describe(cfg, predictor), _shapes(cfg), cfg.TEST.WINDOW.SIZE
     if args.size:

@@ -61,9 +61,12 @@ def run() -> None:
     from tdos_d2.data.datasets.registration_file import register_from_file
     from tdos_d2.data.reading import read_image, read_label
     from tdos_d2.data.verify.quick import check_dataset, get_dicts
+    from tdos_d2.errors import UserError
     from tdos_d2.files import check_output
 
     check_output(args.output, "--output", folder=True)
+    if any((args.output / "images").glob("*")):
+        raise UserError(f"--output: {args.output} has frames of an earlier run: name another one")
     if args.register:
         register_from_file(args.register)
     check_dataset(args.dataset, training=True)

@@ -20,7 +20,7 @@ from ..config import WEIGHTS_DIR
 from ..data.ood_paste import fallback_warning
 from ..errors import UserError
 from ..evaluation.dataset_metrics import check_defined
-from ..evaluation.evaluators import score_label
+from ..evaluation.evaluators import score_label, score_settings
 from ..evaluation.operating_point import save_operating_point
 from ..evaluation.report.page import write_report
 from ..evaluation.tables import format_rows, results_rows, to_json
@@ -154,7 +154,7 @@ def keep_operating_point(
     if point is None or math.isnan(point.threshold):
         logger.info("No operating threshold saved: it needs an OOD set with OOD and known pixels")
         return
-    point = dataclasses.replace(point, score=score_label(cfg))
+    point = dataclasses.replace(point, score=score_label(cfg), settings=score_settings(cfg))
     try:
         path = save_operating_point(Path(checkpoint), point)
     except OSError as error:

@@ -296,6 +296,7 @@ class Trainer(DefaultTrainer):
             logger.info("Once more, with test-time augmentation (TEST.AUG)")
             again = cfg.clone()
             set_key(again, "TEST.REPORT", False)
+            set_key(again, "TEST.FRAME_COUNTS", False)  # those are of the plain results
             set_key(again, "TEST.SHOW_DIR", cfg.TEST.SHOW_DIR and f"{cfg.TEST.SHOW_DIR}_TTA")
             with_tta = [
                 cls.build_evaluator(again, name, "inference_TTA") for name in cfg.DATASETS.TEST

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -13,6 +14,7 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from ..errors import UserError
 from ..loading.config_files import local_weights
+from ..value_checks import get_key
 from .calibration import load_calibration
 from .comparison import FOLDER
 from .ood_evaluator import OODEvaluator
@@ -20,8 +22,17 @@ from .operating_point import OperatingPoint
 from .report.sections import Section
 from .sem_seg_evaluator import SemSegEvaluator
 from .submission import FORMATS
+from .threshold_files import check_threshold_of
 from .threshold_rules import BEST_RULE, FIXED, ThresholdRule, parse_rule
 from .writers import OverlayWriter, SubmissionWriter
+
+# Config keys that change the scores of a checkpoint.
+_SCORE_SETTINGS = (
+    "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "INPUT.FORMAT", "MODEL.PIXEL_MEAN",
+    "MODEL.PIXEL_STD", "TEST.WINDOW.SIZE", "TEST.WINDOW.STRIDE", "TEST.WINDOW.DECODE",
+    "MODEL.TDOS.MERGE", "MODEL.TDOS.CLASS_MERGE", "MODEL.TDOS.SCORE_MAP_TEMPERATURE",
+    "MODEL.MEMORY.NEIGHBOURS", "MODEL.MEMORY.LEVELS",
+)  # fmt: skip
 
 # Cityscapes' own evaluator needs cityscapesScripts, which do not run on NumPy 2.
 _KINDS = ("ood", "sem_seg", "cityscapes_sem_seg")
@@ -86,6 +97,11 @@ def score_label(cfg: CfgNode) -> str:
     return names.get(cfg.MODEL.META_ARCHITECTURE, "ood_score")
 
 
+def score_settings(cfg: CfgNode) -> dict[str, Any]:
+    """By config key, what the scores of a checkpoint depend on beside it."""
+    return {key: get_key(cfg, key) for key in _SCORE_SETTINGS}
+
+
 def check_export(cfg: CfgNode, dataset_name: str) -> None:
     """Check the requested outputs for an OOD dataset.
 
@@ -110,13 +126,15 @@ def threshold_rule(cfg: CfgNode) -> ThresholdRule:
         UserError: the value is not a rule, or its calibration is missing or belongs to another
             checkpoint or score.
     """
-    text = cfg.TEST.THRESHOLD
+    text, weights = cfg.TEST.THRESHOLD, local_weights(cfg)
     if text != "calibrated":
         try:
-            return parse_rule(text)
+            rule = parse_rule(text)
+            if text.endswith(".json"):
+                check_threshold_of(Path(text).expanduser(), weights, score_label(cfg))
         except UserError as error:
             raise UserError(f"TEST.THRESHOLD: {error}") from error
-    weights = local_weights(cfg)
+        return rule
     found = None if weights is None else load_calibration(weights)
     if found is None:
         place = "MODEL.WEIGHTS, which is no file" if weights is None else weights

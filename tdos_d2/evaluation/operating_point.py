@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .threshold_files import read_threshold, write_threshold
 
@@ -18,12 +20,14 @@ class OperatingPoint:
         threshold: in the score's own units.
         dataset: the dataset whose labels chose it; results on that dataset are optimistic.
         f1: pixel F1 at the threshold, in percent.
+        settings: by config key, what the scores depend on beside the checkpoint.
     """
 
     score: str
     threshold: float
     dataset: str
     f1: float
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def threshold_file(checkpoint: str | os.PathLike) -> Path:

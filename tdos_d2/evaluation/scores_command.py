@@ -73,6 +73,8 @@ def run(args: argparse.Namespace) -> None:
         metadata.get("min_gt") if args.protocol is None else None,
     )
     frames = {str(r.get("image_id", r["file_name"])): r for r in records}
+    if len(frames) < len(records):
+        raise UserError(f"dataset '{args.dataset}': several frames have one image_id")
     files = find_score_files(args.scores, list(frames), allow_extra=args.allow_extra)
     check_space(tempfile.gettempdir(), records)
     with closing(Spool()) as spool:

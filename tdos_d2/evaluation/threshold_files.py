@@ -61,7 +61,9 @@ def read_threshold(path: Path, checkpoint: str | os.PathLike, kind: type[_T], re
     """
     try:
         values = read_json(path)
-        fields = dataclasses.fields(kind)
+        # Files of earlier versions lack fields that have a default.
+        optional = {f.name for f in dataclasses.fields(kind) if f.default_factory is dict}
+        fields = [f for f in dataclasses.fields(kind) if f.name in values or f.name not in optional]
         made = kind(**{f.name: _checked(f.name, values[f.name], f.type) for f in fields})
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}): {remedy}, or remove it") from error
@@ -71,6 +73,21 @@ def read_threshold(path: Path, checkpoint: str | os.PathLike, kind: type[_T], re
             f"{remedy}, or remove it"
         )
     return made
+
+
+def check_threshold_of(path: Path, checkpoint: Path | None, score: str) -> None:
+    """Check what a threshold file says of its score and its checkpoint; it may say nothing.
+
+    Raises:
+        UserError: it is for another score, or for another checkpoint than this file.
+    """
+    content = read_json(path)
+    of = content.get("score", score)
+    if of != score:
+        raise UserError(f"{path} is a threshold of {of}, the score is {score}")
+    sha256 = content.get("checkpoint_sha256")
+    if sha256 and checkpoint is not None and sha256 != fingerprint(checkpoint):
+        raise UserError(f"{path} is the threshold of another checkpoint than {checkpoint}")
 
 
 def _checked(name: str, value: Any, annotation: str) -> Any:

@@ -90,9 +90,9 @@ def threshold_by(
         occupied = np.flatnonzero(counts.any(axis=0))[::-1]  # from the largest score down
         fp, tp = counts[:, occupied].cumsum(axis=1)
         if rule.kind == TPR:
-            last = unsure = int(np.argmax(tp >= rule.value * tp[-1]))
+            last = unsure = int(np.argmax(tp >= _pixels(rule.value, tp[-1])))
         else:
-            unsure = int(np.count_nonzero(fp <= rule.value * fp[-1]))
+            unsure = int(np.count_nonzero(fp <= _pixels(rule.value, fp[-1])))
             last = unsure - 1
         if bins.single[occupied[unsure]]:
             break
@@ -103,6 +103,11 @@ def threshold_by(
     if last < 0:  # even the largest score alone gives too many pixels
         return float(np.nextafter(np.float32(bins.smallest(occupied[0])), np.float32(np.inf)))
     return bins.smallest(occupied[last])
+
+
+def _pixels(share: float, total: float) -> float:
+    # 0.55 * 100 is more than 55 in floating point.
+    return round(share * float(total), 6)
 
 
 def _from_file(path: Path) -> ThresholdRule:

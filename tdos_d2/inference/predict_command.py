@@ -216,6 +216,7 @@ def run(args: argparse.Namespace) -> None:
     threshold = choose_threshold(
         predictor, args.threshold,
         min_area=args.min_area, combine=args.combine_words, ego_mask=args.ego_mask,
+        smoothed=how.temporal != "off",
     )  # fmt: skip
     notes = [*predictor.notes, threshold.note, *_word_notes(predictor, words, num_nearest)]
     print("\n".join(notes), file=sys.stderr)

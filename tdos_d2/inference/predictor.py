@@ -17,13 +17,13 @@ from torch import Tensor
 
 from ..data import TDOSDatasetMapper
 from ..errors import UserError
+from ..evaluation.evaluators import score_settings
 from ..evaluation.frames import check_finite
 from ..evaluation.operating_point import OperatingPoint, load_operating_point
 from ..labels import VOID
 from ..loading.checkpoint import TDOSCheckpointer
 from ..loading.config_checks import check_model
 from ..loading.config_files import holds_encoders, local_weights
-from ..loading.config_values import get_key
 from ..modeling.fusion import fuse_for_prediction
 from ..modeling.text.stored import StoredText
 from ..modeling.text.word_embeddings import WordEmbeddings, split_words
@@ -35,10 +35,6 @@ from .score_units import chance_as_score
 _CROP, _CROP_MARGIN = 224, 0.25
 _OF_WORDS = ("word_scores", "word_chances")
 _OUTPUTS = ("sem_seg", "ood_score", *_OF_WORDS)
-# Config keys that change the scores of a checkpoint.
-_SETTINGS = ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "TEST.WINDOW.SIZE", "TEST.WINDOW.STRIDE",
-             "TEST.WINDOW.DECODE", "MODEL.TDOS.MERGE", "MODEL.TDOS.CLASS_MERGE",
-             "MODEL.MEMORY.NEIGHBOURS")  # fmt: skip
 
 
 class OODPredictor:
@@ -89,7 +85,7 @@ class OODPredictor:
             self.notes.append("MODEL.WEIGHTS is empty: the model is untrained")
         fuse_for_prediction(self.model)
         self.class_names, self.score = self.model.class_names, self.model.score_name
-        self.settings = {key: get_key(cfg, key) for key in _SETTINGS}
+        self.settings = score_settings(cfg)
         # True for float16: existing threshold files have it, from when float16 was the only type.
         self.settings["half precision"] = bool(half) if on_gpu or not half else "bfloat16"
         mapper = TDOSDatasetMapper(cfg, is_train=False)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from ..evaluation.tables import to_json
 from ..files import atomic_write
@@ -37,8 +39,8 @@ class Shard:
 
         Results of shards are never inputs, wherever ``root`` is.
         """
-        real = os.path.join(os.path.realpath(self.root), "shard-")
-        others = (x for x in inputs if not os.path.realpath(x.source).startswith(real))
+        results = re.compile(re.escape(os.path.realpath(self.root)) + r"/shard-\d+-of-\d+/")
+        others = (x for x in inputs if not results.match(os.path.realpath(x.source)))
         return islice(others, self.number - 1, None, self.count)
 
     def finish(self) -> Path | None:
@@ -46,7 +48,9 @@ class Shard:
 
         Returns:
             The joined table; None while other shards are incomplete. Its lines from other runs are
-            kept; a shard's lines name it (``"shard": "1/8"``), and their files include its folder.
+            kept, also of runs with another number of shards; a shard's lines name it
+            (``"shard": "1/8"``), and their files include its folder. Of a shard that was run again,
+            the last line of an input (or of a video's frame) counts.
         """
         (self.folder / _COMPLETE).touch()
         numbers = range(1, self.count + 1)
@@ -55,9 +59,11 @@ class Shard:
             return None
         table = self.root / TABLE
         # Two shards that end at once both write the whole table, with the same content.
-        records = [x for x in read_records(table) if "shard" not in x] if table.is_file() else []
+        records = read_records(table) if table.is_file() else []
+        records = [x for x in records if x.get("shard") not in folders]
         for shard, folder in folders.items():
-            for record in read_records(folder / TABLE):
+            of_shard = {_of_what(record): record for record in read_records(folder / TABLE)}
+            for record in of_shard.values():
                 files = record.get("files", {})
                 record["files"] = {k: f"{folder.name}/{file}" for k, file in files.items()}
                 records.append({**record, "shard": shard})
@@ -65,6 +71,10 @@ class Shard:
             for record in records:
                 file.write(f"{to_json(record, None)}\n".encode())
         return table
+
+
+def _of_what(record: Mapping[str, Any]) -> tuple[Any, Any]:
+    return record.get("input"), record.get("frame")
 
 
 def _folder(root: Path, number: int, count: int) -> Path:

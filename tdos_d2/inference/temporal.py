@@ -80,11 +80,12 @@ class FlowAverage(MovingAverage):
         inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
         share = np.where(inside & (residual <= _RESIDUAL), 1 - self.weight, 0).astype(np.float32)
         self._before = now
-        # The same at the size of the score: pixel centres are at half numbers.
+        # The flow, not the places, is resized: at the border, resizing repeats the last value.
         size = score.shape[1], score.shape[0]
-        by_x, by_y = size[0] / width, size[1] / height
-        x = cv2.resize(x, size, interpolation=cv2.INTER_LINEAR) * by_x + (by_x - 1) / 2
-        y = cv2.resize(y, size, interpolation=cv2.INTER_LINEAR) * by_y + (by_y - 1) / 2
+        by = np.float32(size[0] / width), np.float32(size[1] / height)
+        flow = cv2.resize(flow, size, interpolation=cv2.INTER_LINEAR)
+        x = np.arange(size[0], dtype=np.float32) + flow[..., 0] * by[0]
+        y = np.arange(size[1], dtype=np.float32)[:, None] + flow[..., 1] * by[1]
         share = cv2.resize(share, size, interpolation=cv2.INTER_NEAREST)
         moved = cv2.remap(average, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         return score + share * (moved - score)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from ..evaluation.calibration import Calibration, calibration_file, load_calibration
@@ -37,6 +39,7 @@ def choose_threshold(
     min_area: int | None = None,
     combine: bool = False,
     ego_mask: str | None = None,
+    smoothed: bool = False,
 ) -> Threshold:
     """The requested threshold; by default the calibrated one, else that of the best F1.
 
@@ -47,6 +50,7 @@ def choose_threshold(
         min_area: smallest object in pixels; None: that of the calibration, if one is used.
         combine: whether words raise the score.
         ego_mask: mask file of the region in which no objects are looked for.
+        smoothed: whether the scores of a video are averaged over frames.
 
     Raises:
         UserError: the requested threshold does not exist or is for another score; a file is
@@ -59,6 +63,8 @@ def choose_threshold(
     calibration = None if wanted == BEST_F1 else _calibration(predictor, wanted)
     if calibration is not None and calibration.score == predictor.score:
         broken = _why_broken(calibration, predictor, min_area, combine, ego_mask)
+        if smoothed:  # an alarm lasts longer, so more frames have one
+            broken.append("--temporal averages scores over frames")
         if min_area is None and not calibration.by_frame:
             min_area = calibration.min_area
         promise = "its promise does not hold: " + "; ".join(broken)
@@ -70,6 +76,8 @@ def choose_threshold(
     point = predictor.operating_point if wanted in (None, BEST_F1) else None
     if point is not None and point.score == predictor.score:
         note = f"threshold {point.threshold:g}: best pixel F1 on {point.dataset}"
+        changed = _changes(point.settings, predictor)
+        note += f", with other settings: {'; '.join(changed)}" if changed else ""
         return Threshold(point.threshold, min_area, note)
     other = point or calibration
     if other is not None:
@@ -121,8 +129,13 @@ def _why_broken(
         now = None if ego_mask is None else fingerprint(ego_mask)
         if now != calibration.ego_mask:
             reasons.append("--ego-mask is not the file of then")
-    for key, value in predictor.settings.items():
-        then = calibration.settings.get(key, value)
-        if then != value:
-            reasons.append(f"{key} is {value}, then {then}")
-    return reasons
+    return reasons + _changes(calibration.settings, predictor)
+
+
+def _changes(settings: Mapping[str, Any], predictor: OODPredictor) -> list[str]:
+    """Settings of the predictor that are not those of a threshold; it need not have all."""
+    return [
+        f"{key} is {value}, then {settings[key]}"
+        for key, value in predictor.settings.items()
+        if settings.get(key, value) != value
+    ]

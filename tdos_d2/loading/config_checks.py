@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from detectron2.config import CfgNode
 
 from ..errors import UserError
+from ..value_checks import get_key
 from .checkpoint import check_address
 from .config_files import (
     local_weights,
@@ -14,7 +16,6 @@ from .config_files import (
     resolve_from_checkpoint,
     use_cpu_without_gpu,
     use_pixel_statistics,
-    warn_of_slow_bfloat16,
 )
 from .config_values import check_values
 from .dry_build import BuildFromModel, check_build
@@ -60,6 +61,7 @@ def check_runnable(
     """
     check_values(cfg)
     register_datasets(cfg)
+    _check_channel_order(cfg)
     notes = [*use_cpu_without_gpu(cfg), *use_pixel_statistics(cfg)]
     notes += warn_of_slow_bfloat16(cfg, eval_only=eval_only)
     if check_surroundings is not None:
@@ -71,3 +73,32 @@ def check_runnable(
     notes += resolve_from_checkpoint(cfg, resume=resume, eval_only=eval_only)
     check_build(cfg, build_from_model)
     return notes
+
+
+def _check_channel_order(cfg: CfgNode) -> None:
+    weights = {
+        "TimmBackbone": "MODEL.TIMM.WEIGHTS",
+        "CLIPVisionTransformer": "MODEL.CLIP.WEIGHTS",
+        "CLIPModifiedResNet": "MODEL.CLIP.WEIGHTS",
+    }
+    key = weights.get(cfg.MODEL.BACKBONE.NAME)
+    if cfg.INPUT.FORMAT == "BGR" and key and get_key(cfg, key):
+        raise UserError(f"INPUT.FORMAT: BGR, but the weights of {key} were trained with RGB images")
+
+
+def warn_of_slow_bfloat16(cfg: CfgNode, *, eval_only: bool) -> list[str]:
+    """Lines for the log if bfloat16 is switched on and the processor has no instructions for it."""
+    amp = cfg.SOLVER.AMP
+    trains = amp.ENABLED and amp.CPU and not eval_only
+    used = {"TEST.BFLOAT16": cfg.TEST.BFLOAT16, "SOLVER.AMP.CPU": trains}
+    keys = [key for key, on in used.items() if on]
+    if cfg.MODEL.DEVICE != "cpu" or not keys or _computes_bfloat16():
+        return []
+    return [
+        f"{' and '.join(keys)}: this processor has no instructions for bfloat16, which takes "
+        "several times as long as float32 here"
+    ]
+
+
+def _computes_bfloat16() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -169,24 +169,6 @@ def use_cpu_without_gpu(cfg: CfgNode) -> list[str]:
     return []
 
 
-def warn_of_slow_bfloat16(cfg: CfgNode, *, eval_only: bool) -> list[str]:
-    """Lines for the log if bfloat16 is switched on and the processor has no instructions for it."""
-    amp = cfg.SOLVER.AMP
-    trains = amp.ENABLED and amp.CPU and not eval_only
-    used = {"TEST.BFLOAT16": cfg.TEST.BFLOAT16, "SOLVER.AMP.CPU": trains}
-    keys = [key for key, on in used.items() if on]
-    if cfg.MODEL.DEVICE != "cpu" or not keys or _computes_bfloat16():
-        return []
-    return [
-        f"{' and '.join(keys)}: this processor has no instructions for bfloat16, which takes "
-        "several times as long as float32 here"
-    ]
-
-
-def _computes_bfloat16() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
 def use_pixel_statistics(cfg: CfgNode) -> list[str]:
     """Set mean and standard deviation of the pixels to those of ``MODEL.TIMM.WEIGHTS``.
 

@@ -44,7 +44,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not _for_onednn(x, weight):
         return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    trained = x.requires_grad or weight.requires_grad
+    trained = trained or (bias is not None and bias.requires_grad)
+    if torch.is_grad_enabled() and trained:
         # Of rows, so that the result is no view, which torch would not let change in place.
         return _Linear.apply(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], -1)
     return _product(x, weight, bias)

@@ -11,7 +11,7 @@ import tdos_d2.engine.steps as steps_module
 import tdos_d2.engine.trainer as trainer_module
 from tdos_d2.engine import Trainer
 from tdos_d2.engine.steps import FullPrecisionSteps, MixedPrecisionSteps
-from tdos_d2.loading import config_files
+from tdos_d2.loading import config_checks
 
 
 class HalfOnCPU(MixedPrecisionSteps):
@@ -94,12 +94,12 @@ def test_evaluation_in_bfloat16(small_cfg, tmp_path, monkeypatch, on):
 
 @pytest.mark.parametrize("supported", [False, True])
 def test_a_processor_without_bfloat16_is_named(tiny_cfg, monkeypatch, supported):
-    monkeypatch.setattr(config_files, "_computes_bfloat16", lambda: supported)
+    monkeypatch.setattr(config_checks, "_computes_bfloat16", lambda: supported)
     tiny_cfg.SOLVER.AMP.ENABLED = tiny_cfg.SOLVER.AMP.CPU = tiny_cfg.TEST.BFLOAT16 = True
     for eval_only in (True, False):
-        notes = config_files.warn_of_slow_bfloat16(tiny_cfg, eval_only=eval_only)
+        notes = config_checks.warn_of_slow_bfloat16(tiny_cfg, eval_only=eval_only)
         assert len(notes) == (not supported)
         assert all("TEST.BFLOAT16" in note for note in notes)
         assert all(("SOLVER.AMP.CPU" in note) != eval_only for note in notes)
     tiny_cfg.SOLVER.AMP.ENABLED = tiny_cfg.TEST.BFLOAT16 = False
-    assert config_files.warn_of_slow_bfloat16(tiny_cfg, eval_only=False) == []
+    assert config_checks.warn_of_slow_bfloat16(tiny_cfg, eval_only=False) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 from tdos_d2.engine import Trainer, check_expected_results
 from tdos_d2.engine.results import keep_operating_point, write_results
 from tdos_d2.errors import UserError
+from tdos_d2.evaluation.evaluators import score_settings
 from tdos_d2.evaluation.operating_point import (
     OperatingPoint,
     load_operating_point,
@@ -53,7 +55,8 @@ def test_no_threshold_is_written_beside_weights_that_ship(small_cfg, tmp_path, m
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(b"weights")
     keep_operating_point(small_cfg, [evaluator], checkpoint)
-    assert load_operating_point(checkpoint) == point
+    settings = score_settings(small_cfg)
+    assert load_operating_point(checkpoint) == dataclasses.replace(point, settings=settings)
     threshold_file(checkpoint).unlink()
     monkeypatch.setattr("tdos_d2.engine.results.WEIGHTS_DIR", tmp_path / "weights")
     keep_operating_point(small_cfg, [evaluator], checkpoint)

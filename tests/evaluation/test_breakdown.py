@@ -162,6 +162,19 @@ def test_thresholds_by_brute_force(rule, kind):
     assert np.array_equal((score >= np.float32(found))[outside], (score >= wanted)[outside])
 
 
+@pytest.mark.parametrize("percent", [7, 14, 28, 29, 55, 57, 58, 95])
+@pytest.mark.parametrize("kind", ["tpr", "fpr"])
+def test_shares_of_a_hundred_pixels_are_exact(kind, percent):
+    """0.55 * 100 is more than 55 in floating point, and 0.29 * 100 less than 29."""
+    label = np.repeat([[0, 1]], 100, axis=0)
+    frames = [Frame(np.repeat(np.arange(100.0, dtype=np.float32)[:, None], 2, axis=1), label)]
+    count = KeptCounts(lambda bins: count_pixels(frames, bins))
+    pixels = pixel_metrics(count, "")
+    rule = parse_rule(f"{kind}:{percent / 100}")
+    threshold = threshold_by(rule, pixels.threshold, count, count.bins, count.counts)
+    assert (np.arange(100) >= threshold).sum() == percent
+
+
 def test_rules_in_words(tmp_path):
     coarse = KeyBins.coarse()
     nothing = np.zeros((2, len(coarse)), np.int64)

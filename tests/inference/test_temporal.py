@@ -69,3 +69,13 @@ def test_names():
     assert type(score_filter("flow")) is FlowAverage
     with pytest.raises(ValueError, match=r"weight is in \(0, 1\]"):
         MovingAverage(0.0)
+
+
+def test_the_border_of_a_large_score_stays_where_it_is():
+    """The flow is computed on a smaller image; nothing moves here."""
+    smooth, image = FlowAverage(), cv2.resize(view(0), (960, 540))
+    score = np.tile(np.arange(960, dtype=np.float32), (540, 1))
+    score[-1] = 5000
+    for _ in range(6):
+        found = smooth(image, score)
+    assert np.abs(found - score).max() < 0.01

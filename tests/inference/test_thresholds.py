@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -137,3 +138,25 @@ def test_option():
     for text in ("nan", "best_f1", "high"):
         with pytest.raises(argparse.ArgumentTypeError, match=f"a number, calibrated.*not '{text}'"):
             threshold_option(text)
+
+
+def test_smoothing_breaks_the_promise(predictor):
+    save_calibration(predictor.weights, CALIBRATION)
+    assert choose_threshold(predictor, smoothed=False).note == HOLDS
+    assert "does not hold: --temporal" in choose_threshold(predictor, smoothed=True).note
+
+
+def test_settings_of_the_best_f1_are_compared(predictor):
+    save_operating_point(predictor.weights, replace(POINT, settings={"SIZE": 32}))
+    note = choose_threshold(predictor).note
+    assert note.endswith("demo_ood, with other settings: SIZE is 512, then 32")
+    save_operating_point(predictor.weights, replace(POINT, settings={"SIZE": 512}))
+    assert choose_threshold(predictor).note.endswith("demo_ood")
+
+
+def test_a_file_of_an_earlier_version_has_no_settings(predictor):
+    path = save_operating_point(predictor.weights, POINT)
+    content = json.loads(path.read_text())
+    del content["settings"]
+    path.write_text(json.dumps(content))
+    assert load_operating_point(predictor.weights) == POINT

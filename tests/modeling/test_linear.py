@@ -185,3 +185,10 @@ def test_which_processors(text, expected, tmp_path, monkeypatch):
     assert mkl_is_slow.__wrapped__() == expected
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     assert not mkl_is_slow.__wrapped__()
+
+
+def test_a_bias_alone_is_trained(products):
+    layer = Linear(4, 3)
+    layer.weight.requires_grad_(False)
+    layer(torch.randn(5, 4)).sum().backward()
+    assert products and layer.bias.grad.tolist() == [5, 5, 5]

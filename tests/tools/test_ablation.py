@@ -58,7 +58,7 @@ def test_a_metric_that_is_not_there_is_named(ablation, tmp_path):
 
 def test_finished_runs_are_not_run_again(ablation, tmp_path, monkeypatch, capsys):
     config = tmp_path / "full.yaml"
-    config.write_text("")
+    config.write_text("SEED: 0\n")
     finished(tmp_path / "out", "full", 1, 40.0, 50.0)
     called = []
     monkeypatch.setitem(ablation["run"].__globals__, "_run", lambda *args: called.append(args))
@@ -67,6 +67,9 @@ def test_finished_runs_are_not_run_again(ablation, tmp_path, monkeypatch, capsys
     ablation["run"]()
     assert not called
     assert (tmp_path / "out" / "results.md").read_text().rstrip() in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["ablation.py", *words, "--opts", "SOLVER.MAX_ITER", "7"])
+    with pytest.raises(UserError, match="seed1 is a run of another config or --opts"):
+        ablation["run"]()
 
 
 def test_configs_of_one_name_are_an_error(ablation, tmp_path, monkeypatch):
@@ -99,7 +102,7 @@ def test_differences_are_paired_by_seed(ablation, tmp_path):
 
 def test_test_sets_are_evaluated_once_with_the_trained_model(ablation, tmp_path, monkeypatch):
     config, output = tmp_path / "full.yaml", tmp_path / "out"
-    config.write_text("")
+    config.write_text("SEED: 0\n")
     finished(output, "full", 1, 40.0, 50.0)
     commands = []
 

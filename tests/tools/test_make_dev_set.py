@@ -95,3 +95,9 @@ def test_held_out_classes_are_ood_and_nothing_is_pasted(run, dataset):
 def test_unknown_classes(run, option):
     with pytest.raises(UserError, match=rf"{option}: 'cart' is none of the classes road, sky, car"):
         run("a", option, "cart")
+
+
+def test_frames_of_an_earlier_run_are_not_mixed_with(run):
+    run("a")
+    with pytest.raises(UserError, match="--output: .*earlier run"):
+        run("a", "--seed", "2")

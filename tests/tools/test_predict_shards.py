@@ -14,6 +14,7 @@ from tdos_commands import shards
 from tdos_commands.predict import run
 from tdos_d2.errors import UserError
 from tdos_d2.inference.shards import Shard
+from tdos_d2.inference.sources import Input
 
 
 @pytest.fixture
@@ -49,7 +50,25 @@ def test_shards_share_the_inputs_and_the_last_joins_the_tables(model, inputs, tm
             assert ours == (tmp_path / "whole" / whole["files"][kind]).read_bytes()
     # Once more: its lines are there once, and it waits for no other.
     assert predict(model, out, *words, "--shard", "2/2") == 0
-    assert len(records(out)) == 1 + 3 + 2 * 2
+    assert [r.get("shard") for r in records(out)] == [None] + ["1/2"] * 3 + ["2/2"] * 2
+    assert all("_2_" in r["files"]["score"] for r in records(out)[4:])
+
+
+def test_lines_of_another_number_of_shards_are_kept(tmp_path):
+    for count, name in ((3, "a"), (2, "b")):
+        for number in range(1, count + 1):
+            shard = Shard(tmp_path, number, count)
+            shard.folder.mkdir()
+            write(shard.folder / "predictions.jsonl", f'{{"input": "{name}{number}"}}\n')
+            shard.finish()
+    assert [r["input"] for r in records(tmp_path)] == ["a1", "a2", "a3", "b1", "b2"]
+
+
+def test_an_input_that_is_named_like_a_shard_is_an_input(tmp_path):
+    (tmp_path / "shard-1-of-1").mkdir()
+    shard, names = Shard(tmp_path, 1, 1), ["shard-000.png", "shard-1-of-1/a.png"]
+    given = [Input(tmp_path / name, name) for name in names]
+    assert [x.name for x in shard.part(given)] == ["shard-000.png"]
 
 
 def test_what_is_left_of_a_line_when_a_disk_was_full_does_not_stop_the_joining(tmp_path):
