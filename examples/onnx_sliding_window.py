@@ -8,6 +8,7 @@ and threshold. The results are those of tdos_d2's OODPredictor.
 """
 
 import json
+import os
 import sys
 
 import cv2
@@ -104,7 +105,7 @@ def predict(
 
 
 def run() -> None:
-    """Write image.png.ood.png of every image named on the command line."""
+    """Write image.png.ood.png, in the current folder, of every image on the command line."""
     if len(sys.argv) < 3:
         sys.exit("usage: onnx_sliding_window.py model.onnx image.png [more.png ...]")
     onnx = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
@@ -118,14 +119,13 @@ def run() -> None:
         known, ood = predict(onnx, read_image(path))
         if not np.isfinite(ood).all():
             sys.exit(f"error: {path}: the score is NaN or infinite")
-        most = ""
-        if names:
-            most = f", most is {names[int(np.bincount(known.argmax(0).ravel()).argmax())]}"
+        most = f", most is {names[np.bincount(known.argmax(0).flat).argmax()]}" if names else ""
         found = "" if threshold is None else f", {(ood >= threshold).mean():.1%} of it is OOD"
-        print(f"{path}: score {ood.min():.2f} to {ood.max():.2f}{found}{most}")
+        output = f"{path.replace(os.sep, '_').lstrip('._')}.ood.png"  # in the current folder
+        print(f"{path}: score {ood.min():.2f} to {ood.max():.2f}{found}{most}: {output}")
         gray = cv2.normalize(ood, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
-        if not cv2.imwrite(f"{path}.ood.png", cv2.applyColorMap(gray, cv2.COLORMAP_VIRIDIS)):
-            sys.exit(f"error: cannot write {path}.ood.png")
+        if not cv2.imwrite(output, cv2.applyColorMap(gray, cv2.COLORMAP_VIRIDIS)):
+            sys.exit(f"error: cannot write {output}")
 
 
 def main() -> None:
@@ -133,7 +133,7 @@ def main() -> None:
     try:
         run()
     except Exception as error:  # onnxruntime has its own kinds
-        sys.exit(f"error: cannot read model {sys.argv[1]}: {repr(error)[:200]}")
+        sys.exit(f"error: cannot read model {sys.argv[1]}: {repr(error)[:150]} (--form window?)")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message without the usage, which is often longer than a screen."""
+        if re.match(r"unrecognized arguments: [A-Z0-9_]+\.[A-Z0-9_.]+", message):
+            message += ": KEY VALUE pairs come last, after --opts"
         self.exit(2, f"error: {message} (--help tells of all options)\n")
 
 

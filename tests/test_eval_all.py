@@ -16,6 +16,8 @@ from tdos_d2.data import read_label
 from tdos_d2.engine import TDOSCheckpointer, check_run, load_config
 from tdos_d2.errors import UserError
 from tdos_d2.evaluation import evaluate_scores
+from tdos_d2.evaluation.bootstrap import METRICS, replicates
+from tdos_d2.evaluation.comparison import load_frame_table
 from tdos_d2.evaluation.operating_point import load_operating_point
 from tdos_d2.evaluation.score_files import find_score_files, read_score
 from tdos_d2.loading.config_files import resolve_from_checkpoint
@@ -48,6 +50,7 @@ TEST:
   EXPORT:
     FORMAT: "smiyc"
     METHOD: "tiny"
+  FRAME_COUNTS: True
   EXPECTED_RESULTS:
     - - "demo_val/sem_seg"
       - "mIoU"
@@ -99,6 +102,11 @@ def test_three_tables_of_what_is_there(evaluated):
     assert list(results["demo_val"]) == ["sem_seg", "sem_seg_TTA"]
     assert list(results["demo_ood_hard"]) == ["ood", "ood_TTA"]
     assert results["demo_ood_hard"]["ood"] != results["demo_ood_hard"]["ood_TTA"]
+    counts = load_frame_table(output / "frame_counts" / "demo_ood_hard.ood.npz")
+    everything = np.ones((1, len(counts.frames)), int)
+    values, bounds = replicates(counts, everything)
+    ap = results["demo_ood_hard"]["ood"]["AP"]  # of the single pass, as the task is called
+    assert abs(values[METRICS.index("AP"), 0] - ap) <= bounds[METRICS.index("AP"), 0] + 1e-3
     markdown, latex = (output / "results.md").read_text(), (output / "results.tex").read_text()
     for name, tasks in results.items():
         for task, metrics in tasks.items():

@@ -195,9 +195,13 @@ def test_example_is_short_and_needs_little(exported, tmp_path):
     assert not any(isinstance(n, ast.ImportFrom) for n in ast.walk(ast.parse(text)))
     cv2.imwrite(str(tmp_path / "a.png"), image(70, 90))
     command = [sys.executable, str(EXAMPLE), exported[1] / "model.onnx", tmp_path / "a.png"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    (tmp_path / "results").mkdir()
+    where = {"cwd": tmp_path / "results", "capture_output": True, "text": True}
+    done = subprocess.run(command, timeout=120, **where)
     assert done.returncode == 0, done.stderr
-    assert cv2.imread(str(tmp_path / "a.png.ood.png")).shape == (70, 90, 3)
+    (result,) = (tmp_path / "results").iterdir()  # beside the image, it would be taken for one
+    assert result.name.endswith("_a.png.ood.png") and result.name in done.stdout
+    assert cv2.imread(str(result)).shape == (70, 90, 3)
 
 
 @pytest.mark.parametrize(
@@ -304,3 +308,13 @@ def test_a_model_that_gives_nan_is_not_exported(tiny_cfg, tmp_path, monkeypatch,
     with pytest.raises(UserError, match=r"MODEL.WEIGHTS: sem_seg of the model: .* NaN"):
         run_tool(monkeypatch, "--config-file", str(tmp_path / "config.yaml"), *words)
     assert not output.exists()
+
+
+def test_window_form_of_a_model_that_decodes_once(tiny_cfg, tmp_path, monkeypatch):
+    """Its averages of windows would not be the predictor's."""
+    tiny_cfg.TEST.WINDOW.DECODE = "image"
+    (tmp_path / "config.yaml").write_text(tiny_cfg.dump())
+    TDOSCheckpointer(build_model(tiny_cfg), str(tmp_path)).save("model")
+    words = ["--config-file", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "a.onnx")]
+    with pytest.raises(UserError, match="--form window: TEST.WINDOW.DECODE is image"):
+        run_tool(monkeypatch, *words, "MODEL.WEIGHTS", str(tmp_path / "model.pth"))

@@ -31,9 +31,13 @@ def main(args: argparse.Namespace) -> None:
     from tdos_d2.ood_words.grouping import build_groups
     from tdos_d2.ood_words.wordnet import open_wordnet
 
+    if args.register:
+        from tdos_d2.data import register_from_file
     output = Path(args.output)
     check_output(output, "--output")
     encode = _text_encoder(args) if args.distance == "clip" else None
+    if args.register:
+        register_from_file(args.register)
     names = args.classes or _class_names(args.dataset)
     with open_wordnet(args.wordnet) as reader:
         groups = build_groups(
@@ -97,6 +101,9 @@ def _parser() -> options.Parser:
     known = parser.add_mutually_exclusive_group(required=True)
     known.add_argument("--classes", nargs="+", metavar="NAME", help="names of the known classes")
     known.add_argument("--dataset", help="a registered dataset with these classes")
+    parser.add_argument(
+        "--register", type=options.path, metavar="FILE", help="YAML file with your own datasets"
+    )
     parser.add_argument("--output", type=options.path, required=True, help="JSON file to write")
     parser.add_argument(
         "--wordnet", type=options.path, metavar="FOLDER", help="default: NLTK's own corpus"

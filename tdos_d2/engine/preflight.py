@@ -65,8 +65,6 @@ def check_run(cfg: CfgNode, args: Namespace) -> list[str]:
     if cfg.MODEL.META_ARCHITECTURE == "TDOS" and not args.eval_only:
         _check_method(cfg, args)
     _check_class_count(cfg)
-    if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume):
-        notes.append("MODEL.WEIGHTS is empty: this evaluates an untrained model")
     return notes
 
 

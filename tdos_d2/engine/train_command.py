@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -12,8 +14,15 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+from ..errors import UserError
 from ..loading.checkpoint import TDOSCheckpointer
-from ..loading.config_files import find_config, holds_encoders, load_config, local_weights
+from ..loading.config_files import (
+    find_config,
+    holds_encoders,
+    load_config,
+    local_weights,
+    use_shipped_weights,
+)
 from ..loading.resuming import resume_file, warn_of_damage
 from ..modeling.weight_files import weights_follow
 from .launch import launch_job
@@ -46,6 +55,8 @@ def main(args: Namespace, cfg: CfgNode, notes: Sequence[str]) -> Mapping[str, An
         with weights_follow(holds_encoders(cfg, checkpoint)):
             model = Trainer.build_model(cfg).eval()
         weights = str(resumed or cfg.MODEL.WEIGHTS)
+        if not weights:
+            logging.getLogger(__name__).warning("MODEL.WEIGHTS is empty: the model is untrained")
         whole = f"checkpoint {weights} is not of the config's model: it has"
         TDOSCheckpointer(model).load(weights, checkpointables=[], whole=whole)
         results = Trainer.test_checkpoint(cfg, model, checkpoint)
@@ -69,5 +80,11 @@ def run(args: Namespace) -> None:
     if args.config_file:
         args.config_file = find_config(args.config_file)  # Detectron2 also opens it
     cfg = load_config(args.config_file, args.opts)
-    notes = check_run(cfg, args)
-    launch_job(main, args, cfg, notes)
+    shipped = []
+    if args.eval_only and not args.resume and args.config_file:
+        with suppress(UserError):  # with most configs, none ship
+            given = cfg.MODEL.WEIGHTS
+            use_shipped_weights(cfg, args.config_file)
+            if not given:
+                shipped = [f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS}, which ships with this config"]
+    launch_job(main, args, cfg, [*check_run(cfg, args), *shipped])

@@ -180,5 +180,5 @@ def check_defined(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> N
         if any(math.isnan(row.get("AP", row.get("mIoU", 0.0))) for row in tasks.values()):
             raise UserError(
                 f"dataset '{name}' has no metrics: its labels have no OOD or no known pixel "
-                f"(datasets/verify.py {name} shows the values in them)"
+                f"(datasets/verify.py {name} shows the values in them, your own with --register)"
             )

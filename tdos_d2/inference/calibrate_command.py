@@ -42,7 +42,10 @@ def run(args: argparse.Namespace) -> None:
     if not cfg.MODEL.WEIGHTS:
         use_shipped_weights(cfg, args.config_file)
         if not args.output:
-            raise UserError("--output: name a file for the threshold of weights that ship")
+            raise UserError(
+                "--output: name a file for the threshold, which is not written beside weights that "
+                "ship; predict.py --threshold takes it"
+            )
     weights = local_weights(cfg)
     if weights is None:
         raise UserError("MODEL.WEIGHTS is an address: name the file of a checkpoint")

@@ -192,6 +192,15 @@ class PredictionRun:
         return file.relative_to(self.output).as_posix()
 
 
+def _check_inputs(given: Sequence[str]) -> None:
+    """Raise UserError if ``--input`` has only paths and none of them exists."""
+    for word in given:
+        is_path = word != "-" and live_source(word) is None and not re.search(r"[*?\[]", word)
+        if not is_path or os.path.exists(os.path.expanduser(word)):
+            return
+    raise UserError(f"--input: no file or folder {given[0]}")
+
+
 def run(args: argparse.Namespace) -> None:
     """Predict with the options of tools/predict.py.
 
@@ -202,6 +211,7 @@ def run(args: argparse.Namespace) -> None:
     how = video_options(args)
     words = _check(args)
     ego_mask = None if args.ego_mask is None else read_values(args.ego_mask, "ego mask") != 0
+    _check_inputs(args.input)
     cfg = load_config(args.config_file, args.opts)
     use_shipped_weights(cfg, args.config_file)
     predictor = OODPredictor(cfg, half=not args.full_precision)

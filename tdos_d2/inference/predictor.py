@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -30,6 +31,8 @@ from ..modeling.text.word_embeddings import WordEmbeddings, split_words
 from ..modeling.weight_files import weights_follow
 from ..ood_words import load_groups
 from .score_units import chance_as_score
+
+logger = logging.getLogger(__name__)
 
 # CLIP's input size; and margin: an object's box covers about two thirds of its crop.
 _CROP, _CROP_MARGIN = 224, 0.25
@@ -83,6 +86,7 @@ class OODPredictor:
             self._load(cfg.MODEL.WEIGHTS)
         else:
             self.notes.append("MODEL.WEIGHTS is empty: the model is untrained")
+            logger.warning(self.notes[-1])
         fuse_for_prediction(self.model)
         self.class_names, self.score = self.model.class_names, self.model.score_name
         self.settings = score_settings(cfg)
@@ -130,7 +134,7 @@ class OODPredictor:
                 or infinity.
         """
         names = None if words is None else split_words(words)
-        if isinstance(bgr_image, np.ndarray):
+        if bgr_image is None or isinstance(bgr_image, (np.ndarray, str)):
             return self._predict(bgr_image, names)
         return [self._predict(image, names) for image in bgr_image]
 
@@ -233,6 +237,11 @@ class OODPredictor:
         return torch.autocast(self.model.device.type, self._precision, enabled=enabled)
 
     def _predict(self, image: np.ndarray, words: list[str] | None) -> dict[str, Any]:
+        if not isinstance(image, np.ndarray):
+            raise ValueError(
+                f"(H, W, 3) uint8 expected, not {image!r:.60}: cv2.imread reads a file, and gives "
+                "None if it is no image"
+            )
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise ValueError(f"(H, W, 3) uint8 expected, not {image.shape} {image.dtype}")
         inputs: dict[str, Any] = {"height": image.shape[0], "width": image.shape[1]}

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,6 +63,8 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     flags = [word for word in opts if word.startswith("--")]
     if flags:
         raise UserError(f"{flags[0]} must come before the KEY VALUE pairs")
+    if joined := [word for word in opts[::2] if "=" in word]:
+        raise UserError(f"KEY VALUE pairs expected, with a space instead of '=': {joined[0]}")
     if len(opts) % 2:
         raise UserError(f"KEY VALUE pairs expected, but there is an odd number: {' '.join(opts)}")
     for key in opts[::2]:
@@ -82,7 +85,18 @@ def _check_key(cfg: CfgNode, key: str) -> None:
 
 
 def _unknown(key: str) -> str:
-    return f"unknown config key {key}" + (f": it is {_RENAMED[key]} now" if key in _RENAMED else "")
+    if key in _RENAMED:
+        return f"unknown config key {key}: it is {_RENAMED[key]} now"
+    close = get_close_matches(key, _keys(default_config()), n=1)
+    return f"unknown config key {key}" + (f", did you mean {close[0]}?" if close else "")
+
+
+def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 def read_config(config_file: str) -> dict[str, Any]:
@@ -250,7 +264,8 @@ def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> l
         if resumed or len(given) != len(names):
             raise UserError(
                 f"{path} knows the classes {', '.join(names)}, but the config (or its training "
-                f"set) names {', '.join(given)}"
+                f"set) names {', '.join(given)}: use the config.yaml beside the checkpoint"
+                + ("" if resumed else ', or MODEL.TDOS.CLASS_NAMES "[]" for its own classes')
             )
         notes.append(f"class names differ from those {path} was trained with: {', '.join(names)}")
     return notes
@@ -373,7 +388,8 @@ def _reason(error: Exception) -> str:
     if mismatch := _TYPE_MISMATCH.search(text):
         wanted, got, value, key = mismatch.groups()
         wanted, got = (name.rpartition(".")[2] for name in (wanted, got))
-        return f"{key} must be of type {wanted}, not {got} ({value})"
+        example = f", such as \"('{value}',)\"" if (wanted, got) == ("tuple", "str") else ""
+        return f"{key} must be of type {wanted}{example}, not {got} ({value})"
     return text
 
 

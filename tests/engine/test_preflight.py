@@ -50,6 +50,9 @@ def error_of(config_file, monkeypatch, capsys):
     ("words", "expected"),
     [
         ("MODEL.FOO 1", "command line: unknown config key MODEL.FOO"),
+        ("SOLVER.MAX_ITR 1", "unknown config key SOLVER.MAX_ITR, did you mean SOLVER.MAX_ITER?"),
+        ("SOLVER.MAX_ITER=20", "with a space instead of '=': SOLVER.MAX_ITER=20"),
+        ("DATASETS.TEST camvid_ood", "of type tuple, such as \"('camvid_ood',)\", not str"),
         ("SOLVER.POLY_POWER 1.0", "SOLVER.POLY_POWER: it is SOLVER.POLY_LR_POWER now"),
         ("INPUT.COLOR_AUG False", "INPUT.COLOR_AUG: it is INPUT.COLOR_AUG_SSD now"),
         ("SOLVER.MAX_ITER", "KEY VALUE pairs"),

@@ -129,6 +129,17 @@ def test_a_calibrated_threshold_and_the_breakdown(ood_set, tmp_path, caplog):
     assert results.pop("ood") == evaluate_scores(pairs, **sizes, threshold="1.25")
     rows = evaluate_breakdown(pairs, **sizes, threshold="1.25")
     assert results == {f"ood_{name}": row for name, row in rows.items()} != {}
+    # A file that is named is compared with the score and the checkpoint as well.
+    cfg.TEST.THRESHOLD = str(tmp_path / "other.json")
+    save_calibration(cfg.MODEL.WEIGHTS, made, tmp_path / "other.json")
+    with pytest.raises(UserError, match="threshold of entropy, the score is log_s_ood"):
+        build_evaluator(cfg, "tiny_ood")
+    of_score = dataclasses.replace(made, score="log_s_ood")
+    save_calibration(cfg.MODEL.WEIGHTS, of_score, tmp_path / "other.json")
+    build_evaluator(cfg, "tiny_ood")
+    (tmp_path / "model.pth").write_bytes(b"other weights")
+    with pytest.raises(UserError, match="threshold of another checkpoint"):
+        build_evaluator(cfg, "tiny_ood")
 
 
 def test_other_scores_are_tasks_of_their_own(ood_set):

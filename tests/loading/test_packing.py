@@ -25,7 +25,7 @@ def frozen_cfg(tiny_cfg, tmp_path):
     tiny_cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
     tiny_cfg.MODEL.TIMM.WEIGHTS = str(tmp_path / "encoder.pth")
     tiny_cfg.MODEL.PIXEL_MEAN = tiny_cfg.MODEL.PIXEL_STD = [127.5] * 3
-    tiny_cfg.MODEL.MEMORY.SIZE = 30
+    tiny_cfg.INPUT.FORMAT, tiny_cfg.MODEL.MEMORY.SIZE = "RGB", 30
     tiny_cfg.MODEL.TDOS.SCORE, tiny_cfg.MODEL.TDOS.EXTRA_SCORES = "combined", ["memory"]
     torch.manual_seed(1)
     model = build_model(tiny_cfg)

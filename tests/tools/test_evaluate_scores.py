@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from script_loading import load_script
 
+from tdos_d2.data import register_from_file
 from tdos_d2.errors import UserError
 from tdos_d2.evaluation import evaluate_breakdown, evaluate_scores
 from tdos_d2.inference.media import write_score
@@ -98,6 +99,17 @@ def test_metrics_are_those_of_evaluate_scores(run, folder):
     assert {name: strict[name] for name in METRICS} == expected
     anomaly = json.loads(run("--format", "json", "--protocol", "anomaly")[0])
     assert anomaly["smallest_predicted_component"] == 500
+
+
+def test_frames_of_one_image_id_are_an_error(run, folder, monkeypatch):
+    """One of them would be left out, and the metrics be those of the others."""
+    register_from_file(folder / "sets.yaml")
+    records = [{**record, "image_id": "a"} for record in DatasetCatalog.get(NAME)]
+    DatasetCatalog.remove(NAME)
+    DatasetCatalog.register(NAME, lambda: records)
+    monkeypatch.setattr("tdos_d2.evaluation.scores_command.register_from_file", lambda _: None)
+    with pytest.raises(UserError, match=f"'{NAME}': several frames have one image_id"):
+        run()
 
 
 def test_breakdown_instances_and_threshold_rules(run, folder):

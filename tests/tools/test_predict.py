@@ -334,13 +334,27 @@ def test_wrong_options(model, tmp_path, monkeypatch, words, expected):
 
 
 def test_no_checkpoint(model, tmp_path, monkeypatch, capsys):
-    words = [*model, "--input", "1.png", "--output", str(tmp_path)]
+    cv2.imwrite(str(tmp_path / "1.png"), picture(0))
+    words = [*model, "--input", str(tmp_path / "1.png"), "--output", str(tmp_path)]
     with pytest.raises(SystemExit) as caught:
         exit_with_one_line(lambda: run(words))
     assert caught.value.code == 2
     assert capsys.readouterr().err == (
         "error: MODEL.WEIGHTS is empty, and no weights ship for this config: name a checkpoint\n"
     )
+
+
+def test_inputs_that_are_not_there_end_it_before_the_model_is_loaded(model, tmp_path, capsys):
+    words = [*model, "--input", "gone", "--output", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="--input: no file or folder gone"):
+        run(words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pairs_without_opts(capsys):
+    with pytest.raises(SystemExit):
+        run(["--config-file", "a", "--input", "b", "--output", "c", "MODEL.WEIGHTS", "d"])
+    assert "MODEL.WEIGHTS d: KEY VALUE pairs come last, after --opts" in capsys.readouterr().err
 
 
 def test_help_says_what_needs_clip():

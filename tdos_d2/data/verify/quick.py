@@ -57,8 +57,9 @@ def check_registered(name: str) -> None:
     close = difflib.get_close_matches(name, DatasetCatalog.keys(), n=3)
     hint = f", did you mean {' or '.join(close)}?" if close else ""
     raise UserError(
-        f"unknown dataset '{name}'{hint} (register your own before: a test set with "
-        "tdos_d2.data.register_ood_dataset, any with Detectron2's DatasetCatalog)"
+        f"unknown dataset '{name}'{hint} (your own: list it in a YAML file, see "
+        "datasets/README.md, and name that by DATASETS.REGISTER or --register; in Python "
+        "tdos_d2.data.register_ood_dataset, or Detectron2's DatasetCatalog)"
     )
 
 
