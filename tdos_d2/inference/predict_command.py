@@ -192,6 +192,13 @@ class PredictionRun:
         return file.relative_to(self.output).as_posix()
 
 
+def _config(args: argparse.Namespace) -> CfgNode:
+    _check_inputs(args.input)  # first: a config takes seconds
+    cfg = load_config(args.config_file, args.opts)
+    use_shipped_weights(cfg, args.config_file)
+    return cfg
+
+
 def _check_inputs(given: Sequence[str]) -> None:
     """Raise UserError if ``--input`` has only paths and none of them exists."""
     for word in given:
@@ -211,9 +218,7 @@ def run(args: argparse.Namespace) -> None:
     how = video_options(args)
     words = _check(args)
     ego_mask = None if args.ego_mask is None else read_values(args.ego_mask, "ego mask") != 0
-    _check_inputs(args.input)
-    cfg = load_config(args.config_file, args.opts)
-    use_shipped_weights(cfg, args.config_file)
+    cfg = _config(args)
     predictor = OODPredictor(cfg, half=not args.full_precision)
     for flag, given in (("--words", words), ("--nearest-words", args.nearest_words)):
         if given and not predictor.takes_words:
