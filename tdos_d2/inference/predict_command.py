@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
+from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from ..data import read_image
