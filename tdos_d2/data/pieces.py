@@ -30,8 +30,9 @@ class PieceSource(ShapeSource):
     """Drawn objects whose textures are pieces of training images: real textures out of place.
 
     A piece is a square window of an image, turned by a multiple of 90 degrees and mirrored at
-    random. Its channels are permuted at random and half of the pieces are negatives, so that
-    neither position nor colours are those of the class that it was cut from. Windows with void or
+    random, its channels are permuted at random (one time in six, they stay), and half of the pieces
+    are negatives. So position and orientation are not those of the class that it was cut from, and
+    the colours mostly are not: a sixth of CamVid's pieces keeps its mean colour. Windows with void or
     OOD pixels are not taken: what has no known class in training stays unseen. If several windows
     have such pixels, the texture is a drawn one.
 
