@@ -32,9 +32,9 @@ class PieceSource(ShapeSource):
     A piece is a square window of an image, turned by a multiple of 90 degrees and mirrored at
     random, its channels are permuted at random (one time in six, they stay), and half of the pieces
     are negatives. So position and orientation are not those of the class that it was cut from, and
-    the colours mostly are not: a sixth of CamVid's pieces keeps its mean colour. Windows with void or
-    OOD pixels are not taken: what has no known class in training stays unseen. If several windows
-    have such pixels, the texture is a drawn one.
+    the colours mostly are not: a sixth of CamVid's pieces keeps its mean colour. Windows with void
+    or OOD pixels are not taken: what has no known class in training stays unseen. If several
+    windows have such pixels, the texture is a drawn one.
 
     Args:
         frames: the training images.
