@@ -134,6 +134,7 @@ def clip_file(tmp_path):
 @pytest.fixture
 def frozen_cfg(tiny_cfg, clip_file):
     """``tiny_cfg`` with CLIP's weights from a file, so that the image encoder is frozen."""
+    tiny_cfg.INPUT.FORMAT = "RGB"
     tiny_cfg.MODEL.CLIP.WEIGHTS = clip_file
     return tiny_cfg
 

@@ -137,7 +137,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("tdos_d2/modeling/scores.py", "tests/modeling/test_scores.py"): {
         "S_ood from no-object": ("dim=-1)[..., -2]", "dim=-1)[..., -1]"),
-        "logarithm of a sigmoid": ("F.logsigmoid(mask_logits)", "mask_logits.sigmoid().log()"),
+        "logarithm of a sigmoid": ("_log_sigmoid(mask_logits)", "mask_logits.sigmoid().log()"),
         "maximum for logsumexp": ("return torch.logsumexp(", "return torch.amax("),
         "no-object is a class": ("class_logits.softmax(-1)[..., :-1]",
             "class_logits[..., :-1].softmax(-1)"),

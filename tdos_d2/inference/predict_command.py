@@ -203,7 +203,7 @@ def _config(args: argparse.Namespace) -> CfgNode:
 def _check_inputs(given: Sequence[str]) -> None:
     """Raise UserError if ``--input`` has only paths and none of them exists."""
     for word in given:
-        is_path = word != "-" and live_source(word) is None and not re.search(r"[*?\[]", word)
+        is_path = word != "-" and live_source(word) is None and not re.search(r"[*?[]|\.txt$", word)
         if not is_path or os.path.exists(os.path.expanduser(word)):
             return
     raise UserError(f"--input: no file or folder {given[0]}")
