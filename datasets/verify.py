@@ -62,6 +62,7 @@ def check_datasets(args: argparse.Namespace) -> int:
     from tabulate import tabulate
 
     from tdos_d2.data import MissingDatasetError, data_root, register_from_file
+    from tdos_d2.data.verify.quick import check_registered
     from tdos_d2.data.verify.report import EXPECTED_CONTENT, verify_dataset
     from tdos_d2.errors import UserError
     from tdos_d2.files import atomic_write, check_output
@@ -69,6 +70,8 @@ def check_datasets(args: argparse.Namespace) -> int:
     if args.json is not None:
         check_output(args.json, "--json")
     custom = register_from_file(args.register) if args.register else []
+    for name in args.names:  # before the first is read, which takes minutes
+        check_registered(name)
     reports, missing = [], []
     for name in args.names or [*EXPECTED_CONTENT, *custom]:
         try:

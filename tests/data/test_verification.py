@@ -307,3 +307,10 @@ def test_real_data(monkeypatch, name, folder, frames, shares):
         assert set(report.values) == {*range(12)}
     for value, share in shares.items():
         assert report.percent(report.values[value]) == pytest.approx(share, abs=6e-3)
+
+
+def test_all_names_are_checked_before_the_first_set_is_read(monkeypatch, capsys):
+    read = []
+    monkeypatch.setattr("tdos_d2.data.verify.report.verify_dataset", lambda *a: read.append(a))
+    assert verify(monkeypatch, "camvid_val", "road_anomly") == 2
+    assert not read and "did you mean road_anomaly" in capsys.readouterr().err
