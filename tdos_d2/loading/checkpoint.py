@@ -33,6 +33,8 @@ _INFO = {
 }  # fmt: skip
 # Largest number of tensors that the log lists if they are not loaded.
 _MAX_SHOWN = 20
+# Beginnings of the names of tensors that tools/fit_memory.py adds.
+_OF_MEMORY = "memory.", "scores.normal"
 
 
 def read_checkpoint_info(path: str | Path) -> dict[str, Any]:
@@ -166,16 +168,20 @@ class TDOSCheckpointer(DetectionCheckpointer):
         if len(self.not_loaded) == len(keys):
             raise UserError(f"checkpoint {path} has nothing that fits this model")
         if self._whole and self.not_loaded:
-            others = len(self.not_loaded) - 1
-            raise UserError(f"{self._whole} no fitting {self.not_loaded[0]} and {others} more")
+            more = len(self.not_loaded) - 1
+            raise UserError(f"{self._whole} no fitting {self.not_loaded[0]} and {more} more")
         own = self._info()
         names, clip = info.get("class_names"), info.get("clip_name")
         if names is not None and list(names) != list(own.get("class_names", [])):
             logger.warning(f"{path} was trained with the classes {', '.join(names)}")
         if clip and clip != own.get("clip_name", clip):
             logger.warning(f"{path} was trained with CLIP {clip}, this is {own['clip_name']}")
-        if incompatible.unexpected_keys:
-            parts = Counter(map(_part, incompatible.unexpected_keys))
+        unused = [k for k in incompatible.unexpected_keys if k.startswith(_OF_MEMORY)]
+        others = [k for k in incompatible.unexpected_keys if k not in unused]
+        if unused:
+            logger.info(f"{path} also has a memory, which the scores of this config do not use")
+        if others:
+            parts = Counter(map(_part, others))
             counts = ", ".join(f"{part} ({count})" for part, count in parts.items())
             logger.warning(f"{path} has tensors that this model does not: {counts}")
         if not self.not_loaded:

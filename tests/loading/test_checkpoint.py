@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from torch import nn
 
 from tdos_d2.errors import UserError
@@ -165,3 +167,13 @@ def test_detectron2_pickles_still_load(checkpointer, tmp_path):
     checkpointer.load(str(tmp_path / "zoo.pkl"))
     assert torch.equal(checkpointer.model.linear.weight, torch.ones(2, 2))
     assert read_checkpoint_info(tmp_path / "zoo.pkl") == {}
+
+
+def test_a_memory_that_no_score_needs_is_no_damage(tiny_cfg, tmp_path, caplog):
+    tiny_cfg.MODEL.TDOS.SCORE = "combined"
+    TDOSCheckpointer(build_model(tiny_cfg), str(tmp_path)).save("fitted")
+    tiny_cfg.MODEL.TDOS.SCORE = "log_s_ood"
+    with caplog.at_level(logging.INFO):
+        TDOSCheckpointer(build_model(tiny_cfg)).load(str(tmp_path / "fitted.pth"))
+    assert "fitted.pth also has a memory" in caplog.text
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
