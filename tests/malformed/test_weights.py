@@ -148,6 +148,7 @@ ABOUT = {
 
 
 def test_metadata_of_exported_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the example writes
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     helper = onnx.helper
