@@ -33,10 +33,6 @@ EXAMPLES = """examples:
 """
 
 
-# Tensors that are fitted here, so a checkpoint may lack them.
-_FITTED = "memory.", "scores.normal"
-
-
 class Frames:
     """Images, read from disk in each iteration; files that cannot be read are in ``broken``."""
 
@@ -68,6 +64,7 @@ def run() -> None:
     from tdos_d2.engine import TDOSCheckpointer, load_config, read_checkpoint_info
     from tdos_d2.errors import UserError
     from tdos_d2.files import check_output, find_files
+    from tdos_d2.loading.checkpoint import OF_MEMORY
     from tdos_d2.loading.config_checks import check_model
 
     cfg = load_config(args.config_file, args.opts)
@@ -99,7 +96,7 @@ def run() -> None:
     checkpointer = TDOSCheckpointer(model, str(args.output.parent), run_info=info)
     if trained:
         checkpointer.load(cfg.MODEL.WEIGHTS)
-        lacking = [name for name in checkpointer.not_loaded if not name.startswith(_FITTED)]
+        lacking = [name for name in checkpointer.not_loaded if not name.startswith(OF_MEMORY)]
         if lacking:
             raise UserError(
                 f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS} is not of the config's model: it has no "

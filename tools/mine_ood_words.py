@@ -31,12 +31,12 @@ def main(args: argparse.Namespace) -> None:
     from tdos_d2.ood_words.grouping import build_groups
     from tdos_d2.ood_words.wordnet import open_wordnet
 
-    if args.register:
-        from tdos_d2.data import register_from_file
     output = Path(args.output)
     check_output(output, "--output")
     encode = _text_encoder(args) if args.distance == "clip" else None
     if args.register:
+        from tdos_d2.data import register_from_file
+
         register_from_file(args.register)
     names = args.classes or _class_names(args.dataset)
     with open_wordnet(args.wordnet) as reader:

@@ -81,10 +81,8 @@ def run(args: Namespace) -> None:
         args.config_file = find_config(args.config_file)  # Detectron2 also opens it
     cfg = load_config(args.config_file, args.opts)
     shipped = []
-    if args.eval_only and not args.resume and args.config_file:
+    if args.eval_only and not args.resume and args.config_file and not cfg.MODEL.WEIGHTS:
         with suppress(UserError):  # with most configs, none ship
-            given = cfg.MODEL.WEIGHTS
             use_shipped_weights(cfg, args.config_file)
-            if not given:
-                shipped = [f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS}, which ships with this config"]
+            shipped = [f"MODEL.WEIGHTS: {cfg.MODEL.WEIGHTS}, which ships with this config"]
     launch_job(main, args, cfg, [*check_run(cfg, args), *shipped])

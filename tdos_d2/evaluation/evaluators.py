@@ -131,7 +131,8 @@ def threshold_rule(cfg: CfgNode) -> ThresholdRule:
         try:
             rule = parse_rule(text)
             if text.endswith(".json"):
-                check_threshold_of(Path(text).expanduser(), weights, score_label(cfg))
+                checkpoint = weights if weights is not None and weights.is_file() else None
+                check_threshold_of(Path(text).expanduser(), checkpoint, score_label(cfg))
         except UserError as error:
             raise UserError(f"TEST.THRESHOLD: {error}") from error
         return rule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import re
 import sys
@@ -27,6 +28,7 @@ from .events import write_page
 from .frame_predictor import FramePredictor, class_colours
 from .hand_over import HandOver
 from .media import (
+    LIST,
     TABLE,
     group_sequences,
     list_inputs,
@@ -203,8 +205,9 @@ def _config(args: argparse.Namespace) -> CfgNode:
 def _check_inputs(given: Sequence[str]) -> None:
     """Raise UserError if ``--input`` has only paths and none of them exists."""
     for word in given:
-        is_path = word != "-" and live_source(word) is None and not re.search(r"[*?[]|\.txt$", word)
-        if not is_path or os.path.exists(os.path.expanduser(word)):
+        names_others = word == "-" or word.lower().endswith(LIST) or glob.has_magic(word)
+        path = os.path.expanduser(word)
+        if names_others or live_source(word) is not None or os.path.exists(path):
             return
     raise UserError(f"--input: no file or folder {given[0]}")
 

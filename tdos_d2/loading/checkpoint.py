@@ -34,7 +34,7 @@ _INFO = {
 # Largest number of tensors that the log lists if they are not loaded.
 _MAX_SHOWN = 20
 # Beginnings of the names of tensors that tools/fit_memory.py adds.
-_OF_MEMORY = "memory.", "scores.normal"
+OF_MEMORY = "memory.", "scores.normal"
 
 
 def read_checkpoint_info(path: str | Path) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class TDOSCheckpointer(DetectionCheckpointer):
             logger.warning(f"{path} was trained with the classes {', '.join(names)}")
         if clip and clip != own.get("clip_name", clip):
             logger.warning(f"{path} was trained with CLIP {clip}, this is {own['clip_name']}")
-        unused = [k for k in incompatible.unexpected_keys if k.startswith(_OF_MEMORY)]
+        unused = [k for k in incompatible.unexpected_keys if k.startswith(OF_MEMORY)]
         others = [k for k in incompatible.unexpected_keys if k not in unused]
         if unused:
             logger.info(f"{path} also has a memory, which the scores of this config do not use")
