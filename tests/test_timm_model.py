@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from tdos_d2.engine import TDOSCheckpointer
 from tdos_d2.errors import UserError
 from tdos_d2.loading.config_checks import check_model
-from tdos_d2.loading.config_files import use_pixel_statistics
+from tdos_d2.loading.config_files import load_config, use_pixel_statistics
 
 ENCODERS = ["tf_efficientnet_lite0", "vit_tiny_patch16_224"]
 
@@ -60,6 +60,7 @@ def test_equal_widths_make_no_common_space(clip, tmp_path, tiny_cfg):
 
 def test_it_is_built_without_weights_on_the_meta_device(timm_cfg):
     timm_cfg.MODEL.TIMM.WEIGHTS = "nowhere.pth"
+    timm_cfg.MODEL.PIXEL_MEAN = timm_cfg.MODEL.PIXEL_STD = [127.5] * 3
     timm_cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         assert next(build_model(timm_cfg).parameters()).is_meta
@@ -88,6 +89,19 @@ def test_mean_and_deviation_come_from_the_weights(tiny_cfg):
         use_pixel_statistics(tiny_cfg)
     tiny_cfg.MODEL.TIMM.WEIGHTS = ""  # random weights were trained with none
     assert use_pixel_statistics(tiny_cfg) == [] and list(tiny_cfg.MODEL.PIXEL_MEAN) == mean
+
+
+def test_models_of_a_script_use_the_statistics_of_the_weights():
+    """With Detectron2's build_model, which completes no config."""
+    cfg = load_config("configs/memory_lite2.yaml", ["MODEL.DEVICE", "cpu"])
+    for _ in range(2):
+        model = build_model(cfg)
+        assert model.pixel_mean.unique().tolist() == [127.0]
+        assert model.pixel_std.unique().tolist() == [128.0]
+        use_pixel_statistics(cfg)
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]
+    with pytest.raises(UserError, match=r"PIXEL_MEAN.*127\.0, 127\.0, 127\.0"):
+        build_model(cfg)
 
 
 @pytest.fixture

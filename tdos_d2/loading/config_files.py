@@ -21,7 +21,7 @@ from detectron2.data import MetadataCatalog
 from ..config import CONFIG_DIR, get_checkpoint_file, get_config_file, set_key
 from ..data import register_from_file
 from ..errors import UserError
-from ..modeling.backbone import encoder_name, pixel_statistics
+from ..modeling.backbone import encoder_name, pixel_statistics_for
 from ..modeling.clip import QUICK_GELU_SUFFIX
 from ..modeling.scores import needs_memory
 from ..untrusted import MAX_YAML, parse_yaml, read_text
@@ -184,33 +184,15 @@ def use_cpu_without_gpu(cfg: CfgNode) -> list[str]:
 
 
 def use_pixel_statistics(cfg: CfgNode) -> list[str]:
-    """Set mean and standard deviation of the pixels to those of ``MODEL.TIMM.WEIGHTS``.
+    """Set mean and standard deviation of the pixels to those that the model uses.
 
-    CLIP's values, which configs inherit from those of CLIP, are replaced. Random weights have
-    no values of their own: those of another config are kept. Returns lines for the log.
-
-    Raises:
-        UserError: other values contradict the weights; the message has the correct ones.
+    Returns lines for the log. Raises UserError as :func:`.pixel_statistics_for` does.
     """
-    if cfg.MODEL.BACKBONE.NAME != "TimmBackbone":
-        return []
     notes = []
-    statistics = pixel_statistics(cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.WEIGHTS)
-    of_clip = ([122.7709, 116.7460, 104.0937], [68.5005, 66.6322, 70.3232])
-    for key, right, clip in zip(("PIXEL_MEAN", "PIXEL_STD"), statistics, of_clip, strict=True):
-        if cfg.INPUT.FORMAT == "BGR":
-            right = right[::-1]
-        given = list(cfg.MODEL[key])
-        if max(abs(a - b) for a, b in zip(given, right, strict=True)) < 0.5:
-            continue
-        if given == clip:
+    for key, right in zip(("PIXEL_MEAN", "PIXEL_STD"), pixel_statistics_for(cfg), strict=True):
+        if list(cfg.MODEL[key]) != right:
             set_key(cfg, f"MODEL.{key}", right)
             notes.append(f"MODEL.{key} is {right}, as in MODEL.TIMM.WEIGHTS")
-        elif cfg.MODEL.TIMM.WEIGHTS:
-            raise UserError(
-                f"MODEL.{key} {given} is not that of MODEL.TIMM.WEIGHTS, which is {right} "
-                f"(for INPUT.FORMAT {cfg.INPUT.FORMAT})"
-            )
     return notes
 
 

@@ -11,6 +11,7 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from ..value_checks import check_positive
+from .backbone import pixel_statistics_for
 from .memory import Encoded, FeaturesOf
 from .sliding_window import check_window, needs_windows, slide, slide_encoder, windows
 
@@ -60,9 +61,11 @@ class ImageModel(nn.Module):
         """The arguments from the config."""
         check_positive(cfg, "MODEL", "PIXEL_STD")
         check_positive(cfg, "TEST.WINDOW", "STRIDE", "BATCH")
+        # Of the weights also where a config was not completed: build_model(cfg) in a script.
+        mean, std = pixel_statistics_for(cfg)
         return {
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "pixel_mean": mean,
+            "pixel_std": std,
             "window_size": cfg.TEST.WINDOW.SIZE,
             "window_stride": cfg.TEST.WINDOW.STRIDE,
             "window_batch": cfg.TEST.WINDOW.BATCH,

@@ -11,9 +11,9 @@ from .clip_encoders import (
 from .freezable_encoder import TAPS
 from .neck import FPNNeck, ScaleNeck
 from .timm_encoder import TimmBackbone
-from .timm_weights import pixel_statistics
+from .timm_weights import pixel_statistics_for
 
 __all__ = [
     "TAPS", "CLIPModifiedResNet", "CLIPVisionTransformer", "FPNNeck", "ScaleNeck", "TimmBackbone",
-    "check_encoder", "encoder_name", "pixel_statistics",
+    "check_encoder", "encoder_name", "pixel_statistics_for",
 ]  # fmt: skip

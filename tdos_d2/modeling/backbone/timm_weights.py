@@ -18,6 +18,11 @@ from ...errors import UserError
 from ..weight_files import needs_weights
 
 logger = logging.getLogger(__name__)
+# CLIP's, for pixels in [0, 255], in RGB.
+_OF_CLIP = {
+    "PIXEL_MEAN": [122.7709, 116.7460, 104.0937],
+    "PIXEL_STD": [68.5005, 66.6322, 70.3232],
+}
 
 
 class WeightsPackage(NamedTuple):
@@ -109,6 +114,32 @@ def pixel_statistics(name: str, weights: str) -> tuple[list[float], list[float]]
     if config is None:
         raise UserError(f"MODEL.TIMM.NAME: timm has no model '{name}' (see timm.list_models())")
     return [255 * m for m in config.mean], [255 * s for s in config.std]
+
+
+def pixel_statistics_for(cfg) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the pixels for the model of a config.
+
+    Those of ``MODEL.TIMM.WEIGHTS`` take the place of CLIP's values, which configs inherit from
+    those of CLIP. Random weights have no values of their own: those of another config are kept.
+
+    Raises:
+        UserError: the config's values contradict the weights; the message has the correct ones.
+    """
+    of_config = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
+    if cfg.MODEL.BACKBONE.NAME != "TimmBackbone":
+        return of_config
+    of_weights = pixel_statistics(cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.WEIGHTS)
+    result = []
+    for key, given, right in zip(_OF_CLIP, of_config, of_weights, strict=True):
+        right = right[::-1] if cfg.INPUT.FORMAT == "BGR" else right
+        far = max(abs(a - b) for a, b in zip(given, right, strict=True)) >= 0.5
+        if far and given != _OF_CLIP[key] and cfg.MODEL.TIMM.WEIGHTS:
+            raise UserError(
+                f"MODEL.{key} {given} is not that of MODEL.TIMM.WEIGHTS, which is {right} "
+                f"(for INPUT.FORMAT {cfg.INPUT.FORMAT})"
+            )
+        result.append(right if far and given == _OF_CLIP[key] else given)
+    return result[0], result[1]
 
 
 def _create(name: str, **arguments: Any) -> nn.Module:
