@@ -16,7 +16,7 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from ..data import get_dicts, read_label, register_from_file
-from ..data.reading import read_values
+from ..data.reading import check_same_size, read_values
 from ..errors import UserError
 from ..files import atomic_write, check_output
 from .bootstrap import bootstrap
@@ -101,6 +101,8 @@ def _load(
         record = frames[frame]
         mask = record.get("region_mask_file_name")
         label = read_label(record["sem_seg_file_name"], metadata, mask)
+        if score.ndim == 2:
+            check_same_size(str(path), score, f"the label {record['sem_seg_file_name']}", label)
         spool.append(check_frame(score, label, str(path)))
     if types:
         _note(f"score maps of {', '.join(sorted(types))}: {COARSE}")
