@@ -59,11 +59,10 @@ def run() -> None:
     from detectron2.utils.env import seed_all_rng
 
     from tdos_d2.data import TDOSDatasetMapper
-    from tdos_d2.data.datasets.folder import IMAGE_SUFFIXES
-    from tdos_d2.data.verify.quick import get_dicts
     from tdos_d2.engine import TDOSCheckpointer, load_config, read_checkpoint_info
     from tdos_d2.errors import UserError
-    from tdos_d2.files import check_output, find_files
+    from tdos_d2.files import check_output
+    from tdos_d2.inference.media import list_frames
     from tdos_d2.loading.checkpoint import OF_MEMORY
     from tdos_d2.loading.config_checks import check_model
 
@@ -76,16 +75,7 @@ def run() -> None:
     check_output(args.output, "--output")
     for note in check_model(cfg):
         print(note)
-    if args.dataset:
-        files = [record["file_name"] for record in get_dicts(args.dataset)]
-    else:
-        if not args.images.is_dir():
-            raise UserError(f"--images: {args.images} is no folder")
-        names = find_files(args.images, "**/*")
-        files = [str(args.images / n) for n in names if n.lower().endswith(IMAGE_SUFFIXES)]
-        if not files:
-            known = ", ".join(IMAGE_SUFFIXES)
-            raise UserError(f"--images: {args.images} has no image ({known})")
+    files = list_frames(args.images, args.dataset)
     start = time.perf_counter()
     seed_all_rng(args.seed)  # of an encoder without weights
     model = build_model(cfg)
@@ -121,7 +111,10 @@ def run() -> None:
 def _parser() -> options.Parser:
     parser = options.Parser(description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="config of the model")
+    add(
+        "--config-file", type=options.config_file, required=True, metavar="FILE",
+        help="config of the model",
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", type=options.path, metavar="DIR", help="folder of frames")
     source.add_argument("--dataset", metavar="NAME", help="registered dataset; labels are not read")

@@ -6,14 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from ..data import read_image
 from ..data.reading import read_values
-from ..data.verify.quick import get_dicts
 from ..errors import UserError, printable
 from ..evaluation.calibration import (
     alarm_level,
@@ -22,9 +20,9 @@ from ..evaluation.calibration import (
     check_frames,
     save_calibration,
 )
-from ..files import check_output, find_files, fingerprint
+from ..files import check_output, fingerprint
 from ..loading.config_files import load_config, local_weights, use_shipped_weights
-from .media import IMAGES, TABLE, read_results
+from .media import list_frames
 from .objects import default_min_area
 from .predictor import OODPredictor
 
@@ -79,25 +77,6 @@ def run(args: argparse.Namespace) -> None:
     if failed:
         print(f"{failed} frames could not be read, and were left out", file=sys.stderr)
         sys.exit(1)
-
-
-def list_frames(images: Path | None, dataset: str | None) -> list[str]:
-    """Image files of a dataset, or of a folder and its subfolders without results of predict.py.
-
-    Raises:
-        UserError: the folder or dataset does not exist.
-    """
-    if dataset is not None:
-        return [record["file_name"] for record in get_dicts(dataset)]
-    if not images.is_dir():
-        raise UserError(f"--images: {images} is no folder")
-    files = [images / name for name in find_files(images)]
-    results = {path for file in files if file.name == TABLE for path in read_results(file)}
-    return [
-        str(file)
-        for file in files
-        if file.suffix.lower() in IMAGES and str(file.resolve()) not in results
-    ]
 
 
 def alarm_levels(

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from ..data.verify.quick import get_dicts
 from ..errors import UserError, printable
 from ..files import atomic_write, find_files
 from ..untrusted import read_lines
@@ -23,6 +25,8 @@ from .sources import IMAGES, VIDEOS, Input, live_source, natural_order, stream_n
 
 TABLE = "predictions.jsonl"
 LIST = ".txt"  # of inputs
+# Pictures that cameras, phones and web pages write, and that are not read.
+_UNREAD = (".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".dng", ".cr2", ".nef", ".arw")
 HAND_OVER = "hand_over"  # folder for annotators; later runs write hand_over_2, ...
 # endings of the results for one input
 _ENDS = ("_score.png", "_segmentation.png", "_raw.png", "_raw.npy",
@@ -152,9 +156,38 @@ def _files_in(folder: Path, output: Path, results: set[str]) -> dict[str, Path]:
         if path.name == TABLE:
             results |= read_results(path)
     found = {name: path for name, path in files.items() if path.suffix.lower() in known}
+    say_unread(folder, files)
     if not found:
         raise UserError(f"{folder} has no images or videos ({', '.join(sorted(known))})")
     return found
+
+
+def list_frames(images: Path | None, dataset: str | None) -> list[str]:
+    """Image files of a dataset, or of a folder and its subfolders without results of predict.py.
+
+    Raises:
+        UserError: the folder or dataset does not exist, or the folder has no images.
+    """
+    if dataset is not None:
+        return [record["file_name"] for record in get_dicts(dataset)]
+    if not images.is_dir():
+        raise UserError(f"--images: {images} is no folder")
+    files = [images / name for name in find_files(images)]
+    results = {path for file in files if file.name == TABLE for path in read_results(file)}
+    say_unread(images, map(str, files))
+    found = [file for file in files if file.suffix.lower() in IMAGES]
+    if not found:
+        raise UserError(f"--images: {images} has no image ({', '.join(sorted(IMAGES))})")
+    return [str(file) for file in found if os.path.realpath(file) not in results]
+
+
+def say_unread(folder: Path, names: Iterable[str]) -> None:
+    """Say on standard error how many of the files are pictures of kinds that are not read."""
+    kinds = Counter(PurePosixPath(name).suffix.lower() for name in names)
+    if left_out := {kind: kinds[kind] for kind in _UNREAD if kinds[kind]}:
+        counts = ", ".join(f"{number} {kind}" for kind, number in left_out.items())
+        said = f"{folder}: left out, as files of this kind are not read: {counts}; convert them"
+        print(printable(said), file=sys.stderr)
 
 
 def read_results(table: Path) -> set[str]:

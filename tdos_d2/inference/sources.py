@@ -17,10 +17,11 @@ import cv2
 import numpy as np
 
 from ..data import read_image
+from ..data.datasets.folder import IMAGE_SUFFIXES
 from ..errors import UserError
 from ..files import check_size
 
-IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+IMAGES = set(IMAGE_SUFFIXES)
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 USUAL_RATE = 25.0
 _SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -48,6 +49,19 @@ def test_a_folder_of_frames(run, tmp_path, capsys):
     saved = torch.load(tmp_path / "m.pth", weights_only=True)["model"]
     norms = saved["memory.vectors"].norm(dim=1)
     torch.testing.assert_close(norms, torch.ones(20))
+
+
+def test_what_is_in_the_folder_and_not_used(run, tmp_path, capsys):
+    """Kinds of pictures that are not read are counted; predict.py's own results are no frames."""
+    for name in ("1.HEIC", "2.heic", "3.gif", "notes.md"):
+        (tmp_path / "frames" / name).touch()
+    write_image(tmp_path / "frames" / "0_score.png", np.zeros((64, 96, 3), np.uint8))
+    record = {"input": "0.png", "files": {"score": "0_score.png"}}
+    (tmp_path / "frames" / "predictions.jsonl").write_text(json.dumps(record))
+    run("--images", str(tmp_path / "frames"))
+    said = capsys.readouterr()
+    assert "frames: left out, as files of this kind are not read: 2 .heic, 1 .gif" in said.err
+    assert "from 3 frames" in said.out
 
 
 def test_the_same_seed_gives_the_same_file(run, tmp_path):

@@ -66,3 +66,13 @@ def test_a_second_run_loses_nothing(model, tmp_path, capsys):
     assert half == '{"input": "half' and "no image file" in json.loads(absent)["error"]
     assert json.loads(third)["files"]["score"] == "3_2_score.png"
     assert (output / "3_segmentation.png").read_text() == "the user's own"
+
+
+def test_pictures_of_unread_kinds_are_counted(model, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "1.png"), picture(0))
+    for name in ("2.heic", "3.avif", "4.AVIF"):
+        (tmp_path / "in" / name).touch()
+    assert predict(model, tmp_path / "out", "--input", tmp_path / "in") == 0
+    said = "left out, as files of this kind are not read: 1 .heic, 2 .avif; convert them"
+    assert said in capsys.readouterr().err
