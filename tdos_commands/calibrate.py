@@ -49,7 +49,8 @@ def parser() -> options.Parser:
     """The command line of tools/calibrate.py."""
     made = options.Parser(description=_DESCRIPTION, epilog=_EPILOG)
     add = made.add_argument
-    add("--config-file", required=True, metavar="FILE", help="config of a TDOS or NormalityMemory")
+    add("--config-file", type=options.config_file, required=True, metavar="FILE",
+        help="config of a TDOS or NormalityMemory")
     source = made.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--images", type=options.path, metavar="DIR",

@@ -89,7 +89,7 @@ def parser() -> options.Parser:
         description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawTextHelpFormatter
     )
     add = made.add_argument
-    add("--config-file", required=True, metavar="FILE",
+    add("--config-file", type=options.config_file, required=True, metavar="FILE",
         help="config that the model was trained with")
     add("--input", type=options.path_text, required=True, nargs="+", metavar="PATH",
         help="images, videos, folders of them, quoted patterns such as 'drive/**/*.jpg', lists\n"

@@ -53,7 +53,8 @@ def parser() -> options.Parser:
     """
     made = options.Parser(description=_DESCRIPTION, epilog=_EPILOG)
     add = made.add_argument
-    add("--config-file", default="", metavar="FILE", help="config of the run")
+    add("--config-file", type=options.config_file, default="", metavar="FILE",
+        help="config of the run")
     add("--resume", action="store_true",
         help="go on with the run in OUTPUT_DIR, or start it if there is none; with --eval-only: "
         "evaluate its last checkpoint")

@@ -14,12 +14,15 @@ from script_loading import load_script
 
 from tdos_commands import exit_with_one_line, options
 from tdos_commands.predict import parser as predict_parser
+from tdos_commands.train import parser as train_parser
 from tdos_d2.errors import UserError
 from tdos_d2.inference.media import read_names
+from tdos_d2.loading.config_files import find_config
 from tdos_d2.modeling.text import read_embeddings
 from tdos_d2.ood_words.wordnet import open_wordnet
 
 ROOT = Path(__file__).parents[1]
+CONFIG = str(ROOT / "configs" / "demo.yaml")
 SCRIPTS = [
     *(p for p in (ROOT / "tools").glob("*.py") if p.stem not in ("install_detectron2",
                                                                  "make_config_docs", "mutants",
@@ -69,7 +72,7 @@ def test_no_number_is_taken_as_it_is(path, monkeypatch):
     "words", ["--threshold nan", "--score-range 0 inf", "--min-area 0", "--nearest-words -1"]
 )
 def test_what_predict_refuses(capsys, words):
-    given = ["--config-file", "x", "--input", "y", "--output", "z", *words.split()]
+    given = ["--config-file", CONFIG, "--input", "y", "--output", "z", *words.split()]
     with pytest.raises(SystemExit) as caught:
         predict_parser().parse_args(given)
     assert caught.value.code == 2 and f"argument {words.split()[0]}" in capsys.readouterr().err
@@ -77,7 +80,7 @@ def test_what_predict_refuses(capsys, words):
 
 @pytest.mark.parametrize("word", ["-1e-3", "-1E+2", "-.5", "-1.", "-3", "-2.5e3", "1e-3"])
 def test_negative_numbers_are_no_options(word):
-    base = ["--config-file", "x", "--input", "y", "--output", "z", "--threshold"]
+    base = ["--config-file", CONFIG, "--input", "y", "--output", "z", "--threshold"]
     assert predict_parser().parse_args([*base, word]).threshold == float(word)
     made = options.Parser()
     made.add_argument("opts", nargs="*")
@@ -108,10 +111,35 @@ def test_one_line(capsys, words, expected):
     assert expected in error
 
 
+def test_config_files_are_looked_for_before_anything_is_loaded(capsys, tmp_path):
+    own = tmp_path / "own.yaml"
+    own.touch()
+    for name in (str(own), "configs/memory_lite2.yaml", "camvid/tdos_lite2.yaml"):
+        assert train_parser().parse_args(["--config-file", name]).config_file == name
+    with pytest.raises(SystemExit) as caught:
+        train_parser().parse_args(["--config-file", "configs/memory_lit2.yaml"])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and error.count("\n") == 1
+    assert (
+        "configs/memory_lit2.yaml does not exist, did you mean configs/memory_lite2.yaml?" in error
+    )
+    # What is found here is what the config is read from.
+    assert find_config("camvid/tdos_lite2.yaml") == str(ROOT / "configs/camvid/tdos_lite2.yaml")
+
+
+def test_opts_may_stand_before_the_pairs():
+    words = ["--eval-only", "--opts", "MODEL.WEIGHTS", "a.pth"]
+    assert train_parser().parse_args(words).opts == ["MODEL.WEIGHTS", "a.pth"]
+    made = options.Parser()
+    made.add_argument("--flag", action="store_true")
+    made.add_argument("opts", nargs="*")
+    assert made.parse_args(["--flag", "--opts", "SEED", "1"]).opts == ["SEED", "1"]
+
+
 def test_tilde(monkeypatch):
     monkeypatch.setenv("HOME", "/home/x")
     assert options.path("~/a") == Path("/home/x/a") and options.path_text("~/a") == "/home/x/a"
-    words = ["--config-file", "c", "--input", "~/i", "--output", "~/o", "--ego-mask", "~/e"]
+    words = ["--config-file", CONFIG, "--input", "~/i", "--output", "~/o", "--ego-mask", "~/e"]
     args = predict_parser().parse_args(words)
     assert (args.input, args.output, args.ego_mask) == (
         ["/home/x/i"], "/home/x/o", "/home/x/e",

@@ -302,7 +302,10 @@ def _gradient(height: int, width: int, input_type: str) -> np.ndarray:
 def _parser() -> options.Parser:
     parser = options.Parser(description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="config of the model")
+    add(
+        "--config-file", type=options.config_file, required=True, metavar="FILE",
+        help="config of the model",
+    )
     add(
         "--output", required=True, action="append", type=options.path, metavar="FILE",
         help="file to write, .onnx, .xml or .pt2; may be repeated",

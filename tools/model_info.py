@@ -71,7 +71,10 @@ def _table(parts: Sequence[ModelPart], total: int) -> str:
 def _parser() -> options.Parser:
     parser = options.Parser(description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="config of the model")
+    add(
+        "--config-file", type=options.config_file, required=True, metavar="FILE",
+        help="config of the model",
+    )
     add(
         "--random", action="store_true",
         help="random weights stand in for files that are not there",

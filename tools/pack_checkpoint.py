@@ -49,7 +49,10 @@ def run() -> None:
 def _parser() -> options.Parser:
     parser = options.Parser(description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="config of the model")
+    add(
+        "--config-file", type=options.config_file, required=True, metavar="FILE",
+        help="config of the model",
+    )
     add("--output", type=options.path, required=True, metavar="FILE.safetensors", help="the file")
     add("opts", nargs="*", metavar="KEY VALUE", help="changes to the config, last on the line")
     return parser

@@ -92,7 +92,10 @@ def _sample(cfg: CfgNode, record: Mapping[str, Any], names: Sequence[str]) -> Sa
 
 def _parser() -> options.Parser:
     parser = options.Parser(description=__doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the run")
+    parser.add_argument(
+        "--config-file", type=options.config_file, required=True, metavar="FILE",
+        help="config of the run",
+    )
     parser.add_argument(
         "--num", type=options.whole(1), default=PER_SHEET,
         help=f"number of samples (default: {PER_SHEET})",

@@ -353,7 +353,7 @@ def test_inputs_that_are_not_there_end_it_before_the_model_is_loaded(model, tmp_
 
 def test_pairs_without_opts(capsys):
     with pytest.raises(SystemExit):
-        run(["--config-file", "a", "--input", "b", "--output", "c", "MODEL.WEIGHTS", "d"])
+        run(["--config-file", "demo.yaml", "--input", "b", "--output", "c", "MODEL.WEIGHTS", "d"])
     assert "MODEL.WEIGHTS d: KEY VALUE pairs come last, after --opts" in capsys.readouterr().err
 
 

@@ -49,7 +49,10 @@ def add_command(commands: Any) -> None:
     )
     command.set_defaults(run=run)
     add = command.add_argument
-    add("--config-file", default="configs/memory_lite2.yaml", metavar="FILE")
+    add(
+        "--config-file", type=options.config_file, default="configs/memory_lite2.yaml",
+        metavar="FILE",
+    )
     add(
         "--size", type=options.image_size, nargs="+", default=[(1280, 720), (2048, 1024)],
         metavar="WxH", help="of frames (default: 1280x720 2048x1024)",

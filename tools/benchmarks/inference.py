@@ -39,7 +39,9 @@ def add_command(commands: Any) -> None:
         description=__doc__,
     )
     command.set_defaults(run=run)
-    command.add_argument("--config-file", default="configs/tdos_vitb.yaml", metavar="FILE")
+    command.add_argument(
+        "--config-file", type=options.config_file, default="configs/tdos_vitb.yaml", metavar="FILE"
+    )
     command.add_argument(
         "--size", type=options.image_size, default=(2048, 1024), metavar="WxH",
         help="(default: 2048x1024)",

@@ -34,7 +34,7 @@ def add_command(commands: Any) -> None:
     )
     command.set_defaults(run=run)
     add = command.add_argument
-    add("--config-file", default="configs/tdos_vitb.yaml", metavar="FILE")
+    add("--config-file", type=options.config_file, default="configs/tdos_vitb.yaml", metavar="FILE")
     add(
         "--size", type=options.image_size, default=(2048, 1024), metavar="WxH",
         help="of the frames (default: 2048x1024)",

@@ -36,7 +36,8 @@ def add_command(commands: Any) -> None:
     )
     command.set_defaults(run=run)
     command.add_argument(
-        "--config-file", default="configs/camvid/tdos_lite2.yaml", metavar="FILE"
+        "--config-file", type=options.config_file, default="configs/camvid/tdos_lite2.yaml",
+        metavar="FILE",
     )
     command.add_argument(
         "--batch", type=options.whole(1), default=4, metavar="N", help="images (default: 4)"

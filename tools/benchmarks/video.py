@@ -51,7 +51,7 @@ def add_command(commands: Any) -> None:
     add("--seed", type=options.seed, default=0)
     add("--recall", type=options.number(0.01, 0.99), default=0.8)
     add("--alarm", type=options.whole(1), nargs=3, default=(3, 5, 5), metavar=("N", "M", "K"))
-    add("--config-file", metavar="FILE")
+    add("--config-file", type=options.config_file, metavar="FILE")
     add("--images", type=options.path, metavar="DIR", help="frames of one drive, in their order")
     add("--only", default="", metavar="TEXT", help="those with this in their name")
     add("--fps", type=options.number(0.01), default=25.0)
