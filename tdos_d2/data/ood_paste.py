@@ -131,10 +131,11 @@ class OODPaste:
 
         Returns:
             image and label. Outside the pasted pixels the label is unchanged, and the image is
-            unchanged except for a soft seam of one pixel and the shadows.
+            unchanged except for a soft seam of one pixel and the shadows. Into images of fewer than
+            8 rows or columns nothing is pasted.
         """
         image, label = image.copy(), label.copy()
-        if rng.random() >= self.prob:
+        if rng.random() >= self.prob or min(label.shape) < 2 * _MIN_SIDE:
             return image, label
         noise = _noise_level(image)
         for _ in range(int(rng.integers(self.num[0], self.num[1] + 1))):

@@ -45,6 +45,13 @@ def test_label_and_image_change_in_the_same_places():
         assert (pasted != image).any(-1)[inside].mean() > 0.8
 
 
+@pytest.mark.parametrize("size", [(3, 90), (4, 90), (7, 7), (90, 1), (90, 2), (8, 8)])
+def test_images_of_a_few_pixels(size):
+    paste = OODPaste(ShapeSource(), 1.0, ood_label=OOD)
+    pasted = [paste(*frame(*size), np.random.default_rng(seed))[1] for seed in range(20)]
+    assert any((label == OOD).any() for label in pasted) == (min(size) >= 8)
+
+
 def test_seam_is_soft_and_inside_is_not():
     image = np.zeros((64, 64, 3), np.uint8)
     paste = OODPaste(SquareSource(), 1.0, (1, 1), (0.25, 0.25), ood_label=1)
