@@ -80,7 +80,8 @@ def _check_settings(config: Path, folder: Path, opts: Sequence[str]) -> None:
     """Write the config of a run beside it, or compare it with that of an earlier call.
 
     Raises:
-        UserError: they differ, so the run is of other settings.
+        UserError: they differ, so the run is of other settings; or the run has finished without a
+            config beside it.
     """
     from tdos_d2.errors import UserError
     from tdos_d2.files import atomic_write
@@ -88,6 +89,8 @@ def _check_settings(config: Path, folder: Path, opts: Sequence[str]) -> None:
 
     kept, now = folder / "settings.yaml", load_config(str(config), list(opts)).dump()
     if not kept.is_file():
+        if (folder / "minutes.json").is_file():
+            raise UserError(f"{folder} has a finished run but no {kept.name}: of which config?")
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(kept) as file:
             file.write(now.encode())

@@ -27,7 +27,7 @@ def ablation():
 
 def finished(output: Path, config: str, seed: int, ap: float, miou: float) -> None:
     folder = output / config / f"seed{seed}"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     results = {"street_ood": {"ood": {"AP": ap}}, "street_val": {"sem_seg": {"mIoU": miou}}}
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "minutes.json").write_text(json.dumps({"minutes": 2.0}))
@@ -59,6 +59,7 @@ def test_a_metric_that_is_not_there_is_named(ablation, tmp_path):
 def test_finished_runs_are_not_run_again(ablation, tmp_path, monkeypatch, capsys):
     config = tmp_path / "full.yaml"
     config.write_text("SEED: 0\n")
+    ablation["_check_settings"](config, tmp_path / "out" / "full" / "seed1", ())
     finished(tmp_path / "out", "full", 1, 40.0, 50.0)
     called = []
     monkeypatch.setitem(ablation["run"].__globals__, "_run", lambda *args: called.append(args))
@@ -69,6 +70,9 @@ def test_finished_runs_are_not_run_again(ablation, tmp_path, monkeypatch, capsys
     assert (tmp_path / "out" / "results.md").read_text().rstrip() in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["ablation.py", *words, "--opts", "SOLVER.MAX_ITER", "7"])
     with pytest.raises(UserError, match="seed1 is a run of another config or --opts"):
+        ablation["run"]()
+    (tmp_path / "out" / "full" / "seed1" / "settings.yaml").unlink()
+    with pytest.raises(UserError, match=r"seed1 has a finished run but no settings\.yaml"):
         ablation["run"]()
 
 
@@ -103,6 +107,7 @@ def test_differences_are_paired_by_seed(ablation, tmp_path):
 def test_test_sets_are_evaluated_once_with_the_trained_model(ablation, tmp_path, monkeypatch):
     config, output = tmp_path / "full.yaml", tmp_path / "out"
     config.write_text("SEED: 0\n")
+    ablation["_check_settings"](config, output / "full" / "seed1", ())
     finished(output, "full", 1, 40.0, 50.0)
     commands = []
 
