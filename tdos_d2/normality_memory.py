@@ -26,8 +26,6 @@ class NormalityMemory(ImageModel):
     tools/fit_memory.py). There are no known classes: ``sem_seg`` has no channels.
     """
 
-    padding = "replicate"  # features of the mean colour would be far from all others
-
     @configurable
     def __init__(
         self,

@@ -189,6 +189,22 @@ def test_padding_is_not_remembered(memory_cfg, height, rows):
     torch.testing.assert_close(model.memory.vectors, expected)
 
 
+def test_a_memory_scores_alone_as_it_does_in_a_tdos(memory_cfg):
+    """Also frames that are padded."""
+    frames = [torch.randint(0, 256, (3, 72, 104), dtype=torch.uint8) for _ in range(2)]
+    scores = []
+    for name in ("NormalityMemory", "TDOS"):
+        memory_cfg.MODEL.META_ARCHITECTURE, memory_cfg.MODEL.TDOS.SCORE = name, "memory"
+        torch.manual_seed(0)
+        model = build_model(memory_cfg).eval()
+        model.backbone.load_state_dict(scores[0][1] if scores else model.backbone.state_dict())
+        model.fit_memory(frames[:1])
+        with torch.no_grad():
+            score = model([{"image": frames[1]}])[0]["ood_score"]
+        scores.append((score, model.backbone.state_dict()))
+    torch.testing.assert_close(scores[0][0], scores[1][0])
+
+
 @pytest.mark.parametrize("decode", ["window", "image"])
 def test_frames_are_remembered_as_they_are_scored(memory_cfg, decode):
     """In windows: a frame that was remembered is at distance 0 of itself everywhere."""

@@ -23,6 +23,7 @@ from ..data import register_from_file
 from ..errors import UserError
 from ..modeling.backbone import encoder_name, pixel_statistics_for
 from ..modeling.clip import QUICK_GELU_SUFFIX
+from ..modeling.memory import PADDING
 from ..modeling.scores import needs_memory
 from ..untrusted import MAX_YAML, parse_yaml, read_text
 from ..value_checks import get_key
@@ -236,7 +237,7 @@ def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> l
             notes.append(f"{key} is {value!r}, as in {path}")
     names = list(info.get("class_names", []))
     if eval_only:
-        _check_memory(cfg, info, path)
+        notes += _check_memory(cfg, info, path)
     if not cfg.MODEL.TDOS.CLASS_NAMES:
         sets = cfg.DATASETS.TRAIN[:1]
         of_set = MetadataCatalog.get(sets[0]).get("stuff_classes", ()) if sets else ()
@@ -284,11 +285,11 @@ def holds_encoders(cfg: CfgNode, checkpoint: Path | None) -> bool:
     return bool(info) and not packed and known
 
 
-def _check_memory(cfg: CfgNode, info: dict[str, Any], path: Path | None) -> None:
+def _check_memory(cfg: CfgNode, info: dict[str, Any], path: Path | None) -> list[str]:
     fitted, node = info.get("memory"), cfg.MODEL.TDOS
     alone = cfg.MODEL.META_ARCHITECTURE == "NormalityMemory"
     if not fitted or not (alone or needs_memory([node.SCORE, *node.EXTRA_SCORES])):
-        return
+        return []
     if not fitted["vectors"]:
         raise UserError(f"MODEL.WEIGHTS: the memory in {path} is empty: see tools/fit_memory.py")
     encoder, levels = encoder_name(cfg), list(cfg.MODEL.MEMORY.LEVELS)
@@ -298,6 +299,12 @@ def _check_memory(cfg: CfgNode, info: dict[str, Any], path: Path | None) -> None
             f"{path} was fitted with the encoder {of_file} and MODEL.MEMORY.LEVELS "
             f"{', '.join(fitted['levels'])}, but the config has {encoder} and {', '.join(levels)}"
         )
+    if fitted.get("padding") == PADDING:
+        return []
+    return [
+        f"the memory in {path} is of an earlier version, which padded frames in another way or "
+        "stored the padding: fit it again with tools/fit_memory.py"
+    ]
 
 
 def use_shipped_weights(cfg: CfgNode, config_file: str) -> None:

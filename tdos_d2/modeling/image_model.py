@@ -30,7 +30,6 @@ class ImageModel(nn.Module):
 
     Attributes:
         size_divisibility: height and width of the model's input are padded to a multiple of it.
-        padding: mode of ``torch.nn.functional.pad``; "constant" is the mean colour.
 
     Raises:
         UserError: the stride leaves gaps between windows; unknown ``window_decode``.
@@ -38,7 +37,6 @@ class ImageModel(nn.Module):
 
     backbone: Backbone
     size_divisibility: int
-    padding = "constant"
 
     def __init__(
         self,
@@ -108,10 +106,10 @@ class ImageModel(nn.Module):
         raise NotImplementedError
 
     def _padded(self, images: Tensor) -> Tensor:
-        """Pad (B, 3, h, w) so that h and w are multiples of ``size_divisibility``."""
+        """Pad (B, 3, h, w) with the mean colour to multiples of ``size_divisibility``."""
         h, w = images.shape[-2:]
         bottom, right = self._padded_size(h) - h, self._padded_size(w) - w
-        return F.pad(images, (0, right, 0, bottom), mode=self.padding)
+        return F.pad(images, (0, right, 0, bottom))
 
     def _padded_size(self, side: int) -> int:
         # Written as a multiple of d, so that torch.export knows that it is divisible.

@@ -22,6 +22,8 @@ from .linear import linear
 
 # Vectors that a search compares at a time: with 8,000 locations, 64 MiB of cosines.
 _BLOCK = 2048
+# What is around the frames that a memory is fitted with; of an earlier version it was their border.
+PADDING = "mean colour"
 
 
 class Encoded(NamedTuple):
@@ -137,8 +139,9 @@ class FeatureMemory(nn.Module):
         return len(self.vectors)
 
     def info(self) -> dict[str, Any]:
-        """Levels and number of vectors, for a checkpoint."""
-        return {"levels": list(self.levels), "vectors": len(self.vectors)}
+        """Levels, number of vectors and padding of the frames, for a checkpoint."""
+        vectors = len(self.vectors)
+        return {"levels": list(self.levels), "vectors": vectors, "padding": PADDING}
 
     def match(self, state: Mapping[str, Tensor], prefix: str) -> None:
         """Resize the buffers to the number of vectors in a checkpoint."""

@@ -219,6 +219,14 @@ def test_an_empty_memory(memory, tmp_path):
         OODPredictor(load_config(memory[1], ["MODEL.WEIGHTS", str(tmp_path / "empty.pth")]))
 
 
+def test_a_memory_of_an_earlier_version(memory, weights, monkeypatch):
+    cfg = load_config(memory[1], weights)
+    assert not any("earlier version" in note for note in OODPredictor(cfg.clone()).notes)
+    monkeypatch.setattr("tdos_d2.loading.config_files.PADDING", "another")
+    (note,) = [note for note in OODPredictor(cfg).notes if "earlier version" in note]
+    assert "memory.pth is of an earlier version" in note and "fit it again" in note
+
+
 def test_it_has_one_score(memory, weights):
     cfg = load_config(memory[1], [*weights, "MODEL.TDOS.EXTRA_SCORES", "['energy']"])
     with pytest.raises(UserError, match="MODEL.TDOS.EXTRA_SCORES: a NormalityMemory has no score"):
