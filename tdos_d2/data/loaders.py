@@ -15,6 +15,7 @@ from detectron2.data.common import ToIterableDataset
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from ..cores import usable_cores
 from ..errors import UserError
 from .class_statistics import class_statistics, statistics_cache
 from .dataset_mapper import TDOSDatasetMapper
@@ -67,7 +68,7 @@ def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
         mapper=TDOSDatasetMapper(cfg, is_train=True, seed=seed),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         aspect_ratio_grouping=False,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        num_workers=_workers(cfg),
     )
 
 
@@ -80,8 +81,13 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     return build_detection_test_loader(
         get_dicts(dataset_name),
         mapper=TDOSDatasetMapper(cfg, is_train=False, dataset_name=dataset_name),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        num_workers=_workers(cfg),
     )
+
+
+def _workers(cfg: CfgNode) -> int:
+    """``DATALOADER.NUM_WORKERS``, at most one per core: more only take each other's time."""
+    return min(cfg.DATALOADER.NUM_WORKERS, usable_cores())
 
 
 def _positions(cfg: CfgNode, names: Sequence[str], seed: Seed) -> Dataset:

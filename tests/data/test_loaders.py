@@ -12,10 +12,18 @@ from tdos_d2.errors import UserError
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_batches_do_not_depend_on_workers(cfg, workers):
+def test_batches_do_not_depend_on_workers(cfg, workers, monkeypatch):
+    monkeypatch.setattr("tdos_d2.data.loaders.usable_cores", lambda: 3)
     alone = batches(cfg, 5)
     cfg.DATALOADER.NUM_WORKERS = workers
     assert equal(flat(batches(cfg, 5)), flat(alone))
+
+
+def test_at_most_one_worker_per_core(cfg, monkeypatch):
+    monkeypatch.setattr("tdos_d2.data.loaders.usable_cores", lambda: 2)
+    for asked, expected in ((0, 0), (1, 1), (7, 2)):
+        cfg.DATALOADER.NUM_WORKERS = asked
+        assert build_test_loader(cfg, cfg.DATASETS.TRAIN[0]).num_workers == expected
 
 
 def test_restart_continues(cfg):
