@@ -18,6 +18,7 @@ from ..data import TDOSDatasetMapper
 from ..data.verify.quick import (
     check_classes,
     check_dataset,
+    check_order,
     check_registered,
     check_sampling,
     get_dicts,
@@ -64,7 +65,7 @@ def check_run(cfg: CfgNode, args: Namespace) -> list[str]:
         raise UserError("SOLVER.RESUME_FROM needs --resume (before the KEY VALUE pairs)")
     if cfg.MODEL.META_ARCHITECTURE == "TDOS" and not args.eval_only:
         _check_method(cfg, args)
-    _check_class_count(cfg)
+    _check_class_names(cfg)
     return notes
 
 
@@ -137,9 +138,9 @@ def _check_datasets(cfg: CfgNode, args: Namespace) -> list[str]:
     if not args.eval_only:
         if not cfg.DATASETS.TRAIN:
             raise UserError("DATASETS.TRAIN is empty: name a training set")
+        check_classes(cfg)
         for name in cfg.DATASETS.TRAIN:
             check_dataset(name, training=True)
-        check_classes(cfg)
         check_sampling(cfg)
     threshold_set = cfg.TEST.THRESHOLD_DATASET
     if threshold_set and threshold_set not in cfg.DATASETS.TEST:
@@ -195,8 +196,8 @@ def _naming(key: str) -> Iterator[None]:
         raise UserError(f"{key}: {error}") from error
 
 
-def _check_class_count(cfg: CfgNode) -> None:
-    """Check that a semantic segmentation dataset has as many class names as the model."""
+def _check_class_names(cfg: CfgNode) -> None:
+    """Check that a semantic segmentation dataset has the model's classes, in its order."""
     num_classes = len(cfg.MODEL.TDOS.CLASS_NAMES)
     if cfg.MODEL.META_ARCHITECTURE == "TDOS" and not num_classes:
         raise UserError("MODEL.TDOS.CLASS_NAMES is empty, and DATASETS.TRAIN has no class names")
@@ -210,3 +211,4 @@ def _check_class_count(cfg: CfgNode) -> None:
                 f"dataset {name} has {of_set} classes, the model {num_classes} "
                 "(MODEL.TDOS.CLASS_NAMES, or those of its checkpoint)"
             )
+        check_order(cfg.MODEL.TDOS.CLASS_NAMES, name)

@@ -234,6 +234,48 @@ def test_test_set_of_other_classes(small_cfg):
         MetadataCatalog.remove("two_classes")
 
 
+@pytest.fixture
+def changed_copy(small_cfg):
+    """Registers the training frames a second time, with other metadata."""
+    (train,) = small_cfg.DATASETS.TRAIN
+    frames, of_train = DatasetCatalog.get(train), MetadataCatalog.get(train).as_dict()
+
+    def register(name: str, **changes) -> str:
+        DatasetCatalog.register(name, lambda: frames)
+        MetadataCatalog.get(name).set(**{**of_train, "name": name, **changes})
+        return name
+
+    yield register
+    for name in ("other_order", "for_testing"):
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+def test_classes_in_another_order(small_cfg, changed_copy):
+    """A class must not be trained or tested as another one."""
+    first, second, *rest = MetadataCatalog.get(small_cfg.DATASETS.TRAIN[0]).stuff_classes
+    swapped = [second, first, *rest]
+    other_order = changed_copy("other_order", stuff_classes=swapped)
+    said = f"class 0 of the model is '{swapped[1]}', but in dataset 'other_order' this is class 1"
+    small_cfg.DATASETS.TEST = (other_order,)
+    with pytest.raises(UserError, match=said):
+        check_run(small_cfg.clone(), Namespace(**ARGS))
+    small_cfg.DATASETS.TEST = small_cfg.DATASETS.TRAIN
+    small_cfg.MODEL.TDOS.CLASS_NAMES = swapped
+    with pytest.raises(UserError, match=f"class 0 of the model is '{swapped[0]}'"):
+        check_run(small_cfg.clone(), Namespace(**ARGS))
+    small_cfg.MODEL.TDOS.CLASS_NAMES = ["other names", "for the", "classes"]
+    check_run(small_cfg, Namespace(**ARGS))
+
+
+def test_ood_sets_are_not_trained_on(small_cfg, changed_copy):
+    added = changed_copy("for_testing", evaluator_type="ood")
+    small_cfg.DATASETS.TRAIN = (*small_cfg.DATASETS.TRAIN, added)
+    with pytest.raises(UserError, match=r"DATASETS\.TRAIN: for_testing is for testing, its labels"):
+        check_run(small_cfg, Namespace(**ARGS))
+
+
 def test_missing_test_sets_are_left_out_on_request(small_cfg, monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     present = small_cfg.DATASETS.TRAIN[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -75,12 +76,31 @@ def class_names(cfg: CfgNode) -> list[str]:
     return names
 
 
+def check_order(names: Sequence[str], dataset: str) -> None:
+    """Raise UserError if a class of the model has another number in the dataset.
+
+    Names that the dataset lacks are allowed: prompts may call its classes otherwise.
+    """
+    of_set = [name.lower() for name in MetadataCatalog.get(dataset).get("stuff_classes", ())]
+    for number, name in enumerate(names):
+        if name.lower() in of_set and of_set.index(name.lower()) != number:
+            raise UserError(
+                f"class {number} of the model is '{name}', but in dataset '{dataset}' this is "
+                f"class {of_set.index(name.lower())}: labels would be taken for other classes"
+            )
+
+
 def check_classes(cfg: CfgNode) -> None:
     """Raise UserError if the sets in ``DATASETS.TRAIN`` and the model disagree on the classes."""
     own = _train_class_names(cfg)
     first, *others = cfg.DATASETS.TRAIN
-    for name in others:
+    for name in cfg.DATASETS.TRAIN:
         check_registered(name)
+        if MetadataCatalog.get(name).get("evaluator_type") == "ood":
+            raise UserError(
+                f"DATASETS.TRAIN: {name} is for testing, its labels are known, OOD and void only"
+            )
+    for name in others:
         if list(MetadataCatalog.get(name).get("stuff_classes", ())) != own:
             raise UserError(f"datasets '{first}' and '{name}' in DATASETS.TRAIN differ in classes")
     if len(class_names(cfg)) != len(own):
@@ -88,6 +108,7 @@ def check_classes(cfg: CfgNode) -> None:
             f"MODEL.TDOS.CLASS_NAMES has {len(class_names(cfg))} names, but dataset '{first}' has "
             f"{len(own)} classes (MODEL.TDOS.CLASS_NAMES \"[]\" takes the names of the dataset)"
         )
+    check_order(class_names(cfg), first)
 
 
 def check_sampling(cfg: CfgNode) -> None:
