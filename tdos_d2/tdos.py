@@ -258,6 +258,13 @@ class TDOS(ImageModel):
         if self.memory is not None:
             self.memory.match(state, "memory.")
 
+    def _load_from_state_dict(self, state: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
+        # Whoever loads the weights, such as Detectron2's DefaultPredictor: text embeddings that are
+        # in the checkpoint must not be left out in favour of prompts with their start values.
+        if not prefix and "text.embeddings" in state:
+            self.match_checkpoint(state)
+        super()._load_from_state_dict(state, prefix, *args)
+
     def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         images = [self._normalise(x["image"]) for x in batched_inputs]
         # Normalised first, so that padding with 0 is padding with the mean colour.

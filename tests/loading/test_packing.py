@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
+from safetensors.torch import load_file
 
 from tdos_d2.errors import UserError
 from tdos_d2.inference import OODPredictor
@@ -48,6 +50,26 @@ def test_predictions_are_those_of_the_checkpoint(frozen_cfg, tmp_path):
     packed = predictor(frozen_cfg, tmp_path / "packed.safetensors")(image)
     np.testing.assert_allclose(packed["sem_seg"], whole["sem_seg"], atol=5e-3)
     np.testing.assert_allclose(packed["ood_score"], whole["ood_score"], atol=5e-2)
+
+
+def test_other_ways_of_loading_leave_nothing_at_its_start_value(frozen_cfg, tmp_path):
+    """Detectron2's checkpointer, and plain load_state_dict."""
+    frozen_cfg.MODEL.TDOS.SCORE, frozen_cfg.MODEL.TDOS.EXTRA_SCORES = "log_s_ood", []
+    path = str(tmp_path / "packed.safetensors")
+    image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
+    scores = []
+    for seed, load in enumerate((
+        lambda model: TDOSCheckpointer(model).load(path),
+        lambda model: DetectionCheckpointer(model).load(path),
+        lambda model: model.load_state_dict(load_file(path), strict=False),
+    )):  # fmt: skip
+        torch.manual_seed(seed)
+        model = build_model(frozen_cfg).eval()
+        load(model)
+        with torch.no_grad():
+            scores.append(model([{"image": image}])[0]["ood_score"])
+    torch.testing.assert_close(scores[1], scores[0])
+    torch.testing.assert_close(scores[2], scores[0])
 
 
 def test_encoder_and_text_encoder_are_not_in_it(frozen_cfg, tmp_path):
