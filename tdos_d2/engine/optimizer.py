@@ -14,8 +14,8 @@ from torch import nn
 from ..errors import UserError
 from ..value_checks import check_positive, check_share
 
-# By name, because Detectron2 and open_clip have their own norm layers.
-_NORM_LAYER = re.compile(r"Norm(\dd|Fp32)?$")
+# By name, because Detectron2, open_clip and timm have their own norm layers.
+_NORM_LAYER = re.compile(r"Norm(Act)?(\dd|Fp32)?$")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -37,7 +37,7 @@ from ..evaluation import build_evaluator
 from ..evaluation.writers import PictureEvaluator
 from ..loading.checkpoint import TDOSCheckpointer
 from ..loading.config_files import local_weights
-from ..loading.resuming import resume_file, warn_of_damage
+from ..loading.resuming import check_batch_size, resume_file, warn_of_damage
 from ..modeling.test_time_augmentation import SemanticSegmentorWithTTA
 from ..value_checks import check_positive
 from .optimizer import build_lr_scheduler, build_optimizer
@@ -91,7 +91,8 @@ class Trainer(DefaultTrainer):
         self._batches = SeededBatches(partial(self.build_train_loader, cfg), cfg.SEED)
         self._trainer = build_steps(cfg, model, self._batches, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        run_info, warning = {"seed": cfg.SEED}, fallback_warning(cfg)
+        run_info = {"seed": cfg.SEED, "batch_size": cfg.SOLVER.IMS_PER_BATCH}
+        warning = fallback_warning(cfg)
         if warning:
             run_info["outlier_warning"] = warning
         self.checkpointer = TDOSCheckpointer(
@@ -133,7 +134,9 @@ class Trainer(DefaultTrainer):
                 f"cannot resume from {path}: it is at iteration {self.start_iter}, "
                 f"SOLVER.MAX_ITER is {self.max_iter}"
             )
-        seed = rest.get("tdos", {}).get("seed", self.cfg.SEED)
+        info = rest.get("tdos", {})
+        check_batch_size(self.cfg, path, info)
+        seed = info.get("seed", self.cfg.SEED)
         set_key(self.cfg, "SEED", seed)
         self.checkpointer.run_info["seed"] = self._batches.seed = seed
         self._batches.start_iteration = self.start_iter

@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 # Entries of a checkpoint's information that are read, each with an example of its value.
 _INFO = {
     "class_names": [""], "ood_name": "", "clip_name": "", "encoder": "", "outlier_warning": "",
-    "seed": 0, "memory": {"vectors": 0, "encoder": "", "levels": [""], "padding": ""},
+    "seed": 0, "batch_size": 0,
+    "memory": {"vectors": 0, "encoder": "", "levels": [""], "padding": ""},
 }  # fmt: skip
 # Largest number of tensors that the log lists if they are not loaded.
 _MAX_SHOWN = 20

@@ -217,6 +217,8 @@ def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> l
     path = resume_file(cfg) if resume else None
     resumed, notes = path is not None, []
     if resume and not resumed:
+        if eval_only:
+            raise UserError(f"OUTPUT_DIR: {cfg.OUTPUT_DIR} has no checkpoint to evaluate")
         notes.append(f"{cfg.OUTPUT_DIR} has no checkpoint: --resume starts from the beginning")
     if resumed and cfg.SOLVER.RESUME_FROM and not path.samefile(cfg.SOLVER.RESUME_FROM):
         notes.append(f"SOLVER.RESUME_FROM is not read: {cfg.OUTPUT_DIR} has {path.name}")

@@ -6,7 +6,9 @@ import logging
 import re
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 
@@ -47,6 +49,34 @@ def resume_file(cfg: CfgNode) -> Path | None:
     )
 
 
+def check_batch_size(cfg: CfgNode, path: Path, info: Mapping[str, Any]) -> None:
+    """Compare the images per step with those of the run that is resumed.
+
+    Iterations, schedule and the order of the data continue at the checkpoint's iteration, which is
+    elsewhere in the data if a step takes another number of images.
+
+    Args:
+        cfg: scaled to the number of processes.
+        path: the checkpoint.
+        info: its information; of an earlier version, it has no "batch_size".
+
+    Raises:
+        UserError: ``SOLVER.REFERENCE_WORLD_SIZE`` changed the number, as the run had another number
+            of processes. (If the config itself changed it, that is only logged.)
+    """
+    before, now = info.get("batch_size", cfg.SOLVER.IMS_PER_BATCH), cfg.SOLVER.IMS_PER_BATCH
+    if before == now:
+        return
+    said = f"a step takes {now} images, in the run of {path} it took {before}"
+    if cfg.SOLVER.REFERENCE_WORLD_SIZE:
+        raise UserError(
+            f"cannot resume: {said}. SOLVER.REFERENCE_WORLD_SIZE scales batch and schedule by the "
+            f"number of processes: go on with as many as before, or with REFERENCE_WORLD_SIZE 0 "
+            f"and IMS_PER_BATCH {before}, MAX_ITER and rates of that run (its config.yaml has them)"
+        )
+    logger.warning(f"{said}: the order of the data does not go on where it stopped")
+
+
 def warn_of_damage(cfg: CfgNode, used: Path | None) -> None:
     """Log that ``used`` is not the last checkpoint, if it is not."""
     named = _named(cfg) if used is not None else None
@@ -65,7 +95,11 @@ def damage(path: Path) -> str:
 
 def _named(cfg: CfgNode) -> Path | None:
     tag = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
-    return tag.parent / tag.read_text().strip() if tag.is_file() else None
+    if not tag.is_file():
+        return None
+    # Empty after a crash, it would name the folder, and _before would look beside that.
+    name = tag.read_text(errors="replace").strip()
+    return tag.parent / (name if name.endswith(".pth") and Path(name).name == name else "no file")
 
 
 def _before(path: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.layers import get_norm
 from detectron2.projects.deeplab.lr_scheduler import WarmupPolyLR
+from timm.layers import BatchNormAct2d, GroupNormAct, LayerNormAct2d
 from torch import nn
 
 from tdos_d2.engine.optimizer import build_lr_scheduler, build_optimizer, parameter_groups
@@ -54,6 +55,8 @@ def test_weight_decay():
     assert decay["head.norm.weight"] == decay["head.norm.bias"] == decay["norm2.weight"] == 0.01
     for name in ("table.weight", "level_embed", "gamma", "head.context"):
         assert decay[name] == 0.0
+    timms = nn.Sequential(BatchNormAct2d(2), LayerNormAct2d(2), GroupNormAct(2, num_groups=1))
+    assert {wd for _, wd in groups_of(timms, weight_decay_norm=0.01).values()} == {0.01}
     biased = groups_of(Model(), weight_decay_bias=0.5)
     assert biased["head.linear.bias"][1] == 0.5 and biased["head.norm.bias"][1] == 0.0
 

@@ -181,6 +181,19 @@ def test_what_a_killed_run_left_of_a_checkpoint_is_deleted(small_cfg, tmp_path):
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+@pytest.mark.parametrize("content", [b"", b"\n", b"..", b"../b/model_0000002.pth", b"\xff\xfe"])
+def test_a_damaged_last_checkpoint_names_no_other_run(small_cfg, tmp_path, content):
+    run = tmp_path / "a" / "run"
+    run.mkdir(parents=True)
+    (run.parent / "model_0000009.pth").write_bytes(b"of another run")
+    (run / "last_checkpoint").write_bytes(content)
+    small_cfg.OUTPUT_DIR = str(run)
+    with pytest.raises(UserError, match="last_checkpoint names no file, which is not in"):
+        resume_file(small_cfg)
+    torch.save({}, run / "model_0000001.pth")
+    assert resume_file(small_cfg) == run / "model_0000001.pth"
+
+
 def test_all_checkpoints_are_damaged(small_cfg, tmp_path):
     small_cfg.OUTPUT_DIR = str(tmp_path)
     for name in ("model_0000001.pth", "model_final.pth"):

@@ -269,6 +269,13 @@ def test_classes_in_another_order(small_cfg, changed_copy):
     check_run(small_cfg, Namespace(**ARGS))
 
 
+def test_resumed_evaluation_needs_a_checkpoint(small_cfg, tmp_path):
+    """Not MODEL.WEIGHTS, from which the run may have started."""
+    small_cfg.DATASETS.TEST, small_cfg.OUTPUT_DIR = small_cfg.DATASETS.TRAIN, str(tmp_path / "a")
+    with pytest.raises(UserError, match="OUTPUT_DIR: .*/a has no checkpoint to evaluate"):
+        check_run(small_cfg, Namespace(**{**ARGS, "eval_only": True, "resume": True}))
+
+
 def test_ood_sets_are_not_trained_on(small_cfg, changed_copy):
     added = changed_copy("for_testing", evaluator_type="ood")
     small_cfg.DATASETS.TRAIN = (*small_cfg.DATASETS.TRAIN, added)
