@@ -351,7 +351,8 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.POLY_LR_POWER = 0.9
     cfg.SOLVER.POLY_LR_CONSTANT_ENDING = 0.01
     # Largest number of successive steps with a NaN or infinite loss or gradient that are skipped
-    # and counted; one more stops training (0 = the first). The batch is saved in OUTPUT_DIR.
+    # and counted; one more stops training (0 = the first). The batch is saved in OUTPUT_DIR. With
+    # AMP on a GPU, such gradients count once the loss scale has fallen below 1.
     cfg.SOLVER.MAX_SKIPPED_STEPS = 0
 
 

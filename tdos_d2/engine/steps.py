@@ -31,7 +31,7 @@ class _Steps:
     If a loss or gradient is NaN or infinite, no weight is changed. Each process where this happens
     saves its batch in ``folder``; training stops, or skips up to ``max_skipped`` steps in a row.
     All processes do the same. (With float16, infinite gradients are normal: the loss scale is
-    lowered.)
+    lowered. Where they are still infinite at a scale below 1, it is not for want of range.)
     """
 
     folder: Path
@@ -65,8 +65,10 @@ class _Steps:
         if scaler is not None:
             scaler.unscale_(self.optimizer)
         norm = gradient_norm(self.optimizer)
-        if scaler is None and not math.isfinite(norm):  # the same in all processes
-            self._give_up("gradient", batch, values, statistics)
+        if not math.isfinite(norm) and (scaler is None or scaler.get_scale() < 1):
+            if scaler is not None:
+                scaler.update()  # also forgets that the gradients are not scaled any more
+            self._give_up("gradient", batch, values, statistics)  # the same in all processes
             return
         self._in_a_row = 0
         self._write_metrics(losses, data_time)

@@ -11,6 +11,7 @@ import tdos_d2.engine.steps as steps_module
 import tdos_d2.engine.trainer as trainer_module
 from tdos_d2.engine import Trainer
 from tdos_d2.engine.steps import FullPrecisionSteps, MixedPrecisionSteps
+from tdos_d2.errors import UserError
 from tdos_d2.loading import config_checks
 
 
@@ -46,6 +47,33 @@ def test_resume_with_mixed_precision_switched(small_cfg, tmp_path, monkeypatch, 
         assert_same(*ends)
     scales = [end["trainer"]["_trainer"].get("grad_scaler", {}).get("scale") for end in ends]
     assert scales == [16.0 if before else None, (16.0 if before else 8.0) if now else None]
+
+
+class NaNGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("nan")
+
+
+@pytest.mark.parametrize(("allowed", "last"), [(0, 3), (2, 5)])
+def test_gradients_that_no_loss_scale_helps_stop_training(
+    small_cfg, tmp_path, monkeypatch, allowed, last
+):
+    """The scale falls from 4 to 0.5 in three steps, which change nothing."""
+    monkeypatch.setattr(steps_module, "FullPrecisionSteps", HalfOnCPU)
+    small_cfg.SOLVER.MAX_ITER, small_cfg.SOLVER.MAX_SKIPPED_STEPS = 9, allowed
+    small_cfg.OUTPUT_DIR = str(tmp_path)
+    trainer = Trainer(small_cfg)
+    trainer.resume_or_load(resume=False)
+    spoil = NaNGradient.apply
+    trainer.model.register_forward_hook(lambda *args: {k: spoil(v) for k, v in args[-1].items()})
+    with pytest.raises(UserError, match=f"iteration {last}: the gradient is not finite"):
+        trainer.train()
+    assert trainer._trainer.skipped == allowed + 1
 
 
 def test_bfloat16_on_a_cpu(small_cfg, tmp_path, monkeypatch):
