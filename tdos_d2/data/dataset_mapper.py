@@ -59,8 +59,8 @@ class TDOSDatasetMapper:
             is_train: whether to read labels, transform at random and paste outliers.
             augmentations: applied first, to image and label.
             image_format: "RGB" or "BGR".
-            metadata: metadata of the training datasets by name, for reading labels. A dict without
-                "dataset_name" belongs to the first dataset.
+            metadata: metadata of the training datasets by name, for reading labels. If there are
+                several, each dict must have its "dataset_name".
             ood_paste: pastes outliers into a training image.
             distortion: photometric distortion of a training image, after pasting.
             pad_size: (height, width) that smaller training images are padded to.
@@ -105,7 +105,8 @@ class TDOSDatasetMapper:
             known classes, K = OOD, 255 = ignored.
 
         Raises:
-            UserError: a file cannot be read, or a label has undeclared values or another size.
+            UserError: a file cannot be read, a label has undeclared values or another size, or it
+                is not known of which training set it is.
         """
         record = copy.deepcopy(dataset_dict)
         record.setdefault("image_id", record["file_name"])
@@ -126,8 +127,7 @@ class TDOSDatasetMapper:
         # OpenCV's threads would compete with the other dataloader workers.
         cv2.setNumThreads(0)
         path = record.pop("sem_seg_file_name")
-        name = record.get("dataset_name", next(iter(self.metadata)))
-        label = read_label(path, self.metadata[name])
+        label = read_label(path, self.metadata[self._dataset_of(record)])
         check_same_size(f"label {path}", label, f"its image {record['file_name']}", image)
         position = record.get("position")
         if position is None:  # a dict that comes from some other dataset class
@@ -149,6 +149,15 @@ class TDOSDatasetMapper:
         if self.pad_size is not None:
             image, label = pad(image, label, self.pad_size, self.pad_color)
         return image, label
+
+    def _dataset_of(self, record: Mapping[str, Any]) -> str:
+        if "dataset_name" not in record and len(self.metadata) > 1:
+            raise UserError(
+                f"the dict of {record['file_name']} has no dataset_name, which tells whose label "
+                "values it has, and DATASETS.TRAIN has several sets: build_train_loader of "
+                "tdos_d2.data adds it"
+            )
+        return record.get("dataset_name", next(iter(self.metadata)))
 
     def _transform(
         self, image: np.ndarray, label: np.ndarray | None

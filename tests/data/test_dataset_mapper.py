@@ -206,7 +206,10 @@ def test_labels_are_read_as_their_own_set_says(cfg, closed_set):
     record = DatasetCatalog.get(other)[0]
     labels = mapper({**record, "position": 0, "dataset_name": other})["sem_seg"]
     assert 2 not in labels and 255 in labels
-    assert 2 in mapper({**record, "position": 0})["sem_seg"]
+    first = {"position": 0, "dataset_name": cfg.DATASETS.TRAIN[0]}
+    assert 2 in mapper({**record, **first})["sem_seg"]
+    with pytest.raises(UserError, match="has no dataset_name, .* DATASETS.TRAIN has several sets"):
+        mapper({**record, "position": 0})  # from Detectron2's build_detection_train_loader
 
 
 def test_test_mapper_reads_no_label_and_keeps_the_size(cfg, tmp_path, write):
