@@ -47,6 +47,17 @@ _CHOICES = {
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
     "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
 }
+# Detectron2's keys that nothing here reads, with what takes their place.
+_WITHOUT_EFFECT = {
+    "INPUT.MIN_SIZE_TRAIN": "INPUT.SCALE_RANGE",
+    "INPUT.MAX_SIZE_TRAIN": "INPUT.SCALE_RANGE",
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": "INPUT.SCALE_RANGE",
+    "DATALOADER.ASPECT_RATIO_GROUPING": "INPUT.CROP",
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS": "INPUT.RARE_CLASS",
+    "DATALOADER.REPEAT_THRESHOLD": "INPUT.RARE_CLASS",
+    "SOLVER.MOMENTUM": "SOLVER.OPTIMIZER, which is AdamW",
+    "SOLVER.NESTEROV": "SOLVER.OPTIMIZER, which is AdamW",
+}
 
 
 def check_values(cfg: CfgNode) -> None:
@@ -55,8 +66,9 @@ def check_values(cfg: CfgNode) -> None:
     In place, ``~`` in paths is expanded and integers become floats if the default is a float.
 
     Raises:
-        UserError: a value has another type or length, or a number is infinite, NaN or invalidly
-            negative; the message names its key.
+        UserError: a value has another type or length, a number is infinite, NaN or invalidly
+            negative, or a value is not the default of a key that has no effect; the message names
+            its key.
     """
     for key, default in _defaults().items():
         value = get_key(cfg, key)
@@ -75,10 +87,16 @@ def check_values(cfg: CfgNode) -> None:
         if value not in _CHOICES.get(key, (value,)):
             known = ", ".join(filter(None, _CHOICES[key]))
             raise UserError(f"{key}: '{value}' is not known; there are {known}")
+        if key in _WITHOUT_EFFECT and _plain(value) != _plain(default):
+            raise UserError(f"{key} has no effect here: see {_WITHOUT_EFFECT[key]}")
         if isinstance(example, float) and isinstance(value, int):
             set_key(cfg, key, float(value))
         if key in _PATHS and value.startswith("~"):
             set_key(cfg, key, os.path.expanduser(value))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def leaves(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
