@@ -71,8 +71,8 @@ def check_batch_size(cfg: CfgNode, path: Path, info: Mapping[str, Any]) -> None:
     if cfg.SOLVER.REFERENCE_WORLD_SIZE:
         raise UserError(
             f"cannot resume: {said}. SOLVER.REFERENCE_WORLD_SIZE scales batch and schedule by the "
-            f"number of processes: go on with as many as before, or with REFERENCE_WORLD_SIZE 0 "
-            f"and IMS_PER_BATCH {before}, MAX_ITER and rates of that run (its config.yaml has them)"
+            f"number of processes: go on with as many as before, or with REFERENCE_WORLD_SIZE 0, "
+            f"IMS_PER_BATCH {before}, and the MAX_ITER, WARMUP_ITERS and BASE_LR of that run"
         )
     logger.warning(f"{said}: the order of the data does not go on where it stopped")
 
