@@ -66,7 +66,7 @@ def parse_yaml(text: str, name: str) -> Any:
         name: name of that file, for messages.
 
     Raises:
-        yaml.YAMLError: the text is not YAML, or its aliases repeat too much.
+        yaml.YAMLError: the text is not YAML, repeats a key, or its aliases repeat too much.
     """
     import yaml
 
@@ -78,6 +78,8 @@ def parse_yaml(text: str, name: str) -> Any:
             return None
         if _nodes(node, {}) > _MAX_NODES:
             raise yaml.YAMLError("its aliases repeat too much, or without end")
+        if repeated := _repeated_key(loader, node, set()):
+            raise yaml.YAMLError(repeated)
         return loader.construct_document(node)
     except RecursionError as error:
         raise yaml.YAMLError("nested too deeply") from error
@@ -143,3 +145,25 @@ def _nodes(node: Any, known: dict[int, int]) -> int:
         pairs = (part if isinstance(part, tuple) else (part,) for part in inner)
         known[id(node)] = 1 + sum(_nodes(part, known) for pair in pairs for part in pair)
     return known[id(node)]
+
+
+def _repeated_key(loader: Any, node: Any, seen: set[int]) -> str:
+    """What is said of a key that a mapping has twice, of which PyYAML drops the first; "" = none.
+
+    Keys that a mapping takes over from another one (<<) may be given again.
+    """
+    if id(node) in seen or not isinstance(node.value, list):
+        return ""
+    seen.add(id(node))
+    lines: dict[Any, int] = {}
+    for part in node.value:
+        key, value = part if isinstance(part, tuple) else (None, part)
+        # PyYAML itself refuses lists as keys; it constructs neither << nor = alone.
+        if key and isinstance(key.value, str) and not key.tag.endswith((":merge", ":value")):
+            name, line = loader.construct_object(key), key.start_mark.line + 1
+            if name in lines:
+                return f"the key '{key.value}' of line {lines[name]} is repeated in line {line}"
+            lines[name] = line
+        if repeated := _repeated_key(loader, value, seen):
+            return repeated
+    return ""

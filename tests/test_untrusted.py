@@ -76,6 +76,27 @@ def test_yaml_that_is_none(text):
         parse_yaml(text, "a.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: {c: 1}\n'a': 2\n", "the key 'a' of line 1 is repeated in line 3"),
+        ("x:\n- a: {b: 1, c: 2, b: 3}", "the key 'b' of line 2 is repeated in line 2"),
+        ("255: a\n0xFF: b", "the key '0xFF' of line 1 is repeated in line 2"),
+    ],
+)
+def test_repeated_keys_of_yaml_are_named(text, message):
+    with pytest.raises(yaml.YAMLError, match=message):
+        parse_yaml(text, "a.yaml")
+
+
+def test_merged_keys_of_yaml_may_be_given_again():
+    text = "a: &a {x: 1, y: {x: 2}}\nb: &b {z: 3}\nc:\n  <<: *a\n  <<: *b\n  x: 4\nd: [*a, *a]"
+    content = parse_yaml(text, "a.yaml")
+    assert content["c"] == {"x": 4, "y": {"x": 2}, "z": 3} and content["d"] == [content["a"]] * 2
+    for path in (*ROOT.glob("configs/**/*.yaml"), ROOT / "tdos_d2/data/datasets/builtin.yaml"):
+        assert parse_yaml(path.read_text(), path.name) == yaml.safe_load(path.read_text())
+
+
 def test_arrays_that_would_fill_the_memory(tmp_path, monkeypatch):
     """Eight megabytes of zeros are some kilobytes on disk."""
     monkeypatch.setattr("tdos_d2.untrusted.MAX_ARRAYS", 2**20)

@@ -82,6 +82,7 @@ def test_sets_of_a_file_are_like_those_registered_in_python(folders):
         ([{**SET, "name": "../x"}], "the name may have letters"),
         ("- !!python/object/apply:os.getcwd []", "not valid YAML: could not determine a constr"),
         ("- &a [*a]", "not valid YAML: its aliases repeat"),
+        ("- {ood_values: [1], ood_values: [2]}", "the key 'ood_values' of line 1 is repeated"),
         (["my_road"], "dataset 1 is not a mapping"),
         ({"name": "x"}, "a list of datasets is expected"),
         ("[unclosed", "not valid YAML"),
