@@ -117,10 +117,19 @@ def check_output(output: Path, *sources: Path, folder: bool = True) -> None:
     files.check_output(output, "--output", folder=folder)
 
 
-def open_source(source: Path) -> dict[str, Callable[[], bytes]]:
-    """Files of a folder or zip archive: name without folders -> function that reads it."""
+def open_source(source: Path, *endings: str) -> dict[str, Callable[[], bytes]]:
+    """Files of a folder or zip archive: name without folders -> function that reads it.
+
+    Args:
+        source: folder or archive.
+        endings: of the names of the files that are used.
+
+    Raises:
+        PrepareError: it is neither, or has two such files of the same name.
+    """
     if source.is_dir():
-        return {path.name: path.read_bytes for path in list_files(source, "**/*")}
+        paths = {path.as_posix(): path.read_bytes for path in list_files(source, "**/*")}
+        return _by_name(source, paths, endings)
     try:
         archive = zipfile.ZipFile(source)
     except (OSError, zipfile.BadZipFile) as error:
@@ -129,10 +138,9 @@ def open_source(source: Path) -> dict[str, Callable[[], bytes]]:
         untrusted.check_zip(source, _MAX_ARCHIVE)
     except ValueError as error:
         raise PrepareError(f"{source}: {error}") from error
-    names = {PurePosixPath(name).name: name for name in archive.namelist()}
-    # macOS adds files "._x" to archives.
-    wanted = {short: name for short, name in names.items() if short and short[0] != "."}
-    return {short: partial(archive.read, name) for short, name in wanted.items()}
+    # Without hidden ones, as in folders: macOS adds files "._x" to archives.
+    seen = {name: partial(archive.read, name) for name in archive.namelist() if not _hidden(name)}
+    return _by_name(source, seen, endings)
 
 
 def check_archive(source: Path, digests: Mapping[str, str], expected: str) -> None:
@@ -335,3 +343,21 @@ def save_png(array: np.ndarray, path: Path) -> None:
 
 def _write_label(train_ids: Callable[[Path], np.ndarray], label: Path, path: Path) -> None:
     save_png(train_ids(label), path)
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)
+
+
+def _by_name(
+    source: Path, files: Mapping[str, Callable[[], bytes]], endings: tuple[str, ...]
+) -> dict[str, Callable[[], bytes]]:
+    places: dict[str, str] = {}
+    for place in files:
+        name = PurePosixPath(place).name
+        if name.endswith(endings) and places.setdefault(name, place) != place:
+            raise PrepareError(
+                f"{source} has two files of the same name: {places[name]} and {place}; --source "
+                "must name the folder or archive of one of them"
+            )
+    return {name: files[place] for name, place in places.items()}

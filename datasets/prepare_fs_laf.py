@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = args.output or args.root / "fs_laf"
     common.check_output(output, source, release)
     common.check_archive(source, _SHA256, f"{_NAME}.zip")
-    files = common.open_source(source)
+    files = common.open_source(source, "_labels.png")
     ids = common.fishyscapes_ids(files)
     images = common.find_images(release, ("train", "test"), list(ids.values()))
     common.check_complete([], len(ids), f"labels of {source}")

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = args.output or args.root / f"fs_static_v{args.version}"
     common.check_output(output, source, cityscapes)
     common.check_archive(source, _SHA256, f"{name}.zip")
-    files = common.open_source(source)
+    files = common.open_source(source, "_labels.png", "_rgb.npz")
     ids = common.fishyscapes_ids(files)
     missing = [f"{stem}_rgb.npz" for stem in ids if f"{stem}_rgb.npz" not in files]
     common.check_complete(missing, len(ids), f"overlays of {source}")

@@ -153,7 +153,7 @@ def test_a_mistake_is_one_line_and_status_2(root):
 def test_archives_are_compared_with_what_was_published(tmp_path, capsys):
     archive = tmp_path / "one.zip"
     with zipfile.ZipFile(archive, "w") as file:
-        file.writestr("folder/a.txt", "text")
+        file.writestr("./folder/a.txt", "text")
         file.writestr("__MACOSX/folder/._a.txt", "junk")
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     known = {"one.zip": digest, "two.zip": 64 * "0"}
@@ -165,9 +165,25 @@ def test_archives_are_compared_with_what_was_published(tmp_path, capsys):
         _common.check_archive(archive, {"two.zip": 64 * "0"}, "two.zip")
     _common.check_archive(tmp_path, known, "two.zip")
     assert "not compared" in capsys.readouterr().out
-    assert {name: read() for name, read in _common.open_source(archive).items()} == {
+    assert {name: read() for name, read in _common.open_source(archive, ".txt").items()} == {
         "a.txt": b"text"
     }
     (tmp_path / "no.zip").write_text("no archive")
     with pytest.raises(PrepareError, match=r"no\.zip is neither a folder nor a zip archive"):
-        _common.open_source(tmp_path / "no.zip")
+        _common.open_source(tmp_path / "no.zip", ".txt")
+
+
+def test_two_files_of_a_name_are_not_mixed(tmp_path):
+    archive = tmp_path / "one.zip"
+    for place in ("v1/a_labels.png", "v2/a_labels.png", "v1/readme.txt", "v2/readme.txt"):
+        (tmp_path / "unpacked" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "unpacked" / place).write_text(place)
+        with zipfile.ZipFile(archive, "a") as file:
+            file.writestr(place, place)
+            file.writestr(f".hidden/{place}", "junk")
+    for source in (tmp_path / "unpacked", archive):
+        assert list(_common.open_source(source, "_rgb.npz")) == []
+        with pytest.raises(PrepareError, match=rf"{source} has two .*v1/a_lab.* and .*v2/a_labels"):
+            _common.open_source(source, "_labels.png", "_rgb.npz")
+    one = _common.open_source(tmp_path / "unpacked" / "v2", "_labels.png")
+    assert {name: read() for name, read in one.items()} == {"a_labels.png": b"v2/a_labels.png"}

@@ -94,6 +94,17 @@ def test_static_names_what_is_missing_or_wrong(root):
         prepare_fs_static.main([])
 
 
+def test_static_of_several_versions_in_a_folder(root):
+    cityscapes(root)
+    for version in (1, 2):
+        folder = fishyscapes_static(root, version, prepared=False)
+        (root / "downloads").mkdir(exist_ok=True)
+        folder.rename(root / "downloads" / folder.name)
+    with pytest.raises(PrepareError, match=r"two files .*fs_val_v1/0_.* and .*fs_val_v2/0_"):
+        prepare_fs_static.main(["--source", str(root / "downloads"), "--dry-run"])
+    prepare_fs_static.main(["--source", str(root / "downloads" / "fs_val_v2")])
+
+
 @pytest.mark.parametrize("copy", [False, True])
 def test_laf_ids_are_found_in_both_trees(root, contents, copy):
     release = lost_and_found(root, frames=2, split="test")
