@@ -16,6 +16,7 @@ from tdos_d2.data import (
     class_names,
     read_label,
     register_from_file,
+    register_segmentation_dataset,
 )
 from tdos_d2.data.class_statistics import class_statistics
 from tdos_d2.data.verify.report import verify_dataset
@@ -164,6 +165,11 @@ def test_lists_of_frames(register, tmp_path):
         ({"classes": {"road": 0, "car": [0]}}, "a label value is declared twice"),
         ({"classes": {"road": 0, "car": []}}, "whole numbers in 0..255, at least one each"),
         ({"classes": {"road": 300}}, "whole numbers in 0..255"),
+        ({"classes": {"car": 1, "road": None}}, "class 'road': a whole number .* list .* not None"),
+        ({"classes": {"road": True}}, "class 'road': a whole number in 0..255 .* not True"),
+        ({"classes": {"road": 0.0}}, "class 'road': a whole number in 0..255 .* not 0.0"),
+        ({"classes": {"road": "0"}}, "class 'road': a whole number in 0..255 .* not '0'"),
+        ({"classes": {"road": {0: 1}}}, "class 'road': a whole number .* not {0: 1}"),
         ({"classes": ["road"], "ood_values": [0]}, "a label value is declared twice"),
         ({"classes": {"road": 0}, "colours": {"road": [1, 2, 3]}}, "values .* or colours, not"),
         ({"classes": ["road", "sky"], "colours": {"road": [1, 2, 3]}}, "must name the classes"),
@@ -180,3 +186,11 @@ def test_lists_of_frames(register, tmp_path):
 def test_wrong_entries(register, entry, message):
     with pytest.raises(UserError, match=f"sets.yaml: dataset 'my_town'.*{message}"):
         register(**entry)
+
+
+@pytest.mark.parametrize("colours", [None, {"road": [1, 2, 3]}])
+@pytest.mark.parametrize("classes", ["road", 3])
+def test_classes_in_python_are_a_list_or_a_mapping(classes, colours):
+    with pytest.raises(UserError, match=f"'my_town': classes must be a list .*, not {classes!r}"):
+        register_segmentation_dataset("my_town", "images", "masks", classes, colours=colours)
+    assert "my_town" not in DatasetCatalog

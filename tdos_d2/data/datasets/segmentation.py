@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,10 @@ def _of_values(
 ) -> dict[str, Any]:
     if not classes:
         raise UserError(f"{where}: classes (or colours) must name the known classes")
-    if isinstance(classes, Mapping):
-        of_class = [[v] if type(v) is int else list(v) for v in classes.values()]
-    else:
-        of_class = [[i] for i in range(len(classes))]
     names = _names(where, classes)
+    of_class = [[i] for i in range(len(names))]
+    if isinstance(classes, Mapping):
+        of_class = [_of_class(where, *entry) for entry in classes.items()]
     values = [*chain.from_iterable(of_class), *ood_values, *ignore_values]
     if not all(of_class) or not all(type(v) is int and 0 <= v <= 255 for v in values):
         raise UserError(f"{where}: values in masks are whole numbers in 0..255, at least one each")
@@ -87,6 +86,16 @@ def _of_values(
         "ood_values": tuple(ood_values),
         "ignore_values": tuple(ignore_values),
     }
+
+
+def _of_class(where: str, name: str, value: Any) -> list[int]:
+    if type(value) is int:
+        return [value]
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Collection):
+        raise UserError(
+            f"{where}, class '{name}': a whole number in 0..255 or a list of them, not {value!r}"
+        )
+    return list(value)
 
 
 def _of_colours(
@@ -117,6 +126,8 @@ def _of_colours(
 
 
 def _names(where: str, classes: Any) -> list[str]:
+    if isinstance(classes, str) or not isinstance(classes, Collection):
+        raise UserError(f"{where}: classes must be a list or a mapping, not {classes!r}")
     names = list(classes)
     if not all(isinstance(name, str) and name.strip() for name in names):
         raise UserError(f"{where}: class names must be texts")
