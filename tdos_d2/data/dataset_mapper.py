@@ -186,6 +186,8 @@ def _train_kwargs(cfg: CfgNode) -> dict[str, Any]:
             f"INPUT.CROP.SIZE: {crop[1]} does not go with INPUT.CROP.TYPE {crop[0]}: absolute "
             "sizes are whole pixels, relative ones shares up to 1"
         )
+    if crop and crop[0] == "absolute_range":  # the only one whose SIZE is not (height, width)
+        check_interval(cfg, "INPUT.CROP", "SIZE")
     return {
         "augmentations": build_train_augmentations(
             scale_range=cfg.INPUT.SCALE_RANGE,

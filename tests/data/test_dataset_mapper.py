@@ -267,3 +267,17 @@ def test_wrong_config_keys_are_named(cfg, key, value):
     cfg.merge_from_list([key, value])
     with pytest.raises(UserError, match=key.rsplit(".", 1)[0]):
         TDOSDatasetMapper(cfg, is_train=True)
+
+
+@pytest.mark.parametrize("kind", ["absolute_range", "absolute", "relative", "relative_range"])
+def test_sizes_of_crops_ascend_where_they_are_a_range(cfg, kind):
+    plain(cfg).INPUT.CROP.TYPE = kind
+    for size in ([0.5, 0.25], [0.25, 0.5]) if "relative" in kind else ([24, 16], [16, 24]):
+        cfg.INPUT.CROP.SIZE = size
+        if kind == "absolute_range" and size == [24, 16]:
+            with pytest.raises(UserError, match=r"CROP.SIZE must be \(smallest, largest\)"):
+                TDOSDatasetMapper(cfg, is_train=True)
+            continue
+        height, width = TDOSDatasetMapper(cfg, is_train=True)(records(cfg)[0])["sem_seg"].shape
+        if kind == "absolute_range":
+            assert 16 <= min(height, width) <= max(height, width) <= 24
