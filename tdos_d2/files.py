@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -252,16 +253,27 @@ def decode_image(file: IO[bytes]) -> np.ndarray:
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def decode_values(file: IO[bytes]) -> np.ndarray:
+def decode_values(file: IO[bytes], *, shallow: bool = False) -> np.ndarray:
     """(H, W), or in colour (H, W, C), integers or bool in a label file or mask.
 
     They are rotated according to the EXIF data; images with a palette give its indices.
 
+    Args:
+        file: the open file.
+        shallow: whether grey of fewer than 8 bits is read. Pillow scales it to 0..255, or to bool,
+            so that only 0 and equality mean anything.
+
     Raises:
-        ValueError: a value is not an integer.
+        ValueError: a value is not an integer, or the image is grey with fewer than 8 bits.
         Exception: of almost any type, from Pillow's decoders.
     """
     with open_image(file) as opened:
+        most = _largest_grey(opened)
+        if most < 255 and not shallow:
+            raise ValueError(
+                f"its grey has a bit depth of {most.bit_length()} (0..{most}), which programs "
+                "scale to 0..255; labels need 8 bits per pixel: save it again with 8 bits"
+            )
         ImageOps.exif_transpose(opened, in_place=True)
         values = np.array(opened)
     if values.dtype.kind != "f":
@@ -271,6 +283,20 @@ def decode_values(file: IO[bytes]) -> np.ndarray:
         shown = values[whole != values][0]
         raise ValueError(f"it has the value {shown:.6g}; values must be whole numbers")
     return whole
+
+
+def _largest_grey(image: Image.Image) -> int:
+    """Largest value that an unread file can have for grey; 255 if Pillow does not scale it."""
+    if image.mode == "1":
+        return 1
+    if image.mode != "L" or not image.tile:
+        return 255
+    codec, _, _, args = image.tile[0]
+    first, *others = (args,) if isinstance(args, str) else args
+    if codec.startswith("ppm"):
+        return others[0]
+    few = re.match(r"L;([24])", str(first))  # Pillow's names of what it unpacks
+    return 2 ** int(few[1]) - 1 if few else 255
 
 
 def image_size(file: IO[bytes]) -> tuple[int, int]:

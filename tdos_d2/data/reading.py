@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import cv2
 import numpy as np
@@ -67,8 +68,8 @@ def read_label(
         (H, W) uint8.
 
     Raises:
-        UserError: a file cannot be read, has several channels, fractions or an undeclared value or
-            colour, or the region mask has another size.
+        UserError: a file cannot be read, has several channels, fractions, fewer than 8 bits of grey
+            or an undeclared value or colour, or the region mask has another size.
     """
     colours = metadata.get("label_colours")
     if colours:
@@ -82,7 +83,7 @@ def _translate_values(
     path: str | os.PathLike, metadata: Metadata, table: np.ndarray
 ) -> np.ndarray:
     values = read_values(path)
-    if values.dtype != np.uint8:  # 1 or more than 8 bits
+    if values.dtype != np.uint8:  # more than 8 bits
         if values.min() < 0 or values.max() > 255:
             raise _undeclared(path, metadata, values[(values < 0) | (values > 255)])
         values = values.astype(np.uint8)
@@ -158,12 +159,15 @@ def read_region(
 def read_values(path: str | os.PathLike, kind: str = "label") -> np.ndarray:
     """(H, W) integers or bool in an image file, which must have one channel.
 
-    They are decoded by :func:`~tdos_d2.files.decode_values`; ``kind`` is for messages.
+    They are decoded by :func:`~tdos_d2.files.decode_values`. ``kind`` is for messages; only a
+    "label" has values with meanings of their own, which need 8 bits.
 
     Raises:
-        UserError: the file cannot be read, or has several channels or values that are not integers.
+        UserError: the file cannot be read, has several channels or values that are not integers, or
+            is a label in grey with fewer than 8 bits.
     """
-    values = open_with(decode_values, kind, path, PathManager.open)
+    decode = partial(decode_values, shallow=kind != "label")
+    values = open_with(decode, kind, path, PathManager.open)
     if values.ndim != 2:
         raise UserError(f"{kind} {path} has {values.shape[2]} channels: it must have one")
     return values

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 from detectron2.data.catalog import Metadata
 from PIL import Image
 
 from tdos_d2.data import read_image, read_label
-from tdos_d2.data.reading import image_size
+from tdos_d2.data.reading import image_size, read_values
 from tdos_d2.errors import UserError
 
 CLOSED = Metadata(name="closed", stuff_classes=["a", "b", "c"], ignore_label=255)
@@ -108,13 +110,47 @@ def test_ood_set_rejects_or_ignores_undeclared_values(tmp_path):
     assert read_label(path, lenient).tolist() == [[0, 1, 255, 255]]
 
 
-def test_palette_and_one_bit_labels(tmp_path):
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_palette_labels(tmp_path, bits):
     palette = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).convert("P")
     palette.putdata([0, 1, 2])
-    palette.save(tmp_path / "p.png")
+    palette.save(tmp_path / "p.png", bits=bits)
+    assert (tmp_path / "p.png").read_bytes()[24:26] == bytes([bits, 3])
     assert read_label(tmp_path / "p.png", CLOSED).tolist() == [[0, 1, 2]]
-    Image.fromarray(np.array([[False, True]])).save(tmp_path / "bit.png")
-    assert read_label(tmp_path / "bit.png", CLOSED).tolist() == [[0, 1]]
+
+
+def shallow_file(folder, name, bits):
+    """A grey file with the values 0 and 1 in these few bits, where the largest value is white."""
+    path = folder / name
+    if name == "a.pgm":
+        path.write_bytes(b"P5 2 1 %d\n\0\1" % (2**bits - 1))
+    elif name == "plain.pgm":
+        path.write_bytes(b"P2 2 1 %d\n0 1\n" % (2**bits - 1))
+    else:  # Pillow writes such files only with a palette
+        image = Image.new("P", (2, 1))
+        image.putpalette(range(3 * 2**bits))
+        image.putdata([0, 1])
+        image.save(path, bits=bits)
+        data = bytearray(path.read_bytes())
+        data[25] = 0  # the type of colour: grey
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+        path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.pgm", "plain.pgm"])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_grey_of_few_bits_is_no_label(tmp_path, name, bits):
+    """Pillow scales it: the 1 would be True, 85 or 17, and programs store 255 as the 1 of 1 bit."""
+    path = shallow_file(tmp_path, name, bits)
+    if name == "a.png":
+        assert Image.open(path).convert("L").getpixel((1, 0)) == 255 // (2**bits - 1)
+    for metadata in (CLOSED, OOD, Metadata(**{**OOD.as_dict(), "undeclared": "ignore"})):
+        with pytest.raises(UserError, match=f"label {path}: .*depth of {bits} .*need 8 bits") as e:
+            read_label(path, metadata)
+        assert "\n" not in str(e.value)
+    label = label_file(tmp_path, [0, 0])  # where a mask is not 0 its labels are void
+    assert read_label(label, CLOSED, shallow_file(tmp_path, name, bits)).tolist() == [[0, 255]]
 
 
 def test_16_bit_labels(tmp_path):
@@ -158,7 +194,8 @@ def test_masks_turn_with_exif(tmp_path, name, mode, turn):
     # What the EXIF standard says of each number.
     upright = [values, values[:, ::-1], values[::-1, ::-1], values[::-1], values.T,
                np.rot90(values, -1), values.T[::-1, ::-1], np.rot90(values)]  # fmt: skip
-    assert read_label(tmp_path / name, CLOSED).tolist() == upright[turn - 1].tolist()
+    found = read_values(tmp_path / name, "ego mask" if mode == "1" else "label")
+    assert found.astype(int).tolist() == upright[turn - 1].tolist()
 
 
 def test_colour_labels_are_refused(tmp_path, write):

@@ -14,6 +14,7 @@ import prepare_poc
 import pytest
 from _common import PrepareError
 from layouts import cityscapes, picture, stripes, write_image
+from PIL import Image
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "datasets"
 STEM = "aachen_000000_000019_leftImg8bit_A-good-photo-of-a-cow_1"
@@ -187,3 +188,9 @@ def test_two_files_of_a_name_are_not_mixed(tmp_path):
             _common.open_source(source, "_labels.png", "_rgb.npz")
     one = _common.open_source(tmp_path / "unpacked" / "v2", "_labels.png")
     assert {name: read() for name, read in one.items()} == {"a_labels.png": b"v2/a_labels.png"}
+
+
+def test_labels_of_one_bit_are_refused(tmp_path):
+    Image.fromarray(np.array([[False, True]])).save(tmp_path / "a.png")
+    with pytest.raises(PrepareError, match=rf"label {tmp_path}/a\.png: .* bit depth of 1 "):
+        _common.read_ids(tmp_path / "a.png")
