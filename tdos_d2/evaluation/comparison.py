@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ from ..files import atomic_write
 from ..untrusted import load_arrays
 from .bootstrap import METRICS, FrameTable, draw_frames, replicates
 
+_ROUNDING = 0.1  # of AP, in percentage points
 FOLDER = "frame_counts"  # below OUTPUT_DIR: <dataset>.<task>.npz of each score
 
 
@@ -60,10 +63,30 @@ def load_frame_table(path: str | os.PathLike) -> FrameTable:
 def load_pairs(
     first: Sequence[str | os.PathLike], second: Sequence[str | os.PathLike]
 ) -> list[tuple[FrameTable, FrameTable]]:
-    """The tables in pairs of files; errors as :func:`load_frame_table`."""
-    return [
-        (load_frame_table(a), load_frame_table(b)) for a, b in zip(first, second, strict=True)
-    ]
+    """The tables in pairs of files.
+
+    Raises:
+        UserError: as :func:`load_frame_table`; or a run's results.json is of another evaluation.
+    """
+    return [(_of_run(Path(a)), _of_run(Path(b))) for a, b in zip(first, second, strict=True)]
+
+
+def _of_run(path: Path) -> FrameTable:
+    """The table of a run, compared with the AP that its results.json has, if there is one."""
+    table = load_frame_table(path)
+    dataset, _, task = path.stem.rpartition(".")
+    file = path.parent.parent / "results.json"
+    stated = None
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        stated = json.loads(file.read_text())[dataset][task]["AP"]
+    if isinstance(stated, float):
+        values, bounds = replicates(table, np.ones((1, len(table.frames))))
+        if not abs(values[0, 0] - stated) <= bounds[0, 0] + _ROUNDING:
+            raise UserError(
+                f"{path} is of another evaluation than {file}: AP {values[0, 0]:.1f}, not "
+                f"{stated:.1f}; evaluate with TEST.FRAME_COUNTS True"
+            )
+    return table
 
 
 def paired_differences(

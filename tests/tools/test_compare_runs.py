@@ -46,6 +46,17 @@ def test_differences(compare):
     assert rows[0]["deviation"] is None
 
 
+def test_counts_of_an_earlier_evaluation(compare, tmp_path):
+    """A later one without TEST.FRAME_COUNTS wrote results.json, and left them."""
+    for stated in (49.95, 50.0, None):
+        results = {"own": {"ood": {"AP": stated}}}
+        (tmp_path / "flat" / "results.json").write_text(json.dumps(results))
+        assert compare("--first", "flat", "--second", "perfect")[0]["mean"] == 50
+    (tmp_path / "flat" / "results.json").write_text('{"own": {"ood": {"AP": 51.5}}}')
+    with pytest.raises(UserError, match=r"own\.ood\.npz is of another .* AP 50\.0, not 51\.5"):
+        compare("--first", "flat", "--second", "perfect")
+
+
 def test_two_scores_of_one_run(compare):
     rows = compare("--first", "flat", "--second", "flat", "--task", "ood", "ood_memory")
     assert rows[0]["mean"] == 50
