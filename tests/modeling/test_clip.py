@@ -15,7 +15,7 @@ from torch import nn
 import tdos_d2.modeling.clip.loading as build_module
 from tdos_d2.errors import UserError
 from tdos_d2.modeling.clip import TextTower, ViTTower, build_clip, tokenize
-from tdos_d2.modeling.clip.towers import _resize_positions
+from tdos_d2.modeling.clip.towers import _fused_attention, _resize_positions
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -186,12 +186,35 @@ def test_activation(kind, name, activation, quick, level, why, tmp_path, monkeyp
         ("tiny", "hf-hub:nobody/clip", "hf-hub:nobody/clip is an address"),
         ("no-such-model", "", "no-such-model"),
         ("ViT-B-16", "no_such_tag", "no_such_tag"),
+        ("ViT-L-14-worldwide", "", "another text encoder"),  # mT5's tokenizer
+        ("ViT-L-14-CLIPA", "", "another text encoder"),  # BERT's, the embedding at the last token
+        ("ViT-B-16-SigLIP", "", "another text encoder"),
     ],
 )
 def test_what_cannot_be_built_is_named(name, weights, named):
     with pytest.raises(UserError, match=named) as error:
         build_clip(name, weights)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["pool_type", "final_ln_after_pool", "attentional_pool"])
+def test_image_encoders_with_another_embedding_are_named(key, monkeypatch):
+    config = build_module._model_config("tiny")
+    config["vision_cfg"][key] = "avg" if key == "pool_type" else True
+    monkeypatch.setattr(build_module, "_model_config", lambda _: config)
+    with pytest.raises(UserError, match="MODEL.CLIP.NAME: 'tiny' has another image encoder"):
+        build_clip("tiny", "")
+
+
+def test_the_switch_of_attention_is_restored_when_the_last_thread_leaves():
+    enabled = torch.backends.mha.get_fastpath_enabled
+    assert enabled()
+    for _ in range(2):
+        _fused_attention.__enter__()
+    _fused_attention.__exit__()
+    assert not enabled()
+    _fused_attention.__exit__()
+    assert enabled()
 
 
 def test_a_tag_that_cannot_be_fetched(monkeypatch, caplog):

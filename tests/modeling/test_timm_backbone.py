@@ -164,7 +164,7 @@ def test_query_noise_changes_patches_of_the_region_only(name, size):
 )
 def test_the_reference_of_the_vision_loss_sees_the_region_too(name, augmentation):
     """So that the term is 0 at the start: only weights tell the two encoders apart."""
-    encoder = backbone(name, augmentation=augmentation, frozen=False).eval()
+    encoder = backbone(name, augmentation=augmentation, frozen=False, frozen_norm=True).eval()
     loss = VisionLoss(encoder)
     images, region = torch.randn(1, 3, 64, 64), torch.zeros(1, 64, 64)
     region[:, :32, 16:] = 1

@@ -62,7 +62,7 @@ def plain(model: nn.Module) -> Iterator[nn.Module]:
     with ExitStack() as stack:
         enter = stack.enter_context
         enter(mock.patch.object(deformable_attention, "_attend", sampled_per_level))
-        enter(mock.patch.object(towers, "_fused_attention", nullcontext))
+        enter(mock.patch.object(towers, "_fused_attention", nullcontext()))
         enter(mock.patch.object(linear, "mkl_is_slow", lambda: False))
         enter(mock.patch.object(linear.SelfAttention, "forward", nn.MultiheadAttention.forward))
         enter(mock.patch.dict(model.window, batch=1))

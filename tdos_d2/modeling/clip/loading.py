@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 QUICK_GELU_SUFFIX = "-quickgelu"
 ACTIVATIONS = ("auto", "gelu", "quick_gelu")
 
+_VOCABULARY = 49408  # tokens of CLIP's tokenizer
 # Entries of OpenAI's archives beside weights; plain open_clip state dicts have none of them.
 _OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
 
@@ -130,8 +131,17 @@ def _model_config(base: str) -> dict[str, Any]:
 
 def _build_architecture(base: str, quick_gelu: bool) -> nn.Module:
     config = _model_config(base)
-    if "custom_text" in config or "hf_model_name" in config.get("text_cfg", {}):
+    text, vision = config.get("text_cfg", {}), config.get("vision_cfg", {})
+    # The towers read the embedding at the end token of CLIP's own vocabulary, under a causal mask,
+    # and the image embedding at the class token.
+    others = ("hf_model_name", "hf_tokenizer_name", "no_causal_mask", "embed_cls")
+    own = text.get("vocab_size", _VOCABULARY) == _VOCABULARY
+    own = own and text.get("pool_type", "argmax") == "argmax"
+    if "custom_text" in config or any(map(text.get, others)) or not own:
         raise UserError(f"MODEL.CLIP.NAME: '{base}' has another text encoder than CLIP's")
+    others = ("final_ln_after_pool", "attentional_pool", "no_ln_pre")
+    if any(map(vision.get, others)) or vision.get("pool_type", "tok") != "tok":
+        raise UserError(f"MODEL.CLIP.NAME: '{base}' has another image encoder than CLIP's")
     config["quick_gelu"] = quick_gelu
     return _open_clip().CLIP(**config)
 

@@ -8,8 +8,8 @@ the results agree with the public functions to 1e-5.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -70,7 +70,7 @@ class ViTTower(nn.Module):
         x = x + _resize_positions(visual.positional_embedding, self.grid_size, grid).to(x.dtype)
         x = visual.ln_pre(x)
         taps = []
-        with _fused_attention():
+        with _fused_attention:
             for number, block in enumerate(visual.transformer.resblocks, start=1):
                 if region is not None and number in self.noisy_blocks:
                     x = self._perturbed(block, x, coverage(region, grid))
@@ -180,24 +180,37 @@ class TextTower(nn.Module):
         length = tokens.shape[1]
         x = tokens + self.positional_embedding[:length].to(tokens.dtype)
         # The upper left part of a causal mask is the causal mask of a shorter sequence.
-        with _fused_attention():
+        with _fused_attention:
             x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
         x = self.ln_final(x)
         return x[torch.arange(len(x), device=x.device), end] @ self.text_projection
 
 
-@contextmanager
-def _fused_attention() -> Iterator[None]:
+class _FusedAttention:
     """Let nn.MultiheadAttention use ``scaled_dot_product_attention`` also without gradients.
 
-    Its "fast path" for evaluation stores the attention matrix, and is slower.
+    Its "fast path" for evaluation stores the attention matrix, and is slower. The switch is one of
+    the process: the first thread that enters turns it off, the last that leaves restores it.
     """
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._before = threading.Lock(), 0, True
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._before = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                torch.backends.mha.set_fastpath_enabled(self._before)
+
+
+_fused_attention = _FusedAttention()
 
 
 def _resize_positions(table: Tensor, stored: tuple[int, int], grid: Sequence[int]) -> Tensor:
