@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -35,8 +34,6 @@ from .modeling.semantic_augmentation import SemanticAugmentation, build_augmenta
 from .modeling.text.stored import StoredText
 from .modeling.training_events import record_batch
 from .modeling.word_maps import word_maps
-
-logger = logging.getLogger(__name__)
 
 # Prompts, and other parameters per class or query.
 HEADS = (
@@ -133,7 +130,6 @@ class TDOS(ImageModel):
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
         node = cfg.MODEL.TDOS
-        use_tf32(cfg.MODEL.TF32)
         names = class_names(cfg)
         all_names, num_queries = [*names, node.OOD_NAME], len(names) + 1 + node.NUM_NEGATIVE
         backbone = build_backbone(cfg)
@@ -375,11 +371,3 @@ def _projection(backbone: Backbone, text_dim: int) -> nn.Module:
     width = backbone.output_shape()["dense"].channels
     in_text_space = getattr(backbone, "in_text_space", False) and width == text_dim
     return nn.Identity() if in_text_space else nn.Linear(width, text_dim)
-
-
-def use_tf32(on: bool) -> None:
-    """Apply ``MODEL.TF32`` to the process; logs the setting on a GPU that supports TF32."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0):
-        products = "from factors rounded to TF32" if on else "in full"
-        logger.info("MODEL.TF32 is %s: float32 products are computed %s", on, products)

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
 
-import tdos_d2.tdos as build_module
 from tdos_d2.errors import UserError
+from tdos_d2.modeling import image_model
 
 
 def sample(height: int, width: int, num_labels: int = 4, seed: int = 0) -> dict:
@@ -291,12 +291,15 @@ def test_embeddings_of_regions_are_in_full_precision_under_autocast(model):
     torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("architecture", ["TDOS", "NormalityMemory"])
 @pytest.mark.parametrize("on", [True, False])
-def test_tf32(tiny_cfg, monkeypatch, on):
+def test_tf32(tiny_cfg, monkeypatch, on, architecture):
+    tiny_cfg.MODEL.META_ARCHITECTURE = architecture
+    tiny_cfg.MODEL.MEMORY.LEVELS = ["tap3"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     lines = []
-    monkeypatch.setattr(build_module.logger, "info", lambda text, *_: lines.append(text))
+    monkeypatch.setattr(image_model.logger, "info", lambda text, *_: lines.append(text))
     tiny_cfg.MODEL.TF32 = on
     switches = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [switch.allow_tf32 for switch in switches]

@@ -261,12 +261,13 @@ class OODPredictor:
         result = {
             "labels": labels.astype(np.uint8),
             "sem_seg": known,
-            "ood_score": arrays["ood_score"],
+            # Copies: kept alone, a view would keep the maps of all classes and scores.
+            "ood_score": arrays["ood_score"].copy(),
             "word_scores": {},
         }
         if words is not None:
             for key in _OF_WORDS:
-                result[key] = dict(zip(words, arrays[key], strict=True))
+                result[key] = dict(zip(words, arrays[key].copy(), strict=True))
         return result
 
     def _word_list(self) -> tuple[list[str], Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from ..value_checks import check_positive
 from .backbone import pixel_statistics_for
 from .memory import Encoded, FeaturesOf
 from .sliding_window import check_window, needs_windows, slide, slide_encoder, windows
+
+logger = logging.getLogger(__name__)
 
 
 class ImageModel(nn.Module):
@@ -57,6 +60,7 @@ class ImageModel(nn.Module):
     @staticmethod
     def image_config(cfg) -> dict[str, Any]:
         """The arguments from the config."""
+        use_tf32(cfg.MODEL.TF32)
         check_positive(cfg, "MODEL", "PIXEL_STD")
         check_positive(cfg, "TEST.WINDOW", "STRIDE", "BATCH")
         # Of the weights also where a config was not completed: build_model(cfg) in a script.
@@ -138,3 +142,11 @@ class ImageModel(nn.Module):
         """The share of the padded height and width that is image."""
         height, width = image.shape[-2:]
         return height / self._padded_size(height), width / self._padded_size(width)
+
+
+def use_tf32(on: bool) -> None:
+    """Apply ``MODEL.TF32`` to the process; logs the setting on a GPU that supports TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0):
+        products = "from factors rounded to TF32" if on else "in full"
+        logger.info("MODEL.TF32 is %s: float32 products are computed %s", on, products)

@@ -52,6 +52,7 @@ def test_result_is_that_of_evaluation(trained_cfg, tmp_path):
         assert result["ood_score"].dtype == result["sem_seg"].dtype == np.float32
         assert result["labels"].dtype == np.uint8
         assert np.array_equal(result["labels"], result["sem_seg"].argmax(0))
+        assert result["ood_score"].base is None  # kept alone, it keeps no other maps
 
 
 def test_a_list_gives_what_single_images_give(trained_cfg):

@@ -163,10 +163,10 @@ def test_what_is_kept_is_limited(tiny, tmp_path):
     video = write_video(tmp_path / "drive.mp4", 60)
     trial = predict(models, name, video, limits=Limits(session_mb=1))
     assert len(trial.frames) == 30
-    kept = sum(
-        frame.image.nbytes + sum(v.nbytes for v in result.values() if isinstance(v, np.ndarray))
-        for frame, result in trial.frames
-    )
+    arrays = [(frame.image, *result.values()) for frame, result in trial.frames]
+    arrays = [v for of_frame in arrays for v in of_frame if isinstance(v, np.ndarray)]
+    assert all(v.base is None for v in arrays)  # a view would keep more than its own bytes
+    kept = sum(v.nbytes for v in arrays)
     assert kept == 30 * 30_720
 
 

@@ -219,7 +219,8 @@ def predict(
         for frame, share in _read(path, is_video, of_pixel, limits):
             with model.busy:
                 result = model.predictor(frame.image, asked or None)
-            result["sem_seg"] = result["sem_seg"][:0]  # large, and only the labels are shown
+            # Large, and only the labels are shown. Not a view, which would keep all of it.
+            result["sem_seg"] = np.empty((0, *result["labels"].shape), np.float32)
             frames.append((frame, result))
             report(share)
     except UserError as error:
