@@ -102,15 +102,7 @@ class Video:
             raise UserError(f"video {self.path} has no frames in the given time")
         capture = cv2.VideoCapture(str(self.path))
         try:
-            count = 0
-            if first:
-                # Some formats cannot seek and stay in place: then frames are skipped one by one.
-                capture.set(cv2.CAP_PROP_POS_FRAMES, first)
-                if (there := int(capture.get(cv2.CAP_PROP_POS_FRAMES))) == first:
-                    count = first
-                elif there:
-                    capture.release()
-                    capture = cv2.VideoCapture(str(self.path))
+            count = 0  # no seeking: FFmpeg seeks by time, which gives other frames at varying rates
             while count < end and capture.grab():
                 if count >= first and (count - first) % self.span.every == 0:
                     there, image = capture.retrieve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from pathlib import Path
@@ -25,9 +26,12 @@ from tdos_d2.inference.sources import (
 
 @pytest.fixture(scope="module", params=["mp4v.mp4", "MJPG.avi"])
 def ride(request, tmp_path_factory) -> Path:
+    return write_ride(tmp_path_factory.mktemp("ride") / request.param)
+
+
+def write_ride(path: Path) -> Path:
     """60 frames, 10 per second."""
-    path = tmp_path_factory.mktemp("ride") / request.param
-    code = cv2.VideoWriter.fourcc(*request.param[:4])
+    code = cv2.VideoWriter.fourcc(*path.name[:4])
     writer = cv2.VideoWriter(str(path), code, 10.0, (80, 48))
     for i in range(60):
         writer.write(numbered(i))
@@ -51,6 +55,25 @@ def test_frames_of_a_video(ride, span, expected):
     assert [frame.index for frame in frames] == [number(frame.image) for frame in frames]
     assert [frame.index for frame in frames] == list(expected) and video.length == len(expected)
     assert [frame.time for frame in frames] == pytest.approx([i / 10 for i in expected])
+
+
+def test_frames_of_a_video_whose_rate_varies(tmp_path):
+    """20 frames of 0.2 s, then 40 of 0.05 s: frames are counted, and times are number / rate."""
+    path = write_ride(tmp_path / "mp4v.mp4")
+    data = path.read_bytes()
+    at = data.index(b"stts") - 4
+    delta = struct.unpack_from(">I", data, at + 20)[0]
+    after = at + 24
+    size, kind, _, keys = struct.unpack_from(">I4sII", data, after)
+    assert kind == b"stss" and keys > 2 and delta % 2 == 0
+    # The longer table of times takes its 8 bytes from that of the key frames.
+    times = struct.pack(">I4s6I", 32, b"stts", 0, 2, 20, 2 * delta, 40, delta // 2)
+    kept = struct.pack(">I4sII", size - 8, kind, 0, keys - 2) + data[after + 16 : after + size - 8]
+    path.write_bytes(data[:at] + times + kept + data[after + size :])
+    for start in (1.0, 2.0, 4.5):
+        frames = list(Video(path, Span(start=start)))
+        assert [number(frame.image) for frame in frames] == list(range(int(10 * start), 60))
+        assert frames[0].index == 10 * start and frames[0].time == start
 
 
 @pytest.mark.parametrize("span", [Span(start=6.0), Span(start=100), Span(start=1.01, end=1.02)])
