@@ -163,13 +163,14 @@ class HandOver:
         return folder
 
     def _write_pictures(self, kept: Sequence[int], data: Path) -> None:
-        videos: dict[str, dict[int, Path]] = {}
+        videos: dict[str, dict[int, list[Path]]] = {}  # a video may be an input twice
         for place in kept:
             entry = self.entry(place)
             target = data / entry["file"]
             target.parent.mkdir(parents=True, exist_ok=True)
             if entry["number"] is not None:
-                videos.setdefault(entry["source"], {})[entry["number"]] = target
+                of_video = videos.setdefault(entry["source"], {})
+                of_video.setdefault(entry["number"], []).append(target)
                 continue
             with suppress(OSError):
                 os.link(os.path.realpath(entry["source"]), target)
@@ -192,17 +193,19 @@ class _Frames:
             yield LabelledFrame(**entry)
 
 
-def _write_frames(source: str, targets: dict[int, Path]) -> None:
-    """Write frames of a video, by their number, as JPEG files."""
+def _write_frames(source: str, targets: dict[int, list[Path]]) -> None:
+    """Write frames of a video as JPEG files, each to the paths under its number."""
     capture = cv2.VideoCapture(source)
     try:
         for number in range(max(targets) + 1):
             if not capture.grab():
                 raise UserError(f"cannot read frame {number} of {source} a second time")
-            if number in targets:
-                _, frame = capture.retrieve()
-                _, data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-                with atomic_write(targets[number]) as file:
+            if number not in targets:
+                continue
+            _, frame = capture.retrieve()
+            _, data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+            for target in targets[number]:
+                with atomic_write(target) as file:
                     file.write(data.tobytes())
     finally:
         capture.release()

@@ -65,6 +65,18 @@ def test_pictures_of_a_video_are_its_frames(model, inputs, tmp_path):
     capture.release()
 
 
+def test_a_video_that_is_an_input_twice(model, inputs, tmp_path):
+    words = ["--input", inputs / "c.mp4", inputs, "--threshold", -1.0, "--format", "coco"]
+    assert predict(model, tmp_path / "out", *words, "--min-area", 1) == 0
+    folder = tmp_path / "out" / "hand_over"
+    files = [i["file_name"] for i in json.loads((folder / "labels.json").read_text())["images"]]
+    assert {name.partition("/")[0] for name in files} == {"c_frames", "c_2_frames", "b.png", "city"}
+    assert all((folder / "data" / name).is_file() for name in files) and len(files) == 8
+    for i in range(3):
+        first, second = (folder / f"data/{name}_frames/{i:06d}.jpg" for name in ("c", "c_2"))
+        assert first.read_bytes() == second.read_bytes()
+
+
 def test_selected_frames(model, inputs, tmp_path):
     """Eight copies of one frame are one event."""
     for i in range(8):
