@@ -49,6 +49,9 @@ class HandOver:
             images, and those frames of videos that have an object.
         words: words that objects may have; they are categories beside "ood".
         valid: (H, W) bool, the pixels whose scores count; None = all.
+
+    Attributes:
+        lost: after ``finish``, a line for each input that could not be read a second time.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class HandOver:
     ) -> None:
         self.output, self.formats, self.select = output, formats, select
         self.categories = ["ood", *dict.fromkeys(word for word in words if word != "ood")]
+        self.lost: list[str] = []
         self._valid = valid
         self._features = EncoderFeatures(predictor.model) if select else None
         self._chooser = FrameChooser()
@@ -114,8 +118,10 @@ class HandOver:
     def finish(self) -> str:
         """Write everything; returns a line that says what is where.
 
+        Pictures that can no longer be read are left out, and ``lost`` says of which inputs.
+
         Raises:
-            UserError: a picture can no longer be read, or the folder cannot be written to.
+            UserError: the folder cannot be written to.
         """
         try:
             return self._write(self._kept(), self._free_folder())
@@ -124,7 +130,7 @@ class HandOver:
 
     def _write(self, kept: Sequence[int], folder: Path) -> str:
         (folder / "data").mkdir(parents=True)
-        self._write_pictures(kept, folder / "data")
+        kept = self._write_pictures(kept, folder / "data")
         frames = _Frames(self, kept)
         if COCO in self.formats:
             write_coco(folder / "labels.json", frames, self.categories)
@@ -162,22 +168,24 @@ class HandOver:
             folder = self.output / f"{HAND_OVER}_{number}"
         return folder
 
-    def _write_pictures(self, kept: Sequence[int], data: Path) -> None:
+    def _write_pictures(self, kept: Sequence[int], data: Path) -> list[int]:
+        """Write the pictures; returns those of ``kept`` whose picture is there."""
         videos: dict[str, dict[int, list[Path]]] = {}  # a video may be an input twice
+        targets = {}
         for place in kept:
             entry = self.entry(place)
-            target = data / entry["file"]
+            source, target = entry["source"], data / entry["file"]
+            targets[place] = target
             target.parent.mkdir(parents=True, exist_ok=True)
             if entry["number"] is not None:
-                of_video = videos.setdefault(entry["source"], {})
-                of_video.setdefault(entry["number"], []).append(target)
-                continue
-            with suppress(OSError):
-                os.link(os.path.realpath(entry["source"]), target)
-                continue
-            shutil.copyfile(entry["source"], target)
-        for source, targets in videos.items():
-            _write_frames(source, targets)
+                videos.setdefault(source, {}).setdefault(entry["number"], []).append(target)
+            elif not _copy(source, target):
+                self.lost.append(f"cannot read {source} a second time")
+        for source, of_video in videos.items():
+            unread = _write_frames(source, of_video)
+            if unread is not None:
+                self.lost.append(f"cannot read frame {unread} of {source} a second time")
+        return [place for place, target in targets.items() if target.is_file()]
 
 
 class _Frames:
@@ -193,19 +201,40 @@ class _Frames:
             yield LabelledFrame(**entry)
 
 
-def _write_frames(source: str, targets: dict[int, list[Path]]) -> None:
-    """Write frames of a video as JPEG files, each to the paths under its number."""
+def _copy(source: str, target: Path) -> bool:
+    """Link or copy an image; returns whether it could be read."""
+    with suppress(OSError):
+        os.link(os.path.realpath(source), target)
+        return True
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        if error.filename != source:
+            raise
+        return False
+    return True
+
+
+def _write_frames(source: str, targets: dict[int, list[Path]]) -> int | None:
+    """Write frames of a video as JPEG files, each to the paths under its number.
+
+    Returns:
+        The number of the first frame that cannot be read; None if all can.
+    """
     capture = cv2.VideoCapture(source)
     try:
         for number in range(max(targets) + 1):
             if not capture.grab():
-                raise UserError(f"cannot read frame {number} of {source} a second time")
+                return number
             if number not in targets:
                 continue
-            _, frame = capture.retrieve()
+            there, frame = capture.retrieve()
+            if not there:
+                return number
             _, data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
             for target in targets[number]:
                 with atomic_write(target) as file:
                     file.write(data.tobytes())
     finally:
         capture.release()
+    return None

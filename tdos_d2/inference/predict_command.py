@@ -217,7 +217,7 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         UserError: an option or the model is invalid.
-        SystemExit: 1 = some inputs could not be read; 130 = interrupted.
+        SystemExit: 1 = some inputs could not be read, or read a second time; 130 = interrupted.
     """
     how = video_options(args)
     words = _check(args)
@@ -276,8 +276,7 @@ def run(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         interrupted = True
         print(f"interrupted: {task.done} inputs are complete in {output}", file=sys.stderr)
-    if hand_over is not None:
-        print(hand_over.finish())
+    lost = _finish(hand_over) if hand_over is not None else False
     if how.alarm and (task.output / EVENTS).is_file():
         print(f"events: {write_page(task.output)}")
     if task.images and how != VideoOptions(rate=how.rate):
@@ -289,8 +288,16 @@ def run(args: argparse.Namespace) -> None:
     print(f"{task.done} inputs predicted, {task.failed} not; results in {output}")
     if joined:
         print(f"tables of all {shard.count} shards joined: {joined}")
-    if task.failed:
+    if task.failed or lost:
         sys.exit(1)
+
+
+def _finish(hand_over: HandOver) -> bool:
+    """Write the folder for annotators; returns whether it lacks an input."""
+    print(hand_over.finish())
+    for said in hand_over.lost:
+        print(printable(f"not handed over: {said}"), file=sys.stderr)
+    return bool(hand_over.lost)
 
 
 def _check(args: argparse.Namespace) -> list[str] | None:

@@ -12,6 +12,7 @@ from test_predict import picture, predict, records, write_video
 
 from tdos_d2.errors import UserError
 from tdos_d2.inference import OODPredictor
+from tdos_d2.inference.hand_over import HandOver
 
 
 @pytest.fixture
@@ -63,6 +64,32 @@ def test_pictures_of_a_video_are_its_frames(model, inputs, tmp_path):
         handed = cv2.imread(str(tmp_path / "out" / f"hand_over/data/c_frames/{i:06d}.jpg"))
         assert np.abs(handed - frame).mean() < 6
     capture.release()
+
+
+def test_inputs_that_cannot_be_read_twice(model, inputs, tmp_path, monkeypatch, capsys):
+    """The others are handed over, and the run goes on to its end."""
+    write_video(inputs / "d.mp4", 3)
+    original = HandOver.finish
+
+    def finish(self):
+        write_video(inputs / "c.mp4", 2)
+        (inputs / "city" / "a.png").unlink()
+        return original(self)
+
+    monkeypatch.setattr(HandOver, "finish", finish)
+    words = ["--input", inputs, "--threshold", -1.0, "--min-area", 1, "--format", "coco"]
+    assert predict(model, tmp_path / "out", *words, "--select", "worst:99") == 1
+    folder = tmp_path / "out" / "hand_over"
+    files = [i["file_name"] for i in json.loads((folder / "labels.json").read_text())["images"]]
+    frames = [f"{name}_frames/{i:06d}.jpg" for name in "cd" for i in range(3)]
+    assert sorted(files) == ["b.png", *frames[:2], *frames[3:]]
+    assert all((folder / "data" / name).is_file() for name in files)
+    assert len((folder / "selected.txt").read_text().splitlines()) == 6
+    said = capsys.readouterr()
+    assert "6 of 8 frames for labelling in" in said.out
+    assert "4 inputs predicted, 0 not" in said.out
+    for lost in (f"frame 2 of {inputs / 'c.mp4'}", inputs / "city" / "a.png"):
+        assert f"not handed over: cannot read {lost} a second time" in said.err
 
 
 def test_a_video_that_is_an_input_twice(model, inputs, tmp_path):
