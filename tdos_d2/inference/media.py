@@ -234,11 +234,11 @@ class VideoFile:
 
     Args:
         path: the .mp4 file to write.
-        rate: frames per second.
+        rate: frames per second; the file gets the nearest rate that its codec can have.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
-        self.path, self.rate = path, rate
+        self.path, self.rate = path, _possible_rate(rate)
         self._temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
         self._writer: cv2.VideoWriter | None = None
         self._frames = 0
@@ -265,7 +265,7 @@ class VideoFile:
         self._frames += 1
 
     def close(self, keep: bool) -> None:
-        """Give the file its name if it is to be kept, else delete it.
+        """Give the file its name if it is to be kept and has frames, else delete it.
 
         Raises:
             UserError: the file lacks frames; OpenCV does not report a full disk.
@@ -273,7 +273,7 @@ class VideoFile:
         try:
             if self._writer is not None:
                 self._writer.release()
-                if keep:
+                if keep and self._frames:
                     self._check()
                     self._temporary.replace(self.path)
         finally:
@@ -288,6 +288,14 @@ class VideoFile:
                 f"cannot write {self.path}: {there} of {self._frames} frames are in it: is the "
                 "disk full?"
             )
+
+
+def _possible_rate(rate: float) -> float:
+    """The nearest frame rate for MPEG-4: OpenCV makes it a fraction of up to three decimals, whose
+    numerator has 16 bits."""
+    rate = min(max(rate, 0.002), 65535)
+    digits = next(n for n in (3, 2, 1, 0) if rate * 10**n < 65535.5)
+    return round(rate, digits)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import pytest
 from test_predict import picture, predict, read_video, records, write_video
 
 from tdos_d2.errors import UserError
+from tdos_d2.inference.media import video_files
 from tdos_d2.inference.predictor import OODPredictor
 
 WIDTH, HEIGHT = 160, 96
@@ -108,6 +109,30 @@ def test_frames_of_other_sizes(model, drive, tmp_path):
     assert len(of_frames) == record["frames"] == 3
     assert "the frames are not of one size" in record["error"]
     assert len(read_video(tmp_path / "out" / "drive_score.mp4")) == 3
+
+
+@pytest.mark.parametrize(
+    ("rate", "written"),
+    [(1 / 3600, 0.002), (0.001, 0.002), (29.97, 29.97), (65.5354, 65.535), (66.667, 66.67),
+     (119.957, 119.96), (239.4567, 239.46), (655.39, 655.4), (65534.6, 65535), (9e4, 65535)],
+)  # fmt: skip
+def test_any_frame_rate_can_be_written(tmp_path, rate, written):
+    path = tmp_path / "a.mp4"
+    with video_files([path], rate) as (video,):
+        video.add(picture(0))
+        video.add(picture(1))
+    assert len(read_video(path)) == 2
+    assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) == pytest.approx(written, abs=1e-3)
+
+
+def test_videos_that_cannot_be_written(model, drive, tmp_path, monkeypatch):
+    """As OpenCV refuses them; that is the reason in the table."""
+    monkeypatch.setattr("cv2.VideoWriter.isOpened", lambda self: False)
+    assert predict(model, tmp_path / "out", "--input", drive, "--sequence", 4) == 1
+    (record,) = records(tmp_path / "out")
+    path = tmp_path / "out" / "drive_score.mp4"
+    assert record["error"] == f"OpenCV cannot write the video {path}" and record["frames"] == 0
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["predictions.jsonl"]
 
 
 def test_live_input(model, camera, tmp_path):
