@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 from ..errors import UserError
@@ -25,7 +25,7 @@ _ENVIRONMENT = page_environment(Path(__file__).parent)
 class EventLog:
     """Writes each event when it ends, and keeps none in memory: the page is made from the table.
 
-    Rows of earlier runs are kept.
+    Rows of earlier runs are kept. If the last one was cut off, as by a full disk, it is ended.
 
     Args:
         folder: existing folder for ``events.csv``, ``events.html`` and the pictures.
@@ -38,9 +38,10 @@ class EventLog:
         self.folder = folder
         self.table = folder / TABLE
         if self.table.is_file() and self.table.stat().st_size:
-            with open(self.table, newline="", encoding="utf-8") as file:
+            with _open(self.table) as file:
                 if tuple(next(csv.reader(file), ())) != COLUMNS:
                     raise UserError(f"{self.table} is not a table of events: name another folder")
+            self._end_last_row()
         else:
             self._append(COLUMNS)
 
@@ -71,19 +72,30 @@ class EventLog:
         ])  # fmt: skip
         return True
 
+    def _end_last_row(self) -> None:
+        with _open(self.table) as file:
+            quotes, last = 0, ""
+            for line in file:
+                quotes, last = quotes + line.count('"'), line
+        quote = '"' if quotes % 2 else ""
+        if quote or not last.endswith("\n"):
+            with open(self.table, "a", newline="", encoding="utf-8") as file:
+                file.write(f"{quote}\n")
+
     def _append(self, row: Sequence[Any]) -> None:
         with open(self.table, "a", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow(row)
 
 
 def write_page(folder: Path) -> Path:
-    """Write ``events.html`` from all rows of ``events.csv``, the highest score first.
+    """Write ``events.html`` from all complete rows of ``events.csv``, the highest score first.
 
     Returns:
         The path of the page.
     """
-    with open(folder / TABLE, newline="", encoding="utf-8") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: -float(row["peak_score"]))
+    with _open(folder / TABLE) as file:
+        complete = (row for row in csv.DictReader(file) if None not in (*row, *row.values()))
+        rows = sorted(complete, key=lambda row: -float(row["peak_score"]))
     page = folder / PAGE
     text = _ENVIRONMENT.get_template("events_page.html").render(
         events=rows, inputs=len({row["input"] for row in rows}), table=TABLE
@@ -91,6 +103,11 @@ def write_page(folder: Path) -> Path:
     with atomic_write(page) as file:
         file.write(text.encode())
     return page
+
+
+def _open(table: Path) -> IO[str]:
+    """Open it for reading; a letter that was cut off is no error."""
+    return open(table, newline="", encoding="utf-8", errors="replace")
 
 
 def words_of(found: Mapping[str, Any]) -> str:

@@ -57,6 +57,20 @@ def test_table_and_page(tmp_path):
     assert [(tmp_path / unquote(p)).read_bytes() for p in page.pictures] == [b"a picture"] * 2
 
 
+@pytest.mark.parametrize("cut", ["a.mp4,1,0.0", 'a.mp4,1,0.0,"<elk>, s', "a.mp4,1,0.0,\xe9", "\n"])
+def test_a_row_that_was_cut_off(tmp_path, cut):
+    """It is skipped, also if cut within quotes or a letter, and no other row is joined to it."""
+    EventLog(tmp_path).add("first.mp4", tmp_path / "first_events", track(1, 2.0))
+    with open(tmp_path / "events.csv", "ab") as file:
+        file.write(cut.encode("utf-8")[: -1 if cut.endswith("\xe9") else None])
+    write_page(tmp_path)
+    for name in ("second.mp4", "third.mp4"):  # each by another run
+        assert EventLog(tmp_path).add(name, tmp_path / "other_events", track(2, 1.0))
+        text = " ".join(Page(write_page(tmp_path).read_text()).texts)
+        assert name in text and "first.mp4" in text and "a.mp4" not in text
+    assert "3 events in 3 inputs" in " ".join(text.split())
+
+
 def test_no_events(tmp_path):
     EventLog(tmp_path)
     page = write_page(tmp_path).read_text()
