@@ -10,6 +10,7 @@ METHODS = ("off", "ema", "flow")
 # to WEIGHT / (2 - WEIGHT) = 1/4; the average is 1.5 frames old.
 WEIGHT = 0.4
 _HEIGHT = 360  # of the images that the flow is computed on
+_LEAST = 12  # pixels of a side of these images: the flow of smaller ones is an error in OpenCV
 _RESIDUAL = 20.0  # grey levels of 255; the flow is rejected where the difference is larger
 
 
@@ -57,7 +58,8 @@ class FlowAverage(MovingAverage):
     OpenCV's dense optical flow (Kroeger et al., "Fast Optical Flow using Dense Inverse Search",
     2016) tells where each pixel was in the previous frame. Where that is outside the frame or looks
     different (occluded before, or a wrong flow), only the score of the current frame is used.
-    Keeps one score map and one small grey image.
+    Keeps one score map and one small grey image. Of frames that are too small or too narrow for the
+    flow, the average is that of :class:`MovingAverage`.
     """
 
     def __init__(self, weight: float = WEIGHT) -> None:
@@ -70,6 +72,8 @@ class FlowAverage(MovingAverage):
 
     def _mix(self, image: np.ndarray, score: np.ndarray, average: np.ndarray) -> np.ndarray:
         now = _small_grey(image)
+        if min(now.shape) < _LEAST:
+            return super()._mix(image, score, average)
         flow = self._flow.calc(now, self._before, None)  # from each pixel to where it was
         height, width = now.shape
         columns, rows = np.meshgrid(np.arange(width), np.arange(height))

@@ -33,6 +33,14 @@ def test_average_of_a_picture_that_stands_still(kind):
     np.testing.assert_array_equal(smooth(np.zeros((10, 12, 3), np.uint8), other), other)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (1, 1), (4, 100), (11, 12), (2000, 40), (12, 12)])
+def test_frames_that_are_too_small_for_the_flow(size):
+    smooth, image = FlowAverage(0.25), np.random.default_rng(0).integers(0, 256, (*size, 3), "u1")
+    found = [smooth(image, np.full(size, value)) for value in (8.0, 4.0, 0.0)]
+    assert [x.shape for x in found] == [size] * 3
+    assert [x[0, 0] for x in found] == pytest.approx([8.0, 7.0, 5.25])
+
+
 def test_the_average_moves_with_the_picture():
     """A camera that turns by 6 pixels per frame, and an object that stands in the scene."""
     plain, moved = MovingAverage(), FlowAverage()
