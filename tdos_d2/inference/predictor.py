@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -134,7 +135,7 @@ class OODPredictor:
                 or infinity.
         """
         names = None if words is None else split_words(words)
-        if bgr_image is None or isinstance(bgr_image, (np.ndarray, str)):
+        if bgr_image is None or isinstance(bgr_image, (np.ndarray, str, os.PathLike)):
             return self._predict(bgr_image, names)
         return [self._predict(image, names) for image in bgr_image]
 

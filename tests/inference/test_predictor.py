@@ -316,7 +316,7 @@ def test_wrong_config(trained_cfg):
 @pytest.mark.parametrize(
     "image",
     [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3)),
-     np.zeros((0, 4, 3), np.uint8), None, "a.png"],
+     np.zeros((0, 4, 3), np.uint8), None, "a.png", Path("a.png")],
 )  # fmt: skip
 def test_wrong_images(trained_cfg, image):
     with pytest.raises(ValueError, match="uint8 expected"):
