@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ def choose_threshold(
         UserError: the requested threshold does not exist or is for another score; a file is
             damaged, or belongs to another checkpoint.
     """
-    if isinstance(wanted, float):
-        return Threshold(wanted, min_area, f"threshold {wanted:g}, as given")
+    if isinstance(wanted, Real) and not isinstance(wanted, bool):
+        return Threshold(float(wanted), min_area, f"threshold {float(wanted):g}, as given")
     if wanted is not None and predictor.weights is None:
         raise UserError(f"--threshold {wanted}: MODEL.WEIGHTS must be a file")
     calibration = None if wanted == BEST_F1 else _calibration(predictor, wanted)

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from tdos_commands.predict import threshold_option
@@ -64,6 +65,10 @@ def test_both_are_there(predictor, tmp_path):
     found = choose_threshold(predictor, "best-f1")
     assert (found.value, found.min_area) == (-1.25, None)
     assert choose_threshold(predictor, 2.5).value == 2.5
+    for number in (2, np.float32(2), np.int64(2)):
+        found = choose_threshold(predictor, number)
+        assert (found.value, found.note) == (2.0, "threshold 2, as given")
+        assert type(found.value) is float
     with pytest.raises(UserError, match="rare.json: .* is for ood_score, the score is log_s_ood"):
         choose_threshold(predictor, str(tmp_path / "rare.json"))
     predictor.score = "ood_score"
