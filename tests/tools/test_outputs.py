@@ -15,12 +15,12 @@ ROOT = Path(__file__).resolve().parents[2]
 # Nothing else that these words name is there: an error about it would come after work was begun.
 FILES = {
     "tools/calibrate.py": [
-        "--config-file", "absent.yaml", "--images", "absent", "--false-alarm-rate", "0.1",
+        "--config-file", "demo.yaml", "--images", "absent", "--false-alarm-rate", "0.1",
         "--output", "PLACE",
     ],
     "tools/encode_text.py": ["--clip-weights", "absent", "--names", "x", "--output", "PLACE.npz"],
     "tools/evaluate_scores.py": ["--dataset", "x", "--scores", "absent", "--per-frame", "PLACE"],
-    "tools/export_model.py": ["--config-file", "absent.yaml", "--output", "PLACE.pt2"],
+    "tools/export_model.py": ["--config-file", "demo.yaml", "--output", "PLACE.pt2"],
     "tools/mine_ood_words.py": ["--classes", "x", "--wordnet", "absent", "--output", "PLACE"],
     "datasets/verify.py": ["absent", "--json", "PLACE"],
     "datasets/prepare_coco_outliers.py": ["--output", "PLACE"],
@@ -34,8 +34,8 @@ FOLDERS = {
     "tools/evaluate_scores.py --show-dir": [
         "--dataset", "absent", "--scores", "absent", "--show-dir", "PLACE",
     ],
-    "tools/predict.py": ["--config-file", "absent", "--input", "absent", "--output", "PLACE"],
-    "tools/visualize_data.py": ["--config-file", "absent", "--output", "PLACE"],
+    "tools/predict.py": ["--config-file", "demo.yaml", "--input", "absent", "--output", "PLACE"],
+    "tools/visualize_data.py": ["--config-file", "demo.yaml", "--output", "PLACE"],
     "datasets/prepare_cityscapes.py": ["--output", "PLACE"],
     "datasets/prepare_fs_laf.py": ["--output", "PLACE"],
     "datasets/prepare_fs_static.py": ["--output", "PLACE"],

@@ -103,7 +103,7 @@ def test_processes_are_shards(monkeypatch, tmp_path):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     monkeypatch.setattr(sys, "stdin", open(write(tmp_path / "list", "a.png\n")))  # noqa: SIM115
-    words = ["--config-file", "x", "--input", "-", "--output", "y", "--processes", "3"]
+    words = ["--config-file", "demo.yaml", "--input", "-", "--output", "y", "--processes", "3"]
     words += ["--opts", "A", "B"]
     with pytest.raises(SystemExit) as caught:
         run(words)
@@ -127,7 +127,7 @@ def write(path, text):
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/-2", "1.5/2"])
 def test_shards_that_are_none(capsys, text):
-    words = ["--config-file", "x", "--input", "y", "--output", "z", "--shard", text]
+    words = ["--config-file", "demo.yaml", "--input", "y", "--output", "z", "--shard", text]
     with pytest.raises(SystemExit):
         run(words)
     assert "--shard: I/N is needed" in capsys.readouterr().err
