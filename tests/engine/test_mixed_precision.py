@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.engine import SimpleTrainer
-from trainings import assert_same, interrupted_copy, train
+from trainings import SpoiltGradient, assert_same, interrupted_copy, train
 
 import tdos_d2.engine.steps as steps_module
 import tdos_d2.engine.trainer as trainer_module
@@ -49,16 +49,6 @@ def test_resume_with_mixed_precision_switched(small_cfg, tmp_path, monkeypatch, 
     assert scales == [16.0 if before else None, (16.0 if before else 8.0) if now else None]
 
 
-class NaNGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * float("nan")
-
-
 @pytest.mark.parametrize(("allowed", "last"), [(0, 3), (2, 5)])
 def test_gradients_that_no_loss_scale_helps_stop_training(
     small_cfg, tmp_path, monkeypatch, allowed, last
@@ -69,8 +59,11 @@ def test_gradients_that_no_loss_scale_helps_stop_training(
     small_cfg.OUTPUT_DIR = str(tmp_path)
     trainer = Trainer(small_cfg)
     trainer.resume_or_load(resume=False)
-    spoil = NaNGradient.apply
-    trainer.model.register_forward_hook(lambda *args: {k: spoil(v) for k, v in args[-1].items()})
+
+    def spoil(model, inputs, losses):
+        return {k: SpoiltGradient.apply(v, float("nan")) for k, v in losses.items()}
+
+    trainer.model.register_forward_hook(spoil)
     with pytest.raises(UserError, match=f"iteration {last}: the gradient is not finite"):
         trainer.train()
     assert trainer._trainer.skipped == allowed + 1

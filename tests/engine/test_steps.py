@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainings import SpoiltGradient
 
 from tdos_d2.engine import Trainer
 from tdos_d2.engine.steps import gradient_norm
@@ -38,16 +39,6 @@ def at(iterations, value):
     return spoil
 
 
-class InfiniteGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * float("inf")
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "gradient"])
 def test_training_stops_and_keeps_the_batch(small_cfg, value):
     what = "gradient" if value == "gradient" else "loss"
@@ -56,7 +47,7 @@ def test_training_stops_and_keeps_the_batch(small_cfg, value):
         if trainer.iter == 1:
             old = losses["loss_score_map"]
             losses["loss_score_map"] = (
-                InfiniteGradient.apply(old) if what == "gradient" else old * value
+                SpoiltGradient.apply(old, float("inf")) if what == "gradient" else old * value
             )
         return losses
 

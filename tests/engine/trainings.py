@@ -12,6 +12,19 @@ import torch
 from tdos_d2.engine import Trainer
 
 
+class SpoiltGradient(torch.autograd.Function):
+    """The value itself, whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.factor, None
+
+
 def train(cfg, folder, *, resume: bool = False, **solver) -> Trainer:
     cfg = cfg.clone()
     for key, value in solver.items():
