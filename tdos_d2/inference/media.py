@@ -151,12 +151,7 @@ def _files_in(folder: Path, output: Path, results: set[str]) -> dict[str, Path]:
     """Images and videos by their path below the folder; adds other runs' results to ``results``."""
     known = IMAGES | VIDEOS
     inside = [output] if output.resolve() != folder.resolve() else []
-    files = {name: folder / name for name in find_files(folder, without=inside)}
-    for path in files.values():
-        if path.name == TABLE:
-            results |= read_results(path)
-    found = {name: path for name, path in files.items() if path.suffix.lower() in known}
-    say_unread(folder, files)
+    found = _known_files(folder, known, results, inside)
     if not found:
         raise UserError(f"{folder} has no images or videos ({', '.join(sorted(known))})")
     return found
@@ -172,16 +167,26 @@ def list_frames(images: Path | None, dataset: str | None) -> list[str]:
         return [record["file_name"] for record in get_dicts(dataset)]
     if not images.is_dir():
         raise UserError(f"--images: {images} is no folder")
-    files = [images / name for name in find_files(images)]
-    results = {path for file in files if file.name == TABLE for path in read_results(file)}
-    say_unread(images, map(str, files))
-    found = [file for file in files if file.suffix.lower() in IMAGES]
+    results: set[str] = set()
+    found = _known_files(images, IMAGES, results)
     if not found:
         raise UserError(f"--images: {images} has no image ({', '.join(sorted(IMAGES))})")
-    return [str(file) for file in found if os.path.realpath(file) not in results]
+    return [str(file) for file in found.values() if os.path.realpath(file) not in results]
 
 
-def say_unread(folder: Path, names: Iterable[str]) -> None:
+def _known_files(
+    folder: Path, known: set[str], results: set[str], without: Sequence[Path] = ()
+) -> dict[str, Path]:
+    """Files of these kinds by their path below the folder; adds results in it to ``results``."""
+    files = {name: folder / name for name in find_files(folder, without=without)}
+    for path in files.values():
+        if path.name == TABLE:
+            results |= read_results(path)
+    _say_unread(folder, files)
+    return {name: path for name, path in files.items() if path.suffix.lower() in known}
+
+
+def _say_unread(folder: Path, names: Iterable[str]) -> None:
     """Say on standard error how many of the files are pictures of kinds that are not read."""
     kinds = Counter(PurePosixPath(name).suffix.lower() for name in names)
     if left_out := {kind: kinds[kind] for kind in _UNREAD if kinds[kind]}:
