@@ -31,6 +31,11 @@ def check_positive(cfg: CfgNode, section: str, *names: str) -> None:
     _check(cfg, section, names, "greater than 0", lambda x: min(numbers_in(x), default=1) > 0)
 
 
+def check_not_negative(cfg: CfgNode, section: str, *names: str) -> None:
+    """As :func:`check_positive`, but 0 is allowed."""
+    _check(cfg, section, names, "0 or greater", lambda x: min(numbers_in(x), default=0) >= 0)
+
+
 def check_share(cfg: CfgNode, section: str, *names: str) -> None:
     """As :func:`check_positive`, but for numbers from 0 to 1."""
     _check(cfg, section, names, "0 to 1", lambda x: 0 <= x <= 1)

@@ -27,6 +27,7 @@ from ..loading.checkpoint import TDOSCheckpointer
 from ..loading.config_checks import check_model
 from ..loading.config_files import holds_encoders, local_weights
 from ..modeling.fusion import fuse_for_prediction
+from ..modeling.sliding_window import windows_at_once
 from ..modeling.text.stored import StoredText
 from ..modeling.text.word_embeddings import WordEmbeddings, split_words
 from ..modeling.weight_files import weights_follow
@@ -203,7 +204,8 @@ class OODPredictor:
         words, embeddings = self._word_list()
         if not words:
             return [[] for _ in boxes]
-        found, step = [], self.model.window["batch"]
+        step = windows_at_once(self.model.window["batch"], self.model.device)
+        found = []
         for start in range(0, len(boxes), step):
             crops = [
                 _crop(bgr_image, regions == i + 1, boxes[i], self.channels)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
-from ..value_checks import check_positive
+from ..value_checks import check_not_negative, check_positive
 from .backbone import pixel_statistics_for
 from .memory import Encoded, FeaturesOf
 from .sliding_window import check_window, needs_windows, slide, slide_encoder, windows
@@ -27,7 +27,7 @@ class ImageModel(nn.Module):
         pixel_std: per channel.
         window_size: side of the sliding window in pixels, 0 = whole image.
         window_stride: stride of the window in pixels.
-        window_batch: windows per forward pass.
+        window_batch: windows per forward pass; 0 = 1 on a CPU, 4 on a GPU.
         window_decode: "window" decodes every window and averages the outputs, as published; "image"
             averages the encoder's maps and decodes once.
 
@@ -47,7 +47,7 @@ class ImageModel(nn.Module):
         pixel_std: Sequence[float],
         window_size: int = 0,
         window_stride: int = 341,
-        window_batch: int = 4,
+        window_batch: int = 0,
         window_decode: str = "window",
     ) -> None:
         super().__init__()
@@ -62,7 +62,8 @@ class ImageModel(nn.Module):
         """The arguments from the config."""
         use_tf32(cfg.MODEL.TF32)
         check_positive(cfg, "MODEL", "PIXEL_STD")
-        check_positive(cfg, "TEST.WINDOW", "STRIDE", "BATCH")
+        check_positive(cfg, "TEST.WINDOW", "STRIDE")
+        check_not_negative(cfg, "TEST.WINDOW", "BATCH")
         # Of the weights also where a config was not completed: build_model(cfg) in a script.
         mean, std = pixel_statistics_for(cfg)
         return {

@@ -29,6 +29,14 @@ def window_starts(length: int, size: int, stride: int) -> list[int]:
     return [max(min(i * stride, length - size), 0) for i in range(count)]
 
 
+def windows_at_once(batch: int, device: torch.device) -> int:
+    """Windows per forward pass: ``batch``, or if that is 0 the number that suits the device.
+
+    On a CPU several windows take as long together as one by one, and their maps more memory.
+    """
+    return batch or (1 if device.type == "cpu" else 4)
+
+
 def slide(
     image: Tensor,
     predict: Callable[[Tensor], Tensor],
@@ -45,7 +53,7 @@ def slide(
         predict: (B, 3, h, w) -> (B, C, h, w).
         size: side of the window in pixels; 0 = the whole image.
         stride: stride of the window in pixels.
-        batch: windows per call of ``predict``.
+        batch: windows per call of ``predict``; 0 = by the device.
 
     Returns:
         (C, H, W) mean over the windows that cover a pixel.
@@ -83,7 +91,7 @@ def slide_encoder(
         size: side of the window in pixels, rounded up to a multiple of ``cell``.
         stride: stride of the window in pixels, rounded down to a multiple of ``cell``, so that the
             cells of windows are cells of the image.
-        batch: windows per call of ``encode``.
+        batch: windows per call of ``encode``; 0 = by the device.
         cell: side in pixels of the encoder's coarsest cell.
 
     Returns:
@@ -128,7 +136,8 @@ def needs_windows(image: Tensor, size: int) -> bool:
 def windows(
     image: Tensor, size: int, stride: int, batch: int
 ) -> Iterator[tuple[list[tuple[int, int]], Tensor]]:
-    """At most ``batch`` corners (y, x) and windows (B, 3, h, w) at a time."""
+    """At most ``batch`` corners (y, x) and windows (B, 3, h, w) at a time; 0 = by the device."""
+    batch = windows_at_once(batch, image.device)
     height, width = image.shape[-2:]
     h, w = min(size, height), min(size, width)
     corners = [

@@ -137,7 +137,7 @@ def test_files(tmp_path, files, expected):
         ("MODEL.SEM_AUG.NUM", (0, 3), "greater than 0"),
         ("MODEL.SEM_AUG.SIZE", (0.5, 0.1), "(smallest, largest)"),
         ("MODEL.TDOS.OVERSAMPLE_RATIO", 0.5, "1 or greater"),
-        ("TEST.WINDOW.BATCH", 0, "greater than 0"),
+        ("TEST.WINDOW.BATCH", -1, "0 or greater"),
     ],
 )
 def test_parts_check_their_own_values(tiny_cfg, key, value, expected):
