@@ -20,9 +20,9 @@ def fuse_for_prediction(model: nn.Module) -> nn.Module:
     """Fuse linear layers in place: the same maps up to rounding, with fewer layers.
 
     BatchNorm layers of a convolutional encoder are folded into the convolution before them, and the
-    encoder uses channels-last maps; the last deconvolution of a ``ScaleNeck`` and the following 1x1
-    convolution of the pixel decoder are merged. The model can no longer be trained, saved or
-    loaded.
+    encoder uses channels-last maps; the factor of CLIP's QuickGELU is folded into the layers around
+    it; the last deconvolution of a ``ScaleNeck`` and the following 1x1 convolution of the pixel
+    decoder are merged. The model can no longer be trained, saved or loaded.
 
     Args:
         model: a meta-architecture with a ``backbone``, on its device.
@@ -36,6 +36,7 @@ def fuse_for_prediction(model: nn.Module) -> nn.Module:
         _fuse_norms(backbone)
         backbone.memory_format = torch.channels_last
         backbone.to(memory_format=torch.channels_last)
+    _fold_quick_gelu(model)
     neck, decoder = getattr(model, "neck", None), getattr(model, "pixel_decoder", None)
     if isinstance(neck, ScaleNeck) and isinstance(decoder, TextPixelDecoder):
         # The decoder's inputs are coarsest first; its finest level has a separate layer.
@@ -96,6 +97,22 @@ def _fuse_norms(encoder: nn.Module) -> None:
 def _behind(norm: nn.Module) -> nn.Module:
     """The operations of a BatchNorm layer after normalisation; timm's includes the activation."""
     return nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
+
+
+def _fold_quick_gelu(model: nn.Module) -> None:
+    """x sigmoid(1.702 x) is SiLU of 1.702 x, divided by 1.702: one step in place instead of three.
+
+    The three and their memory take a third of the time of the feed-forward layer before them.
+    """
+    for part in model.modules():
+        layers = list(part) if type(part) is nn.Sequential else []
+        # By name: importing open_clip for it would take seconds that other models do not need.
+        if [type(layer).__name__ for layer in layers[1:2]] != ["QuickGELU"] or len(layers) != 3:
+            continue
+        layers[0].weight.mul_(1.702)
+        layers[0].bias.mul_(1.702)
+        layers[2].weight.div_(1.702)
+        part[1] = nn.SiLU(inplace=True)
 
 
 def _joined(deconv: nn.ConvTranspose2d, conv: nn.Conv2d) -> nn.ConvTranspose2d:

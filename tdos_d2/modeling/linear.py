@@ -1,4 +1,4 @@
-"""Linear layers whose products are computed by oneDNN on processors on which MKL is slow.
+"""Linear layers and attention whose products are computed by oneDNN where MKL is slow.
 
 torch multiplies float32 matrices with MKL, which uses AVX-512 only on Intel's processors: on an AMD
 EPYC that has it, a product takes more than twice as long as with oneDNN, which torch brings too,
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 _CPUINFO = Path("/proc/cpuinfo")
 _POINTWISE = (1, 1), "zeros"  # kernel and padding mode
+# Fewest keys for which attention head by head is faster than torch's, and most weights at a time.
+_MIN_KEYS, _MAX_WEIGHTS = 512, 2**20
 
 
 @cache
@@ -100,6 +102,30 @@ class _Linear(torch.autograd.Function):
         )
 
 
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """``F.scaled_dot_product_attention`` of (B, H, Q, D), (B, H, S, D) and (B, H, S, D).
+
+    Without gradients, many keys and products of oneDNN, one head at a time: torch's own kernel has
+    products that use no AVX-512 either.
+    """
+    tensors = query, key, value
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    if trained or key.shape[-2] < _MIN_KEYS or not _for_onednn(query, key):
+        return F.scaled_dot_product_attention(query, key, value)
+    batch, heads, queries, dim = query.shape
+    rows = max(_MAX_WEIGHTS // key.shape[-2], 1)
+    output = query.new_empty((batch, queries, heads, value.shape[-1]))
+    query = query * dim**-0.5
+    for i in range(batch):
+        for head in range(heads):
+            for block in range(0, queries, rows):
+                part = slice(block, block + rows)
+                weights = _product(query[i, head, part], key[i, head])
+                torch.softmax(weights, -1, out=weights)
+                output[i, part, head] = _product(weights, value[i, head].T)
+    return output.transpose(1, 2)
+
+
 class Linear(nn.Linear):
     """``nn.Linear`` with :func:`linear`."""
 
@@ -149,7 +175,10 @@ class SelfAttention(nn.MultiheadAttention):
         projected = linear(query, self.in_proj_weight, self.in_proj_bias)
         q, k, v = projected.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)
+        if attn_mask is None and not dropout:
+            x = attention(q, k, v)
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)
         x = x.transpose(1, 2).flatten(2)  # concatenate the heads
         return linear(x, self.out_proj.weight, self.out_proj.bias), None
 

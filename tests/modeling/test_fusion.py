@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from detectron2.modeling import build_model
+from open_clip.transformer import QuickGELU
 from torch import nn
 
 from tdos_d2.modeling.backbone import TimmBackbone
@@ -43,11 +44,13 @@ def test_scores_stay(kind, tiny_cfg):
     cfg = tiny_cfg
     if kind == "resnet":
         cfg.MODEL.BACKBONE.NAME, cfg.MODEL.CLIP.NAME = "CLIPModifiedResNet", "tiny-rn"
+    cfg.MODEL.CLIP.ACTIVATION = "quick_gelu"
     cfg.TEST.WINDOW.SIZE = 0
     torch.manual_seed(0)
     model = trained(build_model(cfg))
     fused = fuse_for_prediction(copy.deepcopy(model).train())  # as --eval-only builds it
     torch.testing.assert_close(scores(fused), scores(model), atol=1e-4, rtol=1e-4)
+    assert layers(fused, QuickGELU) == 0 < layers(fused, nn.SiLU) == layers(model, QuickGELU)
     if kind == "vit":
         # Patches of 8 pixels: one level is enlarged, and its 1x1 convolution is gone.
         assert layers(fused.pixel_decoder, nn.Conv2d) == layers(model.pixel_decoder, nn.Conv2d) - 1

@@ -150,6 +150,26 @@ def test_attention_is_that_of_torch(products, masked, slow, monkeypatch):
     assert len(products) == 6 * slow
 
 
+@pytest.mark.parametrize(("queries", "most"), [(7, 2**20), (7, 12), (1, 3)])
+def test_attention_head_by_head(products, queries, most, monkeypatch):
+    """Also in blocks of rows, down to one, as long sequences need it."""
+    monkeypatch.setattr(module, "_MIN_KEYS", 6)
+    monkeypatch.setattr(module, "_MAX_WEIGHTS", most)
+    torch.manual_seed(0)
+    # Heads of one tensor, as a projection gives them: no layout that oneDNN likes.
+    query, key, value = torch.randn(2, 6, 3, 3, 4).permute(2, 0, 3, 1, 4)
+    query = torch.randn(2, queries, 3, 4).transpose(1, 2)
+    expected = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
+    torch.testing.assert_close(module.attention(query, key, value), expected.float())
+    blocks = -(-queries // max(most // 6, 1))
+    assert len(products) == 2 * 2 * 3 * blocks
+    # Few keys, and what is trained, are torch's.
+    products.clear()
+    module.attention(query, key[:, :, :5], value[:, :, :5])
+    result = module.attention(query, key.requires_grad_(), value)
+    assert not products and result.requires_grad
+
+
 def test_only_torchs_own_layers_change():
     class Own(nn.Linear):
         pass

@@ -141,7 +141,8 @@ def tdos(way: str, args: argparse.Namespace) -> Callable[[np.ndarray], dict[str,
     with suppress(UserError):  # none ship with most configs: only speed is asked for
         use_shipped_weights(cfg, args.config_file)
     if not args.opts and cfg.MODEL.CLIP.WEIGHTS and not cfg.MODEL.WEIGHTS:
-        cfg.MODEL.CLIP.WEIGHTS = ""
+        # With the activation that those weights need: it takes a tenth of ViT-B's time.
+        cfg.MODEL.CLIP.WEIGHTS, cfg.MODEL.CLIP.ACTIVATION = "", "quick_gelu"
     cfg.TEST.WINDOW.DECODE = "image" if way == "image" else cfg.TEST.WINDOW.DECODE
     check_model(cfg)
     model = build_model(cfg).eval()
