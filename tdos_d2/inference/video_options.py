@@ -22,7 +22,7 @@ def video_options(args: argparse.Namespace) -> VideoOptions:
     if args.alarm and not args.events:
         raise UserError("--alarm needs --events")
     if not args.start < args.end:
-        raise UserError("--start is before --end")
+        raise UserError("--end must be after --start")
     usual = {"temporal": VideoOptions().temporal, **dataclasses.asdict(Span())}
     changed = [f"--{name}" for name, value in usual.items() if getattr(args, name) != value]
     changed += ["--events"] * args.events

@@ -152,7 +152,7 @@ def test_live_input(model, camera, tmp_path):
         (["--temporal", "flow"], "--temporal is for frames in order: name a video, or use --seq"),
         (["--events", "--threshold", "1"], "--events is for frames in order"),
         (["--every", "2"], "--every is for frames in order"),
-        (["--sequence", "5", "--start", "2", "--end", "0:01"], "--start is before --end"),
+        (["--sequence", "5", "--start", "2", "--end", "0:01"], "--end must be after --start"),
         (["--sequence", "5", "--alarm", "1", "2", "3"], "--alarm needs --events"),
         (["--sequence", "5", "--events", "--alarm", "3", "2", "3"], "1 <= N <= M"),
         (["--sequence", "5", "--events"], "--events: no objects are looked for"),
