@@ -66,7 +66,7 @@ def check_run(cfg: CfgNode, args: Namespace) -> list[str]:
     if cfg.MODEL.META_ARCHITECTURE == "TDOS" and not args.eval_only:
         _check_method(cfg, args)
     _check_class_names(cfg)
-    return notes
+    return notes if args.eval_only else [*notes, *_renamed_classes(cfg)]
 
 
 def _check_surroundings(cfg: CfgNode, args: Namespace) -> list[str]:
@@ -212,3 +212,19 @@ def _check_class_names(cfg: CfgNode) -> None:
                 "(MODEL.TDOS.CLASS_NAMES, or those of its checkpoint)"
             )
         check_order(cfg.MODEL.TDOS.CLASS_NAMES, name)
+
+
+def _renamed_classes(cfg: CfgNode) -> list[str]:
+    """A line for the log if the model calls classes of its training set by other names.
+
+    A config made for another dataset with as many classes does so without an error.
+    """
+    name, names = cfg.DATASETS.TRAIN[0], cfg.MODEL.TDOS.CLASS_NAMES
+    pairs = zip(MetadataCatalog.get(name).get("stuff_classes", ()), names, strict=False)
+    other = [f"'{of_set}' is '{own}'" for of_set, own in pairs if of_set.lower() != own.lower()]
+    if not other:
+        return []
+    return [
+        f"MODEL.TDOS.CLASS_NAMES renames classes of dataset '{name}': {', '.join(other)} "
+        '("[]" takes the names of the dataset)'
+    ]

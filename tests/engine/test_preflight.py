@@ -217,6 +217,13 @@ def test_class_names_are_filled_in(small_cfg, tmp_path):
     assert small_cfg.MODEL.TDOS.OOD_NAME == "animal"
 
 
+def test_classes_by_other_names_are_in_the_log(small_cfg):
+    assert check_run(small_cfg, Namespace(**ARGS)) == []
+    small_cfg.MODEL.TDOS.CLASS_NAMES = ["Road", "bottle", "sky"]
+    (note,) = check_run(small_cfg, Namespace(**ARGS))
+    assert "'traffic sign' is 'bottle', 'car' is 'sky' (" in note and "'road'" not in note
+
+
 def test_test_set_of_other_classes(small_cfg):
     small_cfg.DATASETS.TEST = small_cfg.DATASETS.TRAIN
     small_cfg.DATASETS.TRAIN = ("two_classes",)
