@@ -14,6 +14,7 @@ from .errors import UserError
 from .files import check_regular, stays_inside
 
 MAX_TEXT = 2**24  # bytes of a text or JSON file
+MAX_LIST = 2**27  # bytes of a list of files: more than a million paths
 MAX_YAML = 2**17  # bytes; PyYAML needs a few seconds for this
 MAX_ARRAYS = 2**30  # bytes of all arrays in a file, unpacked
 _MAX_NODES = 100_000  # of a YAML file, including repetitions by aliases
@@ -38,13 +39,13 @@ def read_text(path: str | os.PathLike, most: int = MAX_TEXT) -> str:
 
 
 def read_lines(path: str | os.PathLike, what: str) -> list[str]:
-    """Lines of a UTF-8 file, such as a list of paths.
+    """Lines of a UTF-8 file of at most ``MAX_LIST`` bytes, such as a list of paths.
 
     Raises:
         UserError: "<what>: <cause>", it cannot be read.
     """
     try:
-        return read_text(path).splitlines()
+        return read_text(path, MAX_LIST).splitlines()
     except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{what}: {cause}") from error

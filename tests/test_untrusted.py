@@ -18,7 +18,7 @@ from tdos_d2.data.reading import image_size, read_values
 from tdos_d2.errors import UserError, exit_with_one_line, printable
 from tdos_d2.evaluation.score_files import read_score
 from tdos_d2.files import find_files, stays_inside
-from tdos_d2.untrusted import check_zip, load_arrays, parse_yaml, read_json, read_text
+from tdos_d2.untrusted import check_zip, load_arrays, parse_yaml, read_json, read_lines, read_text
 
 ROOT = Path(__file__).resolve().parents[1]
 # What runs code in a file or knows no limits, and the module that may call it.
@@ -45,6 +45,11 @@ def test_text_is_read_up_to_a_limit(tmp_path):
         read_text(tmp_path / "a", 5)
     with pytest.raises(ValueError, match="device"):
         read_text("/dev/zero")
+
+
+def test_a_list_may_name_a_million_files(tmp_path):
+    (tmp_path / "list.txt").write_text("camera/front/2026-01-01/frame_0000000.jpg\n" * 10**6)
+    assert len(read_lines(tmp_path / "list.txt", "list")) == 10**6
 
 
 @pytest.mark.parametrize("text", ["[" * 10**6, '{"a":' * 10**5, "1" * 5000, "{", "\xff"])
