@@ -60,7 +60,7 @@ def check_runnable(
         UserError: the first problem; the message names the key or file.
     """
     check_values(cfg)
-    register_datasets(cfg)
+    register_datasets(cfg, needed=check_surroundings is not None)
     _check_channel_order(cfg)
     notes = [*use_cpu_without_gpu(cfg), *use_pixel_statistics(cfg)]
     notes += warn_of_slow_bfloat16(cfg, eval_only=eval_only)

@@ -51,7 +51,8 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
 
     Raises:
         UserError: no such file, not YAML, an unknown key, a value of the wrong type, an odd number
-            of words, a wrong list of datasets; the message names file and key.
+            of words, a wrong list of datasets, or none of that name, if it is one of the pairs; the
+            message names file and key.
     """
     cfg = default_config()
     if config_file:
@@ -73,7 +74,7 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     with _user_errors("command line"):
         cfg.merge_from_list(list(opts))
     check_values(cfg)
-    register_datasets(cfg)
+    register_datasets(cfg, needed="DATASETS.REGISTER" in opts)
     return cfg
 
 
@@ -140,8 +141,13 @@ def _check_trusted(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
     )
 
 
-def register_datasets(cfg: CfgNode) -> None:
+def register_datasets(cfg: CfgNode, *, needed: bool = True) -> None:
     """Import ``MODEL.IMPORTS`` and register ``DATASETS.REGISTER``, if any, in each process.
+
+    Args:
+        cfg: the config.
+        needed: False = the file of ``DATASETS.REGISTER`` may be missing: a model is also used where
+            the datasets of its training are not.
 
     Raises:
         UserError: a module cannot be imported; see also ``tdos_d2.data.register_from_file``.
@@ -155,8 +161,9 @@ def register_datasets(cfg: CfgNode) -> None:
         except Exception as error:  # the user's code may raise any type
             reason = _one_line(error) or type(error).__name__
             raise UserError(f"MODEL.IMPORTS: cannot import '{module}': {reason}") from error
-    if cfg.DATASETS.get("REGISTER"):  # not in a config of another project
-        register_from_file(cfg.DATASETS.REGISTER)
+    path = cfg.DATASETS.get("REGISTER")  # not in a config of another project
+    if path and (needed or Path(path).expanduser().exists()):
+        register_from_file(path)
 
 
 def use_cpu_without_gpu(cfg: CfgNode) -> list[str]:

@@ -16,6 +16,7 @@ from tdos_d2.engine import check_run, load_config
 from tdos_d2.engine import train_command as command
 from tdos_d2.errors import UserError
 from tdos_d2.loading.checkpoint import TDOSCheckpointer
+from tdos_d2.loading.config_checks import check_model
 
 ROOT = Path(__file__).parents[2]
 ARGS = {"num_gpus": 1, "num_machines": 1, "resume": False, "eval_only": False}
@@ -215,6 +216,14 @@ def test_class_names_are_filled_in(small_cfg, tmp_path):
     small_cfg.MODEL.TDOS.OOD_NAME = "animal"
     check_run(small_cfg, Namespace(**{**ARGS, "eval_only": True}))
     assert small_cfg.MODEL.TDOS.OOD_NAME == "animal"
+
+
+def test_prediction_needs_no_list_of_datasets(small_cfg, tmp_path, error_of):
+    small_cfg.DATASETS.REGISTER = str(tmp_path / "gone.yaml")
+    config = tmp_path / "moved.yaml"
+    config.write_text(small_cfg.dump())
+    check_model(load_config(str(config)))
+    assert "DATASETS.REGISTER: cannot read" in error_of(config=config)
 
 
 def test_classes_by_other_names_are_in_the_log(small_cfg):
