@@ -166,7 +166,9 @@ def list_frames(images: Path | None, dataset: str | None) -> list[str]:
     if dataset is not None:
         return [record["file_name"] for record in get_dicts(dataset)]
     if not images.is_dir():
-        raise UserError(f"--images: {images} is no folder")
+        extract = f"ffmpeg -i {images} -vf fps=1 FOLDER/%06d.jpg"
+        hint = f": extract frames, such as by {extract}" if images.suffix.lower() in VIDEOS else ""
+        raise UserError(f"--images: {images} is no folder{hint}")
     results: set[str] = set()
     found = _known_files(images, IMAGES, results)
     if not found:

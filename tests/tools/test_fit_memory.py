@@ -88,7 +88,8 @@ def test_a_frame_that_cannot_be_read(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--images", "nowhere"], "--images: nowhere is no folder"),
+        (["--images", "nowhere"], "--images: nowhere is no folder$"),
+        (["--images", "a.MP4"], "a.MP4 is no folder: extract frames, .* ffmpeg -i a.MP4 "),
         (["--images", "configs"], r"--images: configs has no image \(.*\.jpg"),
         (["--dataset", "camvid_trian"], "did you mean camvid_train"),
     ],
