@@ -15,9 +15,10 @@ from typing import IO, Any
 
 import cv2
 import numpy as np
+from detectron2.data import MetadataCatalog
 from PIL import Image, PngImagePlugin
 
-from ..data.verify.quick import get_dicts
+from ..data.verify.quick import check_registered, get_dicts
 from ..errors import UserError, printable
 from ..files import atomic_write, find_files
 from ..untrusted import read_lines
@@ -158,12 +159,17 @@ def _files_in(folder: Path, output: Path, results: set[str]) -> dict[str, Path]:
 
 
 def list_frames(images: Path | None, dataset: str | None) -> list[str]:
-    """Image files of a dataset, or of a folder and its subfolders without results of predict.py.
+    """Normal frames: image files of a dataset, or of a folder and its subfolders without results of
+    predict.py.
 
     Raises:
-        UserError: the folder or dataset does not exist, or the folder has no images.
+        UserError: the folder or dataset does not exist, or the folder has no images; the dataset is
+            an OOD set, whose anomalies would count as normal.
     """
     if dataset is not None:
+        check_registered(dataset)
+        if MetadataCatalog.get(dataset).get("evaluator_type") == "ood":
+            raise UserError(f"--dataset {dataset} is an OOD set: its frames are not normal")
         return [record["file_name"] for record in get_dicts(dataset)]
     if not images.is_dir():
         extract = f"ffmpeg -i {images} -vf fps=1 FOLDER/%06d.jpg"

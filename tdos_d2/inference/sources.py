@@ -99,7 +99,8 @@ class Video:
         """
         first, end = _bounds(self.span, self.rate, math.inf)
         if first >= min(end, self._whole or math.inf):
-            raise UserError(f"video {self.path} has no frames in the given time")
+            lasts = f": it lasts {self._whole / self.rate:.1f} s" if self._whole else ""
+            raise UserError(f"video {self.path} has no frames in the given time{lasts}")
         capture = cv2.VideoCapture(str(self.path))
         try:
             count = 0  # no seeking: FFmpeg seeks by time, which gives other frames at varying rates

@@ -62,7 +62,8 @@ def check_runnable(
     check_values(cfg)
     register_datasets(cfg, needed=check_surroundings is not None)
     _check_channel_order(cfg)
-    notes = [*use_cpu_without_gpu(cfg), *use_pixel_statistics(cfg)]
+    notes = use_cpu_without_gpu(cfg)
+    use_pixel_statistics(cfg)
     notes += warn_of_slow_bfloat16(cfg, eval_only=eval_only)
     if check_surroundings is not None:
         notes += check_surroundings(cfg)

@@ -191,17 +191,13 @@ def use_cpu_without_gpu(cfg: CfgNode) -> list[str]:
     return []
 
 
-def use_pixel_statistics(cfg: CfgNode) -> list[str]:
+def use_pixel_statistics(cfg: CfgNode) -> None:
     """Set mean and standard deviation of the pixels to those that the model uses.
 
-    Returns lines for the log. Raises UserError as :func:`.pixel_statistics_for` does.
+    Raises UserError as :func:`.pixel_statistics_for` does.
     """
-    notes = []
     for key, right in zip(("PIXEL_MEAN", "PIXEL_STD"), pixel_statistics_for(cfg), strict=True):
-        if list(cfg.MODEL[key]) != right:
-            set_key(cfg, f"MODEL.{key}", right)
-            notes.append(f"MODEL.{key} is {right}, as in MODEL.TIMM.WEIGHTS")
-    return notes
+        set_key(cfg, f"MODEL.{key}", right)
 
 
 def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> list[str]:

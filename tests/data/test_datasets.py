@@ -122,7 +122,7 @@ def test_metadata_of_an_ood_set():
     [
         ({"undeclared": "void"}, "undeclared"),
         ({"protocol": "pixels"}, "anomaly, obstacle"),
-        ({"ood_values": (0, 1)}, "twice"),
+        ({"ood_values": (0, 1)}, "the label value 0 is declared twice"),
         ({"ood_values": (256,)}, "0..255"),
         ({"test_size": (0, 5)}, "test_size"),
     ],

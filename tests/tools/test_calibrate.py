@@ -160,9 +160,11 @@ def test_what_is_not_there(model, frames, tmp_path):
         calibrate(model, tmp_path / "gone")
     with pytest.raises(UserError, match="MODEL.WEIGHTS is empty, and no weights ship"):
         run([*model, "--images", str(frames), "--false-alarm-rate", "0.2"])
+    weights = ["--false-alarm-rate", "0.2", "MODEL.WEIGHTS", str(tmp_path / "model.pth")]
     with pytest.raises(UserError, match="did you mean camvid_train"):
-        words = ["--dataset", "camvid_trian", "--false-alarm-rate", "0.2"]
-        run([*model, *words, "MODEL.WEIGHTS", str(tmp_path / "model.pth")])
+        run([*model, "--dataset", "camvid_trian", *weights])
+    with pytest.raises(UserError, match="road_anomaly is an OOD set"):
+        run([*model, "--dataset", "road_anomaly", *weights])
 
 
 def test_frames_of_the_training(model, frames, tmp_path, capsys):

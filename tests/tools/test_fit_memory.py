@@ -92,6 +92,7 @@ def test_a_frame_that_cannot_be_read(run, tmp_path, capsys):
         (["--images", "a.MP4"], "a.MP4 is no folder: extract frames, .* ffmpeg -i a.MP4 "),
         (["--images", "configs"], r"--images: configs has no image \(.*\.jpg"),
         (["--dataset", "camvid_trian"], "did you mean camvid_train"),
+        (["--dataset", "road_anomaly"], "road_anomaly is an OOD set: its frames are not normal"),
     ],
 )
 def test_what_is_not_there(run, words, message):

@@ -124,8 +124,8 @@ def ood_metadata(
             f"dataset '{name}': protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}"
         )
     values = [*id_values, *ood_values, *ignore_values]
-    if len(set(values)) < len(values):
-        raise UserError(f"dataset '{name}': a label value is declared twice")
+    if twice := {value for value in values if values.count(value) > 1}:
+        raise UserError(f"dataset '{name}': the label value {min(twice)} is declared twice")
     if not all(0 <= value <= 255 for value in values):
         raise UserError(f"dataset '{name}': label values must be in 0..255")
     if test_size is not None and (len(test_size) != 2 or min(test_size) < 1):
