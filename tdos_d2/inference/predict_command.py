@@ -28,7 +28,6 @@ from .events import write_page
 from .frame_predictor import FramePredictor, class_colours
 from .hand_over import HandOver
 from .media import (
-    LIST,
     TABLE,
     group_sequences,
     list_inputs,
@@ -203,13 +202,15 @@ def _config(args: argparse.Namespace) -> CfgNode:
 
 
 def _check_inputs(given: Sequence[str]) -> None:
-    """Raise UserError if ``--input`` has only paths and none of them exists."""
+    """Raise UserError if ``--input`` has only paths and patterns and none of them exists."""
     for word in given:
-        names_others = word == "-" or word.lower().endswith(LIST) or glob.has_magic(word)
         path = os.path.expanduser(word)
-        if names_others or live_source(word) is not None or os.path.exists(path):
+        if word == "-" or live_source(word) is not None or os.path.exists(path):
             return
-    raise UserError(f"--input: no file or folder {given[0]}")
+        if any(glob.iglob(path, recursive=True)):
+            return
+    what = "nothing fits the pattern" if glob.has_magic(given[0]) else "no file or folder"
+    raise UserError(f"--input: {what} {given[0]}")
 
 
 def run(args: argparse.Namespace) -> None:

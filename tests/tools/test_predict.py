@@ -344,10 +344,11 @@ def test_no_checkpoint(model, tmp_path, monkeypatch, capsys):
     )
 
 
-def test_inputs_that_are_not_there_end_it_before_the_model_is_loaded(model, tmp_path, capsys):
-    words = [*model, "--input", "gone", "--output", str(tmp_path / "out")]
-    with pytest.raises(UserError, match="--input: no file or folder gone"):
-        run(words)
+def test_inputs_that_are_not_there_end_it_before_the_model_is_loaded(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("tdos_d2.inference.predict_command.load_config", pytest.fail)
+    for word, what in (("gone", "file or"), ("gone.txt", "file or"), ("gone/*", "pattern")):
+        with pytest.raises(UserError, match=f"--input: no.*{what}.* gone"):
+            run([*model, "--input", word, "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 

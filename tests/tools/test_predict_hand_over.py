@@ -164,7 +164,7 @@ def test_patterns_and_lists_as_inputs(model, inputs, tmp_path, capsys):
     for word, message in (
         (f"{inputs}/*.bmp", "nothing fits the pattern"),
         (tmp_path / "list.txt", "names nothing"),
-        (tmp_path / "gone.txt", "cannot read the list"),
+        (tmp_path / "gone.txt", "no file or folder"),
     ):
         with pytest.raises(UserError, match=f"--input: .*{message}"):
             predict(model, tmp_path / "three", "--input", word)
