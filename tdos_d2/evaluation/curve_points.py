@@ -70,14 +70,14 @@ def central_range(bins: KeyBins, counts: np.ndarray) -> tuple[float, float]:
     """Lowest and highest score, without the outermost thousandth of known and of OOD pixels.
 
     Args:
-        bins, counts: as in ``curve_points``, with at least one OOD or known pixel.
+        bins, counts: as in ``curve_points``; without a known or OOD pixel the range is around 0.
     """
     ends = [
         bins.smallest(int(np.argmax(cumulative >= share * cumulative[-1])))
         for cumulative in counts[counts.any(axis=1)].cumsum(axis=1)
         for share in (_OUTSIDE, 1 - _OUTSIDE)
     ]
-    low, high = min(ends), max(ends)
+    low, high = min(ends, default=0.0), max(ends, default=0.0)
     margin = max(0.5, abs(low) / 100) if low == high else 0.0
     return low - margin, high + margin
 

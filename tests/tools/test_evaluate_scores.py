@@ -234,15 +234,17 @@ def test_coarse_scores_are_noted(run, folder, score, noted):
     assert (f"score maps of {noted}: scores that differ become equal" in err) == bool(noted)
 
 
-@pytest.mark.parametrize("value", [0, 1])
+@pytest.mark.parametrize("value", [0, 1, 255])
 def test_a_set_without_ood_or_known_pixels_is_an_error(run, folder, capsys, value):
     for frame in FRAMES:
         label = np.full((40, 50), value, np.uint8)
         label[20:] = 255
         cv2.imwrite(str(folder / "labels" / f"{frame}.png"), label)
+    options = "--report", str(folder / "report"), "--show-dir", str(folder / "show")
     with pytest.raises(UserError, match=f"'{NAME}' has no metrics: .* no OOD or no known pixel"):
-        run()
+        run(*options)
     assert NAME in capsys.readouterr().out  # the table comes first
+    assert (folder / "report" / "index.html").exists() and (folder / "show").exists()
 
 
 @pytest.mark.parametrize(

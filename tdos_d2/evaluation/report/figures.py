@@ -84,7 +84,8 @@ def _axes(**properties: Any) -> tuple[Any, Any]:
 def _png(figure: Any, axes: Any, legend: str = "best") -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    axes.legend(fontsize=8, loc=legend)
+    if axes.get_legend_handles_labels()[0]:  # none if all pixels are void
+        axes.legend(fontsize=8, loc=legend)
     file = io.BytesIO()
     FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
     return file.getvalue()
