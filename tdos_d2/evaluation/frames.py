@@ -102,19 +102,28 @@ def coarse(score: ArrayLike) -> bool:
 class CheckedFrames:
     """Checks (score, label) pairs in every pass over them.
 
-    It warns once about ``coarse`` scores, and raises the errors of ``check_frame``.
+    It warns once about ``coarse`` scores, and raises the errors of ``check_frame``, and UserError
+    if a pass has another number of frames than the first, such as none.
     """
 
     def __init__(self, frames: Iterable[tuple[ArrayLike, ArrayLike]]) -> None:
         self._frames = frames
         self._warned = False
+        self._number: int | None = None
 
     def __iter__(self) -> Iterator[Frame]:
-        for i, (score, label) in enumerate(self._frames):
+        number = 0
+        for number, (score, label) in enumerate(self._frames, start=1):
             if not self._warned and coarse(score):
                 self._warned = True
                 logger.warning(f"scores of {np.asarray(score).dtype.name}: {COARSE}")
-            yield check_frame(score, label, f"frame {i} (counted from 0)")
+            yield check_frame(score, label, f"frame {number - 1} (counted from 0)")
+        if self._number not in (None, number):
+            raise UserError(
+                f"frames: {self._number} in the first pass over them, {number} in another; pass a "
+                "list, or the generator itself rather than what wraps it, such as a progress bar"
+            )
+        self._number = number
 
 
 def check_space(

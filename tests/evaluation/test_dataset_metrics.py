@@ -11,9 +11,10 @@ import tempfile
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from tdos_d2.errors import UserError
-from tdos_d2.evaluation import evaluate_scores
+from tdos_d2.evaluation import evaluate_breakdown, evaluate_scores
 
 NAMES = ["AP", "AUROC", "FPR95", "F1", "sIoU", "PPV", "mF1"]
 
@@ -55,6 +56,14 @@ def test_list_iterator_and_order_give_identical_results(tmp_path, monkeypatch):
     assert evaluate_scores(frames[::-1]) == expected
     assert os.listdir(tmp_path) == []
     assert 50 < expected["AP"] < 100 and 50 < expected["sIoU"] < 100
+
+
+@pytest.mark.parametrize("evaluate", [evaluate_scores, evaluate_breakdown])
+def test_frames_that_are_gone_after_one_pass_are_an_error(evaluate):
+    """A progress bar around a generator is no iterator: its second pass has no frames."""
+    frames = [(label == 1.0, label) for _, label in make_frames()]  # exact after the first pass
+    with pytest.raises(UserError, match="4 in the first pass over them, 0 in another"):
+        evaluate(tqdm((frame for frame in frames), disable=True))
 
 
 def test_protocol_decides_what_is_too_small():
