@@ -139,8 +139,11 @@ def _frame_of(stem: str, path: Path, owners: dict[str, str]) -> str | None:
     return None
 
 
-def _read_npz(path: Path) -> np.ndarray:
-    with load_arrays(path) as arrays:
+def _read_arrays(path: Path) -> np.ndarray:
+    loaded = load_arrays(path)
+    if isinstance(loaded, np.ndarray):
+        return loaded
+    with loaded as arrays:
         keys = arrays.files
         if KEY not in keys and len(keys) != 1:
             expected = f"one array, or one called '{KEY}', expected"
@@ -191,8 +194,8 @@ def _read_png(path: Path) -> np.ndarray:
 
 
 _READERS: dict[str, Any] = {
-    ".npy": load_arrays,
-    ".npz": _read_npz,
+    ".npy": _read_arrays,  # by the content, whatever the name
+    ".npz": _read_arrays,
     ".h5": _read_hdf5,
     ".hdf5": _read_hdf5,
     ".png": _read_png,

@@ -89,6 +89,14 @@ def test_npz_with_several_arrays(tmp_path):
         read_score(tmp_path / "x.npz")
 
 
+def test_the_content_says_what_a_numpy_file_is(tmp_path):
+    np.save(tmp_path / "x.npy", MAP)
+    np.savez(tmp_path / "y.npz", MAP)
+    for name, other in (("x.npy", "x.npz"), ("y.npz", "y.npy")):
+        (tmp_path / name).rename(tmp_path / other)
+        assert np.array_equal(read_score(tmp_path / other), MAP)
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["scores"] = MAP
