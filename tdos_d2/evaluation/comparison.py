@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -103,12 +104,14 @@ def paired_differences(
         By metric of ``bootstrap.METRICS``.
 
     Raises:
-        UserError: the frames differ.
+        UserError: the frames differ, or their labels.
     """
     frames = sorted(pairs[0][0].frames)
+    pairs = [[_in_order(table, frames) for table in pair] for pair in pairs]
+    _check_labels(itertools.chain.from_iterable(pairs))
     draws = np.concatenate([np.ones((1, len(frames))), draw_frames(len(frames), number, seed)])
     first, second = (
-        np.stack([replicates(_in_order(table, frames), draws)[0] for table in side])
+        np.stack([replicates(table, draws)[0] for table in side])
         for side in zip(*pairs, strict=True)
     )
     found = second - first  # (pairs, metrics, 1 + number), of which the first is the dataset
@@ -129,3 +132,15 @@ def _in_order(table: FrameTable, frames: Sequence[str]) -> FrameTable:
     return table._replace(
         frames=list(frames), counts=table.counts[order], components=table.components[order]
     )
+
+
+def _check_labels(tables: Iterable[FrameTable]) -> None:
+    """Compare what tables of the same frames, in one order, say of the labels."""
+    first, *others = (
+        np.column_stack([table.counts.sum(axis=2), table.components[:, 0]]) for table in tables
+    )  # known and OOD pixels and true components of each frame
+    if any((truth != first).any() for truth in others):
+        raise UserError(
+            "the runs were evaluated on other labels, or with other sizes of components: evaluate "
+            "them again"
+        )

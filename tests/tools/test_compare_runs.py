@@ -57,6 +57,16 @@ def test_counts_of_an_earlier_evaluation(compare, tmp_path):
         compare("--first", "flat", "--second", "perfect")
 
 
+def test_runs_on_other_labels_make_no_pair(compare, tmp_path):
+    """Of the same frames, labelled again between two evaluations."""
+    keep(tmp_path / "relabelled", "ood", [0, 2, 1], [4, 1, 0])
+    with pytest.raises(UserError, match="evaluated on other labels"):
+        compare("--first", "flat", "--second", "relabelled")
+    words = ("--first", "flat", "relabelled", "--second", "perfect", "relabelled")
+    with pytest.raises(UserError, match="evaluated on other labels"):
+        compare(*words)
+
+
 def test_two_scores_of_one_run(compare):
     rows = compare("--first", "flat", "--second", "flat", "--task", "ood", "ood_memory")
     assert rows[0]["mean"] == 50
