@@ -24,15 +24,13 @@ from ..evaluation.evaluators import score_label, score_settings
 from ..evaluation.operating_point import save_operating_point
 from ..evaluation.report.page import write_report
 from ..evaluation.tables import format_rows, results_rows, to_json
+from ..evaluation.threshold_rules import BEST_F1, FPR, TPR
 from ..files import atomic_write, fingerprint
 from ..loading.checkpoint import read_checkpoint_info
 
 logger = logging.getLogger(__name__)
 
-_MARKDOWN_NOTE = (
-    "Percent. Metrics of OOD sets are over all pixels of the set; sIoU, PPV and mF1 are at the "
-    "threshold of the best pixel F1 on the same frames."
-)
+_BEST_F1 = "the threshold of the best pixel F1 on the same frames"
 
 
 def by_dataset(cfg: CfgNode, results: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -63,7 +61,7 @@ def write_results(
     texts = {
         "results.json": to_json(results),
         "results.checkpoint.json": to_json(which),
-        "results.md": f"# Results\n\n{model}\n\n{warning}{markdown}\n\n{_MARKDOWN_NOTE}",
+        "results.md": f"# Results\n\n{model}\n\n{warning}{markdown}\n\n{_note(cfg)}",
         "results.tex": f"% {model}\n% needs \\usepackage{{booktabs}}\n{latex}",
     }
     for name, text in texts.items():
@@ -93,6 +91,19 @@ def report_results(
     folder, model = os.path.join(cfg.OUTPUT_DIR, "report"), _model(cfg, checkpoint)
     path = write_report(folder, model, results_rows(results), list(sections), unlabelled)
     logger.info(f"Report: {path}")
+
+
+def _note(cfg: CfgNode) -> str:
+    """What the numbers of ``results.md`` are, in a paragraph."""
+    rule, threshold = cfg.TEST.THRESHOLD, _BEST_F1
+    if rule != BEST_F1:
+        threshold = f"the threshold of TEST.THRESHOLD {rule}"
+        if cfg.MODEL.TDOS.EXTRA_SCORES and not rule.startswith((f"{FPR}:", f"{TPR}:")):
+            threshold += f", and those of extra scores at {_BEST_F1}"
+    return (
+        "Percent. Metrics of OOD sets are over all pixels of the set; sIoU, PPV and mF1 are at "
+        f"{threshold}."
+    )
 
 
 def _warning(cfg: CfgNode, checkpoint: str | os.PathLike) -> str:

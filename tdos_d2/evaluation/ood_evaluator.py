@@ -363,7 +363,8 @@ class OODEvaluator(FrameEvaluator):
         if not self._report and self._show_dir is None:
             return
         ends = central_range(self._bins, self._counts) if self._comm.is_main else None
-        display = ScoreDisplay(self.label, threshold, *self._comm.share(ends)[0])
+        ends = self._comm.share(ends)[0]
+        display = ScoreDisplay(self.label, threshold, *ends, rule=str(self._rule))
         evaluated = EvaluatedFrames(self._name, self._spool, self._seen, components)
         if self._show_dir is not None:
             write_overlays(evaluated, display, self._show_dir)

@@ -155,7 +155,10 @@ def _evaluate(
         with atomic_write(args.per_frame) as file:
             file.write(f"{format_rows(rows, 'csv')}\n".encode())
         _note(f"per frame: {args.per_frame}")
-    _write_pictures(args, evaluated, sizes, (pixels, threshold), count, shown)
+    ends = central_range(count.bins, count.counts)
+    name = Path(args.scores).resolve().name
+    display = ScoreDisplay(name, threshold, *ends, args.strict, str(rule))
+    _write_pictures(args, evaluated, sizes, display, pixels, count, shown)
     check_defined({args.dataset: {"ood": {"AP": pixels.ap}}})
 
 
@@ -206,14 +209,12 @@ def _write_pictures(
     args: argparse.Namespace,
     evaluated: EvaluatedFrames,
     sizes: tuple[int, int],
-    pixels_and_threshold: tuple[PixelMetrics, float],
+    display: ScoreDisplay,
+    pixels: PixelMetrics,
     count: KeptCounts,
     row: Mapping[str, Any],
 ) -> None:
     """Write the overlays and the report, as requested; ``row`` is the report's table."""
-    pixels, threshold = pixels_and_threshold
-    ends = central_range(count.bins, count.counts)
-    display = ScoreDisplay(Path(args.scores).resolve().name, threshold, *ends, args.strict)
     if args.show_dir is not None:
         write_overlays(evaluated, display, args.show_dir)
         _note(f"overlays: {args.show_dir}")

@@ -48,6 +48,22 @@ def test_results_say_what_auto_fell_back_to(small_cfg, tmp_path):
     assert warning not in written("of iteration 3, which were not saved")
 
 
+@pytest.mark.parametrize(
+    "rule, extra, said",
+    [
+        ("best-f1", ["energy"], "at the threshold of the best pixel F1 on the same frames."),
+        ("fpr:0.01", ["energy"], "at the threshold of TEST.THRESHOLD fpr:0.01."),
+        ("calibrated", [], "at the threshold of TEST.THRESHOLD calibrated."),
+        ("calibrated", ["energy"], "calibrated, and those of extra scores at the threshold of the"),
+    ],
+)
+def test_results_say_which_threshold_components_have(small_cfg, tmp_path, rule, extra, said):
+    small_cfg.OUTPUT_DIR, small_cfg.TEST.THRESHOLD = str(tmp_path), rule
+    small_cfg.MODEL.TDOS.EXTRA_SCORES = extra
+    write_results(small_cfg, {"a": {"ood": {"AP": 1.0}}}, "(none)")
+    assert said in (tmp_path / "results.md").read_text()
+
+
 def test_no_threshold_is_written_beside_weights_that_ship(small_cfg, tmp_path, monkeypatch):
     point = OperatingPoint(score="log_s_ood", threshold=0.5, dataset="odd", f1=50.0)
     evaluator = SimpleNamespace(operating_point=point)

@@ -183,7 +183,11 @@ def test_report_and_overlays(run, folder):
     assert found == [f"{NAME}/{frame}.jpg" for frame in FRAMES]
     assert (folder / "report" / f"{NAME}_pr.png").exists() and "report: " in err
     page = folder / "report" / "index.html"
-    run("--report", str(folder / "report"), "--bootstrap", "50", "--strict")
+    assert "(best pixel F1)" in page.read_text("utf-8")
+    words = ("--bootstrap", "50", "--strict", "--threshold", "fpr:0.01")
+    run("--report", str(folder / "report"), *words)
+    assert "(lowest with FPR &lt;= 0.01)" in page.read_text("utf-8")
+    assert "best pixel F1" not in page.read_text("utf-8")
     assert re.search(r"\d \[\d+\.\d+, \d+\.\d+\]<", page.read_text("utf-8"))
     (folder / "file").write_text("")
     with pytest.raises(UserError, match="--report: .*file is no folder"):

@@ -26,6 +26,7 @@ from ..curve_points import CurvePoints, Histogram, histogram
 from ..dataset_metrics import frame_metrics
 from ..frames import Frame, Spool, frame_id
 from ..pixel_metrics import PixelMetrics
+from ..threshold_rules import BEST_RULE
 
 # Best and worst frames in a report, and how wide their pictures are, in pixels.
 _SHOWN, _WIDTH = 3, 800
@@ -41,6 +42,7 @@ class ScoreDisplay(NamedTuple):
         threshold: score >= threshold is predicted OOD; NaN: no predictions.
         low, high: scores of the darkest and the brightest colour.
         strict: predict score > threshold.
+        rule: what chose the threshold.
     """
 
     score: str
@@ -48,6 +50,7 @@ class ScoreDisplay(NamedTuple):
     low: float
     high: float
     strict: bool = False
+    rule: str = str(BEST_RULE)
 
 
 class ShownFrame(NamedTuple):

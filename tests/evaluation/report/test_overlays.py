@@ -57,6 +57,7 @@ def test_ood_set(cfg, make_set, tmp_path):
     cfg.MODEL.META_ARCHITECTURE = "TDOS"
     cfg.MODEL.TDOS.SCORE = "rba"
     cfg.MODEL.TDOS.EXTRA_SCORES = ["energy"]
+    cfg.TEST.THRESHOLD = "tpr:0.5"
     evaluator = build_evaluator(cfg, "shown_ood", str(tmp_path / "out"))
     results = run(evaluator, dicts, outputs)
     pictures = shown(tmp_path, "shown_ood")
@@ -68,6 +69,7 @@ def test_ood_set(cfg, make_set, tmp_path):
 
     section = evaluator.section
     assert list(section.curves) == ["rba", "energy"] and section.display.score == "rba"
+    assert section.display.rule == "highest with TPR >= 0.5"
     for name, task in (("rba", "ood"), ("energy", "ood_energy")):
         assert section.curves[name][1].ap == results[task]["AP"]
     assert [frame.name for frame in section.worst + section.best] == ["1", "0"]

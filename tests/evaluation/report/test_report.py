@@ -99,7 +99,7 @@ def test_captions_say_what_was_measured(reported):
     # 5 frames of 60x90, 4 rows of each void, 4 objects of 20x40
     assert "frames 5" in text and "25,200 labelled, 12.7 % of them OOD; 6.67 % of all" in text
     assert "my_score" in text and "at least 10 predicted and 5 true pixels" in text
-    threshold = re.search(r"score >= (\S+), the best pixel F1", text).group(1)
+    threshold = re.search(r"score >= (\S+) \(best pixel F1\)", text).group(1)
     assert 1 < float(threshold) < 4
     assert "of 4 frames with OOD and known pixels (1 have not both)" in text
     assert text.index("town/bad") < text.index("Best frames") < text.index("town/perfect")
