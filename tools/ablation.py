@@ -3,9 +3,10 @@
 
 Every config and seed is a run of train_net.py in OUTPUT/<config>/seed<n>, evaluated on the config's
 own test sets: development sets, as long as anything is chosen by them. With --evaluate, the trained
-models are then evaluated on further sets, in OUTPUT/<config>/seed<n>/test: once, at the end. A run
-that has finished is not run again, one that was cut off resumes: the same command carries on, and
-commands side by side may share OUTPUT if they share no run.
+models are then evaluated on further sets, in OUTPUT/<config>/seed<n>/test: once, at the end; again
+only where a set is named that is not there yet. A run that has finished is not run again, one that
+was cut off resumes: the same command carries on, and commands side by side may share OUTPUT if they
+share no run.
 
 OUTPUT/results.md has one row per config: mean and standard deviation (n - 1) of each metric over
 the seeds; and of each config the differences to the one named before it, in pairs of the same seed:
@@ -64,10 +65,14 @@ def run() -> None:
             (folder / "minutes.json").write_text(json.dumps(minutes, allow_nan=False))
     for config, seed in runs if args.evaluate else ():
         folder = args.output / config.stem / f"seed{seed}"
-        if not (folder / TEST / "results.json").is_file():
-            print(f"{config.stem}, seed {seed} on {', '.join(args.evaluate)}", flush=True)
+        file = folder / TEST / "results.json"
+        there = json.loads(file.read_text()) if file.is_file() else {}
+        if not there.keys() >= set(args.evaluate):
+            names = tuple(dict.fromkeys([*there, *args.evaluate]))  # one file holds all results
+            print(f"{config.stem}, seed {seed} on {', '.join(names)}", flush=True)
             weights = ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
-            sets = ["DATASETS.TEST", repr(tuple(args.evaluate)), "TEST.FRAME_COUNTS", "True"]
+            sets = ["DATASETS.TEST", repr(names), "TEST.FRAME_COUNTS", "True"]
+            sets += ["TEST.MISSING", "error"]  # whatever the config does without a set of its own
             _run(config, seed, folder / TEST, ["--eval-only"], [*args.opts, *weights, *sets])
     tables = [markdown_table(args.configs, args.seeds, args.output, args.metrics)]
     if len(args.configs) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import runpy
 import sys
@@ -114,7 +115,9 @@ def test_test_sets_are_evaluated_once_with_the_trained_model(ablation, tmp_path,
     def fake_run(command, **_):
         commands.append(command)
         folder = Path(command[command.index("OUTPUT_DIR") + 1])
-        (folder / "results.json").write_text(json.dumps({"road": {"ood": {"AP": 30.0}}}))
+        names = ast.literal_eval(command[command.index("DATASETS.TEST") + 1])
+        results = {name: {"ood": {"AP": 30.0}} for name in names}
+        (folder / "results.json").write_text(json.dumps(results))
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(ablation["run"].__globals__["subprocess"], "run", fake_run)
@@ -129,4 +132,10 @@ def test_test_sets_are_evaluated_once_with_the_trained_model(ablation, tmp_path,
     pairs = dict(pairwise(command))
     assert pairs["MODEL.WEIGHTS"] == str(output / "full/seed1/model_final.pth")
     assert pairs["DATASETS.TEST"] == "('road',)" and pairs["TEST.FRAME_COUNTS"] == "True"
+    assert pairs["TEST.MISSING"] == "error"
     assert pairs["OUTPUT_DIR"] == str(output / "full/seed1/test") and pairs["SEED"] == "1"
+    # Another set is not passed over, and those of before stay in the file.
+    monkeypatch.setattr(sys, "argv", ["ablation.py", *words, "town/ood/AP", "--evaluate", "town"])
+    ablation["run"]()
+    assert "| full | 40.0 | 50.0 | 30.0 | 30.0 | 2.0 |" in (output / "results.md").read_text()
+    assert dict(pairwise(commands[1]))["DATASETS.TEST"] == "('road', 'town')"
