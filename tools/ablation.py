@@ -59,10 +59,12 @@ def run() -> None:
         _check_settings(config, folder, args.opts)
         if not (folder / "minutes.json").is_file():
             print(f"[{number}/{len(runs)}] {config.stem}, seed {seed} -> {folder}", flush=True)
-            start = time()
+            start, resumes = time(), (folder / "last_checkpoint").is_file()
             _run(config, seed, folder, ["--resume"], args.opts)
-            minutes = {"minutes": (time() - start) / 60, "processors": os.cpu_count()}
-            (folder / "minutes.json").write_text(json.dumps(minutes, allow_nan=False))
+            # How long it took before it was cut off is not known.
+            minutes = None if resumes else (time() - start) / 60
+            kept = {"minutes": minutes, "processors": os.cpu_count()}
+            (folder / "minutes.json").write_text(json.dumps(kept, allow_nan=False))
     for config, seed in runs if args.evaluate else ():
         folder = args.output / config.stem / f"seed{seed}"
         file = folder / TEST / "results.json"
@@ -131,14 +133,15 @@ def markdown_table(
         metrics: columns, "<dataset>/<task>/<metric>" of results.json.
 
     Returns:
-        Markdown; "mean ± standard deviation" where there are at least two seeds.
+        Markdown; "mean ± standard deviation" where there are at least two seeds, "nan" minutes
+        where a run was cut off and resumed.
     """
     lines = ["| config | " + " | ".join(metrics) + " | minutes |"]
     lines.append("|---" * (len(metrics) + 2) + "|")
     for config in configs:
         folders = [output / config.stem / f"seed{seed}" for seed in seeds]
         times = [json.loads((folder / "minutes.json").read_text()) for folder in folders]
-        minutes = [each["minutes"] for each in times]
+        minutes = [math.nan if each["minutes"] is None else each["minutes"] for each in times]
         columns = [_values(folders, metric) for metric in metrics]
         cells = [_mean_and_spread(column) for column in [*columns, minutes]]
         lines.append(f"| {config.stem} | " + " | ".join(cells) + " |")

@@ -77,6 +77,29 @@ def test_finished_runs_are_not_run_again(ablation, tmp_path, monkeypatch, capsys
         ablation["run"]()
 
 
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_minutes_are_of_whole_runs(ablation, tmp_path, monkeypatch, cut_off):
+    """Those of the last part of a run that was resumed would be too few."""
+    config, output = tmp_path / "full.yaml", tmp_path / "out"
+    config.write_text("SEED: 0\n")
+    if cut_off:
+        (output / "full" / "seed1").mkdir(parents=True)
+        (output / "full" / "seed1" / "last_checkpoint").write_text("model_0000009.pth")
+
+    def fake_run(command, **_):
+        folder = Path(command[command.index("OUTPUT_DIR") + 1])
+        (folder / "last_checkpoint").write_text("model_final.pth")
+        (folder / "results.json").write_text(json.dumps({"road": {"ood": {"AP": 30.0}}}))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(ablation["run"].__globals__["subprocess"], "run", fake_run)
+    words = [str(config), "--seeds", "1", "--output", str(output), "--metrics", "road/ood/AP"]
+    monkeypatch.setattr(sys, "argv", ["ablation.py", *words])
+    ablation["run"]()
+    row = f"| full | 30.0 | {'nan' if cut_off else '0.0'} |"
+    assert row in (output / "results.md").read_text()
+
+
 def test_configs_of_one_name_are_an_error(ablation, tmp_path, monkeypatch):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
