@@ -104,7 +104,7 @@ def _held_out(args: argparse.Namespace, names: Sequence[str]) -> Callable[..., F
     numbers = _numbers(args.held_out, names, "--held-out")
 
     def change(_: int, image: np.ndarray, label: np.ndarray) -> Frame:
-        is_ood = np.isin(label, numbers)
+        is_ood = np.isin(label, [*numbers, len(names)])  # and what the labels call OOD
         return image, np.select([label == 255, is_ood], [255, 1], 0).astype(np.uint8)
 
     return change if numbers else None

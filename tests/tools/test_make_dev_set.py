@@ -13,22 +13,25 @@ from script_loading import load_script
 from tdos_d2.data import register_segmentation_dataset
 from tdos_d2.errors import UserError
 
-ROAD, SKY, CAR, VOID = 0, 1, 2, 255
+ROAD, SKY, CAR, OOD, VOID = 0, 1, 2, 7, 255
 
 
 @pytest.fixture
 def dataset(tmp_path):
+    """Three frames; the last has a pixel that its label calls OOD."""
     rng = np.random.default_rng(0)
     for i in range(3):
         label = np.full((90, 160), ROAD, np.uint8)
         label[:20], label[30:50, 40:60], label[-5:] = SKY, CAR, VOID
+        label[70, 7] = OOD if i == 2 else ROAD
         image = rng.integers(0, 255, (90, 160, 3), np.uint8)
         for folder, array in (("images", image), ("labels", label)):
             (tmp_path / folder).mkdir(exist_ok=True)
             Image.fromarray(array).save(tmp_path / folder / f"frame{i}.png")
     register_segmentation_dataset(
-        "own_val", tmp_path / "images", tmp_path / "labels", classes=["road", "sky", "car"]
-    )
+        "own_val", tmp_path / "images", tmp_path / "labels", classes=["road", "sky", "car"],
+        ood_values=[OOD],
+    )  # fmt: skip
     yield tmp_path
     DatasetCatalog.remove("own_val")
     MetadataCatalog.remove("own_val")
@@ -70,6 +73,7 @@ def test_pixels_change_only_around_pasted_objects(run, dataset, capsys):
         assert all(near[y : y + 3, x : x + 3].any() for y, x in zip(rows, columns, strict=True))
         assert (changed[label == 1]).mean() > 0.9
         assert np.array_equal(label == 255, (known == VOID) & (label != 1))
+        assert (label[known == OOD] == 1).all()
         total += (label == 1).sum()
     share = 100 * total / (3 * 90 * 160)
     assert share > 1 and f"{share:.1f} % of the pixels OOD" in capsys.readouterr().out
@@ -87,7 +91,7 @@ def test_held_out_classes_are_ood_and_nothing_is_pasted(run, dataset):
     frames = run("a", "--held-out", "car", "sky")
     for (image, label), (before, known) in zip(frames, originals(dataset), strict=True):
         assert np.array_equal(image, before)
-        assert np.array_equal(label == 1, np.isin(known, [CAR, SKY]))
+        assert np.array_equal(label == 1, np.isin(known, [CAR, SKY, OOD]))
         assert np.array_equal(label == 255, known == VOID)
 
 
