@@ -53,6 +53,8 @@ def run() -> None:
         raise UserError(f"config file {missing[0]} does not exist")
     if len({path.stem for path in args.configs}) < len(args.configs):
         raise UserError("two configs have one file name: their runs would share a folder")
+    if len(set(args.seeds)) < len(args.seeds):
+        raise UserError("--seeds names a seed twice: one run would count as two")
     runs = [(path, seed) for seed in args.seeds for path in args.configs]
     for number, (config, seed) in enumerate(runs, start=1):
         folder = args.output / config.stem / f"seed{seed}"

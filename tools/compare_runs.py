@@ -38,6 +38,8 @@ def run() -> None:
         raise UserError(
             f"--first has {len(args.first)} runs, --second {len(args.second)}: they make no pairs"
         )
+    if len(set(zip(args.first, args.second, strict=True))) < len(args.first):
+        raise UserError("a pair of runs is named twice: it would count as two")
     tasks = args.task * 2 if len(args.task) == 1 else args.task
     if len(tasks) != 2:
         raise UserError("--task takes one score for both sides, or one for each")

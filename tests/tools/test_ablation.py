@@ -100,13 +100,16 @@ def test_minutes_are_of_whole_runs(ablation, tmp_path, monkeypatch, cut_off):
     assert row in (output / "results.md").read_text()
 
 
-def test_configs_of_one_name_are_an_error(ablation, tmp_path, monkeypatch):
+def test_runs_that_are_named_twice_are_an_error(ablation, tmp_path, monkeypatch):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "full.yaml").write_text("")
     words = [str(tmp_path / "a/full.yaml"), str(tmp_path / "b/full.yaml")]
     monkeypatch.setattr(sys, "argv", ["ablation.py", *words])
     with pytest.raises(UserError, match="one file name"):
+        ablation["run"]()
+    monkeypatch.setattr(sys, "argv", ["ablation.py", words[0], "--seeds", "1", "2", "1"])
+    with pytest.raises(UserError, match="--seeds names a seed twice"):
         ablation["run"]()
 
 

@@ -82,6 +82,8 @@ def test_pairs(compare):
 def test_mistakes(compare):
     with pytest.raises(UserError, match="make no pairs"):
         compare("--first", "flat", "--second", "perfect", "flat")
+    with pytest.raises(UserError, match="named twice"):
+        compare("--first", "flat", "flat", "--second", "perfect", "perfect")
     with pytest.raises(UserError, match="TEST.FRAME_COUNTS"):
         compare("--first", "elsewhere", "--second", "perfect")
     with pytest.raises(UserError, match=r"perfect.frame_counts.own.ood_memory.npz is no file"):
