@@ -62,7 +62,7 @@ def evaluate_scores(
     """
     sizes, rule = component_sizes(protocol, min_pred, min_gt), parse_rule(threshold)
     with _several_passes(frames) as checked:
-        pixels, limit, _ = pixels_and_threshold(checked, rule, "evaluate_scores")
+        pixels, limit, _ = pixels_and_threshold(checked, rule, "evaluate_scores", strict)
         return all_metrics(pixels, score_components(checked, limit, sizes, strict))
 
 
@@ -85,7 +85,7 @@ def evaluate_breakdown(
     """
     sizes, rule = component_sizes(protocol, min_pred, min_gt), parse_rule(threshold)
     with _several_passes(frames) as checked:
-        pixels, limit, _ = pixels_and_threshold(checked, rule, "evaluate_breakdown")
+        pixels, limit, _ = pixels_and_threshold(checked, rule, "evaluate_breakdown", strict)
         if math.isnan(pixels.threshold):
             return {}
         parts = []
@@ -109,13 +109,14 @@ def _several_passes(frames: Iterable[tuple[ArrayLike, ArrayLike]]) -> Iterator[I
 
 
 def pixels_and_threshold(
-    frames: Iterable[Frame], rule: ThresholdRule, name: str
+    frames: Iterable[Frame], rule: ThresholdRule, name: str, strict: bool = False
 ) -> tuple[PixelMetrics, float, KeptCounts]:
     """Pixel metrics of frames (iterated over several times), the rule's threshold, and the counts
-    that both come from; ``name`` is the dataset's name in warnings."""
+    that both come from; ``name`` is the dataset's name in warnings, ``strict`` is for the rule."""
     count = KeptCounts(partial(count_pixels, frames))
     pixels = pixel_metrics(count, name)
-    return pixels, threshold_by(rule, pixels.threshold, count, count.bins, count.counts), count
+    last = count.bins, count.counts
+    return pixels, threshold_by(rule, pixels.threshold, count, *last, strict), count
 
 
 class KeptCounts:

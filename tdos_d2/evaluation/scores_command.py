@@ -120,7 +120,7 @@ def _evaluate(
     records: Sequence[Mapping[str, Any]],
     sizes: tuple[int, int],
 ) -> None:
-    pixels, threshold, count = pixels_and_threshold(spool, rule, args.dataset)
+    pixels, threshold, count = pixels_and_threshold(spool, rule, args.dataset, args.strict)
     frames = tqdm(spool, desc="components", unit="frame", total=len(spool), disable=None)
     components = [score_components([f], threshold, sizes, args.strict) for f in frames]
     evaluated = EvaluatedFrames(args.dataset, spool, records, components)

@@ -73,6 +73,7 @@ def threshold_by(
     count: Callable[[KeyBins], np.ndarray],
     bins: KeyBins,
     counts: np.ndarray,
+    strict: bool = False,
 ) -> float:
     """The exact threshold of a rule for a dataset: ``float32(score) >= threshold`` is OOD.
 
@@ -81,6 +82,8 @@ def threshold_by(
         best_f1: threshold of the best F1; NaN if the metrics are undefined.
         count: counts the pixels of the dataset, as for ``pixel_metrics``.
         bins, counts: the last bins and counts of ``count``.
+        strict: ``float32(score) > threshold`` is OOD; shares are then exact as well, but the
+            thresholds of the best F1 and of fixed rules stay, as in the official tool.
     """
     if rule.kind == FIXED or math.isnan(best_f1):
         return rule.value if rule.kind == FIXED else best_f1
@@ -101,8 +104,10 @@ def threshold_by(
         bins = bins.refined(doubt)
         counts = count(bins)
     if last < 0:  # even the largest score alone gives too many pixels
-        return float(np.nextafter(np.float32(bins.smallest(occupied[0])), np.float32(np.inf)))
-    return bins.smallest(occupied[last])
+        found = np.nextafter(np.float32(bins.smallest(occupied[0])), np.float32(np.inf))
+    else:
+        found = np.float32(bins.smallest(occupied[last]))
+    return float(np.nextafter(found, np.float32(-np.inf)) if strict else found)
 
 
 def _pixels(share: float, total: float) -> float:

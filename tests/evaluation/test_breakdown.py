@@ -139,7 +139,8 @@ def test_what_is_too_small_to_count_is_in_no_group(street):
 
 @pytest.mark.parametrize("rule", ["fpr:0.01", "fpr:0.2", "tpr:0.95", "tpr:0.5", "fpr:0.0001"])
 @pytest.mark.parametrize("kind", ["spread", "crowded", "few values"])
-def test_thresholds_by_brute_force(rule, kind):
+@pytest.mark.parametrize("strict", [False, True])
+def test_thresholds_by_brute_force(rule, kind, strict):
     rng = np.random.default_rng(2)
     label = rng.choice([0, 1, 255], (40, 50), p=[0.6, 0.3, 0.1]).astype(np.uint8)
     score = rng.normal(label == 1, 1).astype(np.float32)
@@ -150,7 +151,8 @@ def test_thresholds_by_brute_force(rule, kind):
     frames = [Frame(score, label)]
     count = KeptCounts(lambda bins: count_pixels(frames, bins))
     pixels = pixel_metrics(count, "")
-    found = threshold_by(parse_rule(rule), pixels.threshold, count, count.bins, count.counts)
+    last = count.bins, count.counts
+    found = threshold_by(parse_rule(rule), pixels.threshold, count, *last, strict)
     share = float(rule[4:])
     values = np.unique(score[label != 255])
     rates = {t: [(score[label == c] >= t).mean() for c in (0, 1)] for t in values.tolist()}
@@ -158,8 +160,8 @@ def test_thresholds_by_brute_force(rule, kind):
         wanted = max(t for t, (_, tpr) in rates.items() if tpr >= share)
     else:
         wanted = min((t for t, (fpr, _) in rates.items() if fpr <= share), default=math.inf)
-    outside = label != 255
-    assert np.array_equal((score >= np.float32(found))[outside], (score >= wanted)[outside])
+    predicted = frames[0].predicted(found, strict)
+    assert np.array_equal(predicted, (score >= wanted) & (label != 255))
 
 
 @pytest.mark.parametrize("percent", [7, 14, 28, 29, 55, 57, 58, 95])
