@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
@@ -19,6 +20,7 @@ from ..data import get_dicts, read_label, register_from_file
 from ..data.reading import check_same_size, read_values
 from ..errors import UserError
 from ..files import atomic_write, check_output
+from ..labels import OOD
 from .bootstrap import bootstrap
 from .breakdown import breakdown_rows, count_group, frame_parts
 from .component_metrics import (
@@ -178,12 +180,16 @@ def _breakdown(
         found = find_score_files(args.instances, ids, allow_extra=True)
         files = [found[frame] for frame in ids]
     bar = tqdm(spool, desc="objects", unit="frame", total=len(spool), disable=None)
-    parts = []
+    parts, lacking = [], 0
     for frame, of_frame, file in zip(bar, components, files, strict=True):
         instances = None if file is None else read_values(file, "instances")
         if instances is not None and instances.shape != frame.label.shape:
             raise UserError(f"instances {file} are not of the size of the label")
+        if instances is not None:
+            lacking += np.count_nonzero((frame.label == OOD) & (instances == 0))
         parts.append(frame_parts(frame, of_frame, threshold, sizes, args.strict, instances))
+    if lacking:
+        _note(f"--instances: {lacking} OOD pixels have no number, and count as no instance's")
     return breakdown_rows(parts, partial(count_group, spool), args.dataset)
 
 

@@ -130,7 +130,13 @@ def test_breakdown_instances_and_threshold_rules(run, folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), ids)
     words = ("--format", "json", "--instances", str(folder / "ids"))
-    assert json.loads(run(*words)[0])["breakdown"]["instances"]["instances"] == 6
+    out, err = run(*words)
+    assert json.loads(out)["breakdown"]["instances"]["instances"] == 6
+    assert "have no number" not in err
+    cv2.imwrite(str(path), ids * (ids == 7))
+    out, err = run(*words)
+    assert json.loads(out)["breakdown"]["instances"]["instances"] == 5
+    assert f"{15 * (20 - 7)} OOD pixels have no number" in err  # rows 7 to 19
     cv2.imwrite(str(path), ids[1:])
     with pytest.raises(UserError, match=r"instances .*z\.png are not of the size of the label"):
         run(*words)
