@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from .operating_point import OperatingPoint
 from .report.sections import Section
 from .sem_seg_evaluator import SemSegEvaluator
 from .submission import FORMATS
-from .threshold_files import check_threshold_of
+from .threshold_files import changed_settings, check_threshold_of
 from .threshold_rules import BEST_RULE, FIXED, ThresholdRule, parse_rule
 from .writers import OverlayWriter, SubmissionWriter
 
@@ -126,13 +127,15 @@ def threshold_rule(cfg: CfgNode) -> ThresholdRule:
         UserError: the value is not a rule, or its calibration is missing or belongs to another
             checkpoint or score.
     """
-    text, weights = cfg.TEST.THRESHOLD, local_weights(cfg)
+    text, weights, settings = cfg.TEST.THRESHOLD, local_weights(cfg), score_settings(cfg)
     if text != "calibrated":
         try:
             rule = parse_rule(text)
             if text.endswith(".json"):
                 checkpoint = weights if weights is not None and weights.is_file() else None
-                check_threshold_of(Path(text).expanduser(), checkpoint, score_label(cfg))
+                path = Path(text).expanduser()
+                changed = check_threshold_of(path, checkpoint, score_label(cfg), settings)
+                rule = dataclasses.replace(rule, source=_with_changes(rule.source, changed))
         except UserError as error:
             raise UserError(f"TEST.THRESHOLD: {error}") from error
         return rule
@@ -147,7 +150,13 @@ def threshold_rule(cfg: CfgNode) -> ThresholdRule:
             f"TEST.THRESHOLD: the calibrated threshold is for {found.score}, the score is "
             f"{score_label(cfg)}"
         )
-    return ThresholdRule(FIXED, found.threshold, f"calibrated on {found.frames} normal frames")
+    source = f"calibrated on {found.frames} normal frames"
+    changed = changed_settings(found.settings, settings)
+    return ThresholdRule(FIXED, found.threshold, _with_changes(source, changed))
+
+
+def _with_changes(source: str, changed: Sequence[str]) -> str:
+    return f"{source}, with other settings: {'; '.join(changed)}" if changed else source
 
 
 def _has_labels(dataset_name: str) -> bool:

@@ -75,8 +75,20 @@ def read_threshold(path: Path, checkpoint: str | os.PathLike, kind: type[_T], re
     return made
 
 
-def check_threshold_of(path: Path, checkpoint: Path | None, score: str) -> None:
+def changed_settings(then: Any, now: Mapping[str, Any]) -> list[str]:
+    """What differs between the settings of a threshold, which need not have all, and others."""
+    then = then if isinstance(then, Mapping) else {}
+    return [f"{key} is {value}, then {then[key]}"
+            for key, value in now.items() if then.get(key, value) != value]  # fmt: skip
+
+
+def check_threshold_of(
+    path: Path, checkpoint: Path | None, score: str, settings: Mapping[str, Any]
+) -> list[str]:
     """Check what a threshold file says of its score and its checkpoint; it may say nothing.
+
+    Returns:
+        ``changed_settings`` since it was made.
 
     Raises:
         UserError: it is for another score, or for another checkpoint than this file.
@@ -88,6 +100,7 @@ def check_threshold_of(path: Path, checkpoint: Path | None, score: str) -> None:
     sha256 = content.get("checkpoint_sha256")
     if sha256 and checkpoint is not None and sha256 != fingerprint(checkpoint):
         raise UserError(f"{path} is the threshold of another checkpoint than {checkpoint}")
+    return changed_settings(content.get("settings"), settings)
 
 
 def _checked(name: str, value: Any, annotation: str) -> Any:

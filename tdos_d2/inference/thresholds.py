@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any
 
 from ..errors import UserError
 from ..evaluation.calibration import Calibration, calibration_file, load_calibration
 from ..evaluation.operating_point import threshold_file
+from ..evaluation.threshold_files import changed_settings
 from ..files import fingerprint
 from .predictor import OODPredictor
 
@@ -77,7 +76,7 @@ def choose_threshold(
     point = predictor.operating_point if wanted in (None, BEST_F1) else None
     if point is not None and point.score == predictor.score:
         note = f"threshold {point.threshold:g}: best pixel F1 on {point.dataset}"
-        changed = _changes(point.settings, predictor)
+        changed = changed_settings(point.settings, predictor.settings)
         note += f", with other settings: {'; '.join(changed)}" if changed else ""
         return Threshold(point.threshold, min_area, note)
     other = point or calibration
@@ -130,13 +129,4 @@ def _why_broken(
         now = None if ego_mask is None else fingerprint(ego_mask)
         if now != calibration.ego_mask:
             reasons.append("--ego-mask is not the file of then")
-    return reasons + _changes(calibration.settings, predictor)
-
-
-def _changes(settings: Mapping[str, Any], predictor: OODPredictor) -> list[str]:
-    """Settings of the predictor that are not those of a threshold; it need not have all."""
-    return [
-        f"{key} is {value}, then {settings[key]}"
-        for key, value in predictor.settings.items()
-        if settings.get(key, value) != value
-    ]
+    return reasons + changed_settings(calibration.settings, predictor.settings)

@@ -24,6 +24,7 @@ from tdos_d2.evaluation import (
     evaluate_scores,
 )
 from tdos_d2.evaluation.calibration import Calibration, save_calibration
+from tdos_d2.evaluation.evaluators import threshold_rule
 
 SIZES = [(20, 30), (30, 20), (25, 25)]
 
@@ -137,6 +138,16 @@ def test_a_calibrated_threshold_and_the_breakdown(ood_set, tmp_path, caplog):
     of_score = dataclasses.replace(made, score="log_s_ood")
     save_calibration(cfg.MODEL.WEIGHTS, of_score, tmp_path / "other.json")
     build_evaluator(cfg, "tiny_ood")
+    # Scores of images of another size are not those that the promise is about.
+    made = dataclasses.replace(of_score, settings={"INPUT.MIN_SIZE_TEST": 720, "half": True})
+    save_calibration(cfg.MODEL.WEIGHTS, made)
+    save_calibration(cfg.MODEL.WEIGHTS, made, tmp_path / "other.json")
+    for text in ("calibrated", cfg.TEST.THRESHOLD):
+        cfg.TEST.THRESHOLD, cfg.INPUT.MIN_SIZE_TEST = text, 480
+        note = "with other settings: INPUT.MIN_SIZE_TEST is 480, then 720"
+        assert str(threshold_rule(cfg)).endswith(note)
+        cfg.INPUT.MIN_SIZE_TEST = 720
+        assert "other settings" not in str(threshold_rule(cfg))
     (tmp_path / "model.pth").write_bytes(b"other weights")
     with pytest.raises(UserError, match="threshold of another checkpoint"):
         build_evaluator(cfg, "tiny_ood")
