@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from ..files import atomic_write
 from ..untrusted import load_arrays
 from .bootstrap import METRICS, FrameTable, draw_frames, replicates
 
-_ROUNDING = 0.1  # of AP, in percentage points
+_ROUNDING = 0.1  # of a metric, in percentage points
 FOLDER = "frame_counts"  # below OUTPUT_DIR: <dataset>.<task>.npz of each score
 
 
@@ -73,19 +73,20 @@ def load_pairs(
 
 
 def _of_run(path: Path) -> FrameTable:
-    """The table of a run, compared with the AP that its results.json has, if there is one."""
+    """The table of a run, compared with the metrics that its results.json has, if there is one."""
     table = load_frame_table(path)
     dataset, _, task = path.stem.rpartition(".")
     file = path.parent.parent / "results.json"
-    stated = None
+    stated = {}
     with suppress(OSError, ValueError, KeyError, TypeError):
-        stated = json.loads(file.read_text())[dataset][task]["AP"]
-    if isinstance(stated, float):
-        values, bounds = replicates(table, np.ones((1, len(table.frames))))
-        if not abs(values[0, 0] - stated) <= bounds[0, 0] + _ROUNDING:
+        stated = dict(json.loads(file.read_text())[dataset][task])
+    values, bounds = replicates(table, np.ones((1, len(table.frames))))
+    for name, value, bound in zip_longest(METRICS, values[:, 0], bounds[:, 0], fillvalue=0):
+        wanted = stated.get(name)
+        if isinstance(wanted, float) and not abs(value - wanted) <= bound + _ROUNDING:
             raise UserError(
-                f"{path} is of another evaluation than {file}: AP {values[0, 0]:.1f}, not "
-                f"{stated:.1f}; evaluate with TEST.FRAME_COUNTS True"
+                f"{path} is of another evaluation than {file}: {name} {value:.1f}, not "
+                f"{wanted:.1f}; evaluate with TEST.FRAME_COUNTS True"
             )
     return table
 
@@ -108,7 +109,7 @@ def paired_differences(
     """
     frames = sorted(pairs[0][0].frames)
     pairs = [[_in_order(table, frames) for table in pair] for pair in pairs]
-    _check_labels(itertools.chain.from_iterable(pairs))
+    _check_labels(chain.from_iterable(pairs))
     draws = np.concatenate([np.ones((1, len(frames))), draw_frames(len(frames), number, seed)])
     first, second = (
         np.stack([replicates(table, draws)[0] for table in side])

@@ -16,10 +16,11 @@ from tdos_d2.evaluation.comparison import FOLDER, save_frame_table
 TOOL = load_script("tools/compare_runs.py")
 
 
-def keep(run, task: str, known: list[int], ood: list[int]) -> None:
+def keep(run, task: str, known: list[int], ood: list[int], components=None) -> None:
     """Three equal frames; pixels of three scores, the largest first."""
+    components = np.zeros((3, 26)) if components is None else components
     counts = np.tile([known, ood], (3, 1, 1))
-    table = FrameTable(["a", "b", "c"], counts, np.zeros(3, bool), np.zeros((3, 26)))
+    table = FrameTable(["a", "b", "c"], counts, np.zeros(3, bool), components)
     save_frame_table(run / FOLDER / f"own.{task}.npz", table)
 
 
@@ -54,6 +55,18 @@ def test_counts_of_an_earlier_evaluation(compare, tmp_path):
         assert compare("--first", "flat", "--second", "perfect")[0]["mean"] == 50
     (tmp_path / "flat" / "results.json").write_text('{"own": {"ood": {"AP": 51.5}}}')
     with pytest.raises(UserError, match=r"own\.ood\.npz is of another .* AP 50\.0, not 51\.5"):
+        compare("--first", "flat", "--second", "perfect")
+    # At another TEST.THRESHOLD only the components are others.
+    components = np.zeros((3, 26))
+    components[:, :2] = 2, 0.8  # two true components in each frame, of 40 % on average
+    keep(tmp_path / "flat", "ood", [0, 4, 0], [0, 4, 0], components)
+    keep(tmp_path / "perfect", "ood", [0, 2, 2], [4, 0, 0], components)
+    for stated in (40.0, 43.0):
+        results = {"own": {"ood": {"AP": 50.0, "sIoU": stated, "PPV": None}}}
+        (tmp_path / "flat" / "results.json").write_text(json.dumps(results))
+        if stated == 40.0:
+            compare("--first", "flat", "--second", "perfect")
+    with pytest.raises(UserError, match=r"is of another evaluation .* sIoU 40\.0, not 43\.0"):
         compare("--first", "flat", "--second", "perfect")
 
 
