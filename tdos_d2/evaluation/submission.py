@@ -88,7 +88,10 @@ class Submission:
         if self._smiyc:
             arrays = {".hdf5": score}
         elif classes is None or classes.shape != score.shape:
-            raise UserError(f"{frame}: Fishyscapes' pair needs classes of shape {score.shape}")
+            raise UserError(
+                f"{frame}: Fishyscapes' pair needs classes of shape {score.shape}, from a model "
+                "with known classes"
+            )
         else:
             arrays = {"_anomaly.npy": score, "_segmentation.npy": np.asarray(classes, np.uint8)}
         for ending, array in arrays.items():

@@ -49,9 +49,9 @@ class SubmissionWriter(FrameEvaluator):
         size = (record.get("height", score.shape[0]), record.get("width", score.shape[1]))
         if score.shape != size:
             raise UserError(f"{record['file_name']}: scores {score.shape}, image {size}")
-        classes = None
-        if self._form == "fishyscapes" and "sem_seg" in output:
-            classes = output["sem_seg"].argmax(dim=0).cpu().numpy()
+        classes, known = None, output.get("sem_seg", ())
+        if self._form == "fishyscapes" and len(known):
+            classes = known.argmax(dim=0).cpu().numpy()
         self._submission.write(frame_id(record), score, classes)
 
     def evaluate(self) -> None:

@@ -99,6 +99,15 @@ def config(tmp_path, form: str):
     return cfg
 
 
+def test_a_model_without_known_classes(hidden, tmp_path):
+    """Such as a NormalityMemory: it has scores for one format, and no classes for the other."""
+    output = {"ood_score": torch.from_numpy(SCORE), "sem_seg": torch.zeros(0, 5, 7)}
+    build_evaluator(config(tmp_path, "smiyc"), "hidden_test").process(hidden[:1], [output])
+    evaluator = build_evaluator(config(tmp_path, "fishyscapes"), "hidden_test")
+    with pytest.raises(UserError, match="0: Fishyscapes' pair needs classes .* known classes"):
+        evaluator.process(hidden[:1], [output])
+
+
 @pytest.mark.parametrize("form", ["smiyc", "fishyscapes"])
 def test_set_without_labels_is_written_and_not_evaluated(hidden, tmp_path, form):
     evaluator = build_evaluator(config(tmp_path, form), "hidden_test")
