@@ -44,11 +44,17 @@ _PICTURE = re.compile(r"(.+)_(?:score|segmentation|word\d+_[0-9a-zA-Z-]*)", re.D
 def short_names(frames: Iterable[str], without: str = CITYSCAPES_END) -> dict[str, str]:
     """Frame names of the official tools, by id.
 
-    A name is the id's last part without the ending ``without``; the whole id if that is not unique.
+    A name is the id's last part without the ending ``without``; the whole id if that is not unique,
+    as a path that stays below the folder that it is joined to.
     """
     short = {frame: PurePosixPath(frame).name.removesuffix(without) for frame in frames}
     times = Counter(short.values())
-    return {frame: name if times[name] == 1 else frame for frame, name in short.items()}
+    return {frame: name if times[name] == 1 else _below(frame) for frame, name in short.items()}
+
+
+def _below(frame: str) -> str:
+    path = PurePosixPath(frame)  # without an image_id it is a file name, which may be absolute
+    return "/".join(part for part in path.parts if part not in ("..", path.anchor))
 
 
 def find_score_files(

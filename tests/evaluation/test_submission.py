@@ -99,6 +99,20 @@ def config(tmp_path, form: str):
     return cfg
 
 
+@pytest.mark.parametrize("form", ["smiyc", "fishyscapes"])
+@pytest.mark.parametrize("place", ["{}/images", "../images"])
+def test_frames_without_an_id_stay_in_the_folder(tmp_path, form, place):
+    """Their ids are file names; two sequences have one of the same name."""
+    frames = [f"{place}/{i}/0001.png".format(tmp_path) for i in range(2)]
+    made = Submission(tmp_path / "out", form, "x", frames)
+    for i, frame in enumerate(frames):
+        made.write(frame, SCORE + i, np.zeros(SCORE.shape, np.uint8))
+    made.check()
+    found = find_score_files(made.folder, frames)
+    assert [np.array_equal(read_score(found[f]), SCORE + i) for i, f in enumerate(frames)] == [1, 1]
+    assert not (tmp_path / "images").exists()
+
+
 def test_a_model_without_known_classes(hidden, tmp_path):
     """Such as a NormalityMemory: it has scores for one format, and no classes for the other."""
     output = {"ood_score": torch.from_numpy(SCORE), "sem_seg": torch.zeros(0, 5, 7)}
