@@ -36,6 +36,13 @@ def test_small_run_prints_ratios_and_hardware(tool, capsys):
     assert re.search(r"all seven metrics, 2 frames: [\d.]+ s per frame", text)
 
 
+def test_metrics_that_differ_are_an_error(tool, monkeypatch):
+    monkeypatch.setattr(tool.evaluation, "sklearn_metrics", lambda _: (50.0, 50.0, 50.0))
+    args = tool._parser().parse_args(["evaluation", "--frames", "1", "--size", "64x32"])
+    with pytest.raises(SystemExit, match="error: metrics differ by .* points"):
+        args.run(args)
+
+
 def test_frames_have_60_components_and_a_score_that_finds_most(tool):
     ((score, label),) = tool.evaluation.synthetic_frames(1, (512, 1024))
     assert score.shape == label.shape == (512, 1024) and score.dtype == np.float32
