@@ -65,13 +65,20 @@ def run() -> None:
     from tdos_d2.files import check_output
 
     check_output(args.output, "--output", folder=True)
+    if args.held_out and args.stand_on:
+        raise UserError("--stand-on: with --held-out nothing is pasted")
+    if args.num[0] > args.num[1]:
+        raise UserError(f"--num: {args.num[0]} is more than {args.num[1]}")
     if any((args.output / "images").glob("*")):
         raise UserError(f"--output: {args.output} has frames of an earlier run: name another one")
     if args.register:
         register_from_file(args.register)
     check_dataset(args.dataset, training=True)
     metadata = MetadataCatalog.get(args.dataset)
-    change = _held_out(args, metadata.stuff_classes) or _pasting(args, metadata.stuff_classes)
+    names = metadata.get("stuff_classes")
+    if not names:
+        raise UserError(f"--dataset: '{args.dataset}' has no classes, it is no training set")
+    change = _held_out(args, names) or _pasting(args, names)
     records = get_dicts(args.dataset)
     pixels = ood = 0
     for number, record in enumerate(tqdm(records, args.dataset, unit="frame")):

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from script_loading import load_script
 
-from tdos_d2.data import register_segmentation_dataset
+from tdos_d2.data import register_ood_dataset, register_segmentation_dataset
 from tdos_d2.errors import UserError
 
 ROAD, SKY, CAR, OOD, VOID = 0, 1, 2, 7, 255
@@ -105,3 +105,18 @@ def test_frames_of_an_earlier_run_are_not_mixed_with(run):
     run("a")
     with pytest.raises(UserError, match="--output: .*earlier run"):
         run("a", "--seed", "2")
+
+
+def test_what_cannot_be_made_is_one_line(run, dataset):
+    folders = (dataset / "images", dataset / "labels")
+    register_ood_dataset("own_ood", *folders, undeclared="ignore")
+    try:
+        with pytest.raises(UserError, match="'own_ood' has no classes, it is no training set"):
+            run("a", "--dataset", "own_ood")
+    finally:
+        DatasetCatalog.remove("own_ood")
+        MetadataCatalog.remove("own_ood")
+    with pytest.raises(UserError, match="--num: 3 is more than 1"):
+        run("a", "--num", "3", "1")
+    with pytest.raises(UserError, match="--stand-on: with --held-out nothing is pasted"):
+        run("a", "--held-out", "car", "--stand-on", "road")
