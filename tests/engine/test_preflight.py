@@ -292,9 +292,11 @@ def test_resumed_evaluation_needs_a_checkpoint(small_cfg, tmp_path):
         check_run(small_cfg, Namespace(**{**ARGS, "eval_only": True, "resume": True}))
 
 
-def test_ood_sets_are_not_trained_on(small_cfg, changed_copy):
-    added = changed_copy("for_testing", evaluator_type="ood")
-    small_cfg.DATASETS.TRAIN = (*small_cfg.DATASETS.TRAIN, added)
+@pytest.mark.parametrize("alone", [True, False])
+def test_ood_sets_are_not_trained_on(small_cfg, changed_copy, alone):
+    classes = {"stuff_classes": ()} if alone else {}
+    added = changed_copy("for_testing", evaluator_type="ood", **classes)
+    small_cfg.DATASETS.TRAIN = (added,) if alone else (*small_cfg.DATASETS.TRAIN, added)
     with pytest.raises(UserError, match=r"DATASETS\.TRAIN: for_testing is for testing, its labels"):
         check_run(small_cfg, Namespace(**ARGS))
 

@@ -94,13 +94,8 @@ def check_classes(cfg: CfgNode) -> None:
     """Raise UserError if the sets in ``DATASETS.TRAIN`` and the model disagree on the classes."""
     own = _train_class_names(cfg)
     first, *others = cfg.DATASETS.TRAIN
-    for name in cfg.DATASETS.TRAIN:
-        check_registered(name)
-        if MetadataCatalog.get(name).get("evaluator_type") == "ood":
-            raise UserError(
-                f"DATASETS.TRAIN: {name} is for testing, its labels are known, OOD and void only"
-            )
     for name in others:
+        _check_for_training(name)
         if list(MetadataCatalog.get(name).get("stuff_classes", ())) != own:
             raise UserError(f"datasets '{first}' and '{name}' in DATASETS.TRAIN differ in classes")
     if len(class_names(cfg)) != len(own):
@@ -196,8 +191,16 @@ def _train_class_names(cfg: CfgNode) -> list[str]:
     if not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty: set it, or MODEL.TDOS.CLASS_NAMES")
     name = cfg.DATASETS.TRAIN[0]
+    _check_for_training(name)
     names = MetadataCatalog.get(name).get("stuff_classes")
     if not names:
-        check_registered(name)
         raise UserError(f"dataset '{name}': its metadata has no stuff_classes")
     return list(names)
+
+
+def _check_for_training(name: str) -> None:
+    check_registered(name)
+    if MetadataCatalog.get(name).get("evaluator_type") == "ood":
+        raise UserError(
+            f"DATASETS.TRAIN: {name} is for testing, its labels are known, OOD and void only"
+        )
