@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.utils import comm
 from small_set import register
 from test_trainer import FixedResult, assert_same, interrupted_copy, train
 
@@ -103,9 +104,8 @@ def train_in_two(args: Namespace, cfg, folder: str) -> None:
     register("two", Path(folder))
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
-    # Long enough for the parent to have both processes in the loop.
-    step = trainer._trainer.run_step
-    trainer._trainer.run_step = lambda: (Path(folder, "started").touch(), time.sleep(0.2), step())
+    step, started = trainer._trainer.run_step, Path(folder, f"started{comm.get_rank()}")
+    trainer._trainer.run_step = lambda: (started.touch(), time.sleep(0.2), step())
     trainer.train()
 
 
@@ -115,7 +115,8 @@ def test_the_launcher_hands_signals_on(small_cfg, tmp_path, forked_processes):
     os.makedirs(small_cfg.OUTPUT_DIR)
 
     def tell() -> None:
-        while not (tmp_path / "started").exists():
+        # Earlier, a process would not yet wait for the end of its step.
+        while len(list(tmp_path.glob("started?"))) < 2:
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
