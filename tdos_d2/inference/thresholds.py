@@ -67,7 +67,7 @@ def choose_threshold(
             broken.append("--temporal averages scores over frames")
         if min_area is None and not calibration.by_frame:
             min_area = calibration.min_area
-        promise = "its promise does not hold: " + "; ".join(broken)
+        promise = "its guarantee does not hold: " + "; ".join(broken)
         note = (
             f"threshold {calibration.threshold:g}: calibrated on {calibration.frames} normal "
             f"frames of {calibration.source}; {promise if broken else calibration.promise()}"

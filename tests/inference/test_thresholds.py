@@ -104,7 +104,7 @@ def test_when_the_promise_does_not_hold(predictor, tmp_path):
 
     def why(**given: object) -> str:
         note = choose_threshold(predictor, **given).note
-        return note.partition("its promise does not hold: ")[2]
+        return note.partition("its guarantee does not hold: ")[2]
 
     save_calibration(predictor.weights, CALIBRATION)
     assert why() == why(min_area=30) == why(min_area=31) == why(ego_mask=mask) == ""

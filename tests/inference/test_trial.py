@@ -186,7 +186,7 @@ def test_words_where_they_mean_something(fixed_cfg, tmp_path, monkeypatch):
     assert sum(row[pixels] for row in view.rows) >= found.sum()
     assert list(view.words) == ["deer", "sofa"]
     assert view.rows[0][0] == 1 and view.rows[0][-1] == "deer"
-    assert "a promise about false alarms does not hold" in view.text
+    assert "a guarantee about false alarms does not hold" in view.text
     with pytest.raises(UserError, match="lacks giraffe"):
         predict(models, name, path, "giraffe")
 

@@ -98,7 +98,7 @@ def test_where_objects_may_be(model, frames, tmp_path, capsys):
     assert all(item["box"][3] <= 20 for objects in found for item in objects)
     for other in ([], ["--ego-mask", tmp_path / "other.png"]):
         assert predict(model, tmp_path / "out", *words, *other) == 0
-        assert "promise does not hold: --ego-mask is not the file" in capsys.readouterr().err
+        assert "guarantee does not hold: --ego-mask is not the file" in capsys.readouterr().err
     with pytest.raises(UserError, match="--min-area: .*no room for an object of 1601 pixels"):
         calibrate(model, frames, "--min-area", 1601, *ego)
     cv2.imwrite(str(frames / "8.png"), picture(0, 40, 40))
@@ -115,7 +115,7 @@ def test_when_the_promise_does_not_hold(model, frames, tmp_path, capsys):
     config.write_text(text.replace("    SIZE: 512", "    SIZE: 400"))
     assert predict(model, tmp_path / "out", *words) == 0
     assert (
-        "promise does not hold: --min-area is 29, less than the 30 then; --combine-words raises "
+        "guarantee does not hold: --min-area is 29, less than the 30 then; --combine-words raises "
         "scores; TEST.WINDOW.SIZE is 400, then 512\n"
     ) in capsys.readouterr().err
     threshold = stored(tmp_path)["threshold"]

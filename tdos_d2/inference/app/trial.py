@@ -110,7 +110,7 @@ class Trial:
         about = self.model.about_threshold(threshold)
         lines = [f"{self.name}: {count} of {smallest} pixels or more; {about}"]
         if combine and self.words:
-            lines.append("words raise the score: a promise about false alarms does not hold")
+            lines.append("words raise the score: a guarantee about false alarms does not hold")
         if self.is_video:
             frame = self.frames[position][0]
             seen = ", ".join(str(i) for i in self.positions_with_objects(threshold, combine))
