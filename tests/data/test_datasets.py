@@ -125,6 +125,13 @@ def test_metadata_of_an_ood_set():
         ({"ood_values": (0, 1)}, "the label value 0 is declared twice"),
         ({"ood_values": (256,)}, "0..255"),
         ({"test_size": (0, 5)}, "test_size"),
+        ({"test_size": 512}, "test_size must be a list of integers, got 512"),
+        ({"ood_values": (1.0,)}, r"ood_values must be a list of integers, got \(1\.0,\)"),
+        ({"ood_values": (True,)}, "ood_values must be"),
+        ({"id_values": 1}, "id_values must be a list of integers, got 1"),
+        ({"ignore_values": "255"}, "ignore_values must be"),
+        ({"min_pred": "9"}, "min_pred must be an integer, got '9'"),
+        ({"min_gt": 9.5}, "min_gt must be"),
     ],
 )
 def test_wrong_arguments(wrong, message):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,17 @@ def ood_metadata(
         raise UserError(
             f"dataset '{name}': protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}"
         )
+    sizes = {"min_pred": min_pred, "min_gt": min_gt}
+    for key, size in sizes.items():
+        if size is not None and type(size) is not int:
+            raise UserError(f"dataset '{name}': {key} must be an integer, got {size!r}")
+    lists = {"id_values": id_values, "ood_values": ood_values, "ignore_values": ignore_values}
+    if test_size is not None:
+        lists["test_size"] = test_size
+    for key, numbers in lists.items():
+        is_list = isinstance(numbers, Collection) and not isinstance(numbers, (str, bytes))
+        if not is_list or not all(type(number) is int for number in numbers):
+            raise UserError(f"dataset '{name}': {key} must be a list of integers, got {numbers!r}")
     values = [*id_values, *ood_values, *ignore_values]
     if twice := {value for value in values if values.count(value) > 1}:
         raise UserError(f"dataset '{name}': the label value {min(twice)} is declared twice")
