@@ -49,12 +49,16 @@ def test_differences(compare):
 
 def test_counts_of_an_earlier_evaluation(compare, tmp_path):
     """A later one without TEST.FRAME_COUNTS wrote results.json, and left them."""
-    for stated in (49.95, 50.0, None):
-        results = {"own": {"ood": {"AP": stated}}}
+    for stated in ({"AP": 49.95}, {"AP": 50.0}, {}):
+        results = {"own": {"ood": stated}}
         (tmp_path / "flat" / "results.json").write_text(json.dumps(results))
         assert compare("--first", "flat", "--second", "perfect")[0]["mean"] == 50
     (tmp_path / "flat" / "results.json").write_text('{"own": {"ood": {"AP": 51.5}}}')
     with pytest.raises(UserError, match=r"own\.ood\.npz is of another .* AP 50\.0, not 51\.5"):
+        compare("--first", "flat", "--second", "perfect")
+    # The later one had no metrics: its frames had no OOD or no known pixels.
+    (tmp_path / "flat" / "results.json").write_text('{"own": {"ood": {"AP": null}}}')
+    with pytest.raises(UserError, match=r"own\.ood\.npz is of another .* AP 50\.0, not nan"):
         compare("--first", "flat", "--second", "perfect")
     # At another TEST.THRESHOLD only the components are others.
     components = np.zeros((3, 26))
