@@ -100,3 +100,10 @@ def test_run_of_a_model(tool, model, tmp_path, capsys):
     row = re.search(r"\| off +\| objects +\|(.*)\|", text)[1].split("|")
     # all of each frame is an object; in a2 there is none
     assert [float(cell) for cell in row[1:]] == [1, 0, 0, 0, 0.33, 0]
+    for only in ((), ("--only", "c")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        where = folder if only else tmp_path / "empty"
+        words = ["video", *model, "--images", str(where), *only, "--threshold", "-99"]
+        with pytest.raises(SystemExit, match=f"error: no image in {where}"):
+            args = tool._parser().parse_args([*words, "--opts", "MODEL.WEIGHTS", weights])
+            args.run(args)

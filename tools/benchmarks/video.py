@@ -216,6 +216,9 @@ def _measure_model(args: argparse.Namespace, rule: Any) -> None:
     if threshold.value is None:
         sys.exit(f"error: {threshold.note}")
     paths = [p for p in args.images.iterdir() if p.suffix.lower() in IMAGES and args.only in p.name]
+    if not paths:
+        named = f" with '{args.only}' in its name" if args.only else ""
+        sys.exit(f"error: no image in {args.images}{named}")
     paths.sort(key=lambda path: natural_order(path.name))
 
     def frames() -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, Box]]]:
