@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -93,9 +94,9 @@ def threshold_by(
         occupied = np.flatnonzero(counts.any(axis=0))[::-1]  # from the largest score down
         fp, tp = counts[:, occupied].cumsum(axis=1)
         if rule.kind == TPR:
-            last = unsure = int(np.argmax(tp >= _pixels(rule.value, tp[-1])))
+            last = unsure = int(np.argmax(tp >= math.ceil(_pixels(rule.value, tp[-1]))))
         else:
-            unsure = int(np.count_nonzero(fp <= _pixels(rule.value, fp[-1])))
+            unsure = int(np.count_nonzero(fp <= math.floor(_pixels(rule.value, fp[-1]))))
             last = unsure - 1
         if bins.single[occupied[unsure]]:
             break
@@ -110,9 +111,9 @@ def threshold_by(
     return float(np.nextafter(found, np.float32(-np.inf)) if strict else found)
 
 
-def _pixels(share: float, total: float) -> float:
-    # 0.55 * 100 is more than 55 in floating point.
-    return round(share * float(total), 6)
+def _pixels(share: float, total: float) -> Fraction:
+    # As the share is written: 0.55 * 100 is more than 55 in floating point.
+    return Fraction(repr(share)) * int(total)
 
 
 def _from_file(path: Path) -> ThresholdRule:

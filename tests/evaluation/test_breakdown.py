@@ -177,6 +177,19 @@ def test_shares_of_a_hundred_pixels_are_exact(kind, percent):
     assert (np.arange(100) >= threshold).sum() == percent
 
 
+@pytest.mark.parametrize("share, kept", [("0.9999999", 3), ("0.5", 2), ("1e-7", 0)])
+def test_shares_next_to_none_and_all(share, kept):
+    """Of four pixels, none is all but one of them or less than one of them."""
+    label = np.repeat([[0, 1]], 4, axis=0)
+    frames = [Frame(np.repeat(np.arange(4, dtype=np.float32)[:, None], 2, axis=1), label)]
+    count = KeptCounts(lambda bins: count_pixels(frames, bins))
+    last = pixel_metrics(count, ""), count.bins, count.counts
+    for kind, wanted in (("fpr", kept), ("tpr", min(kept + (share != "0.5"), 4))):
+        rule = parse_rule(f"{kind}:{share}")
+        threshold = threshold_by(rule, last[0].threshold, count, *last[1:])
+        assert (np.arange(4) >= threshold).sum() == wanted
+
+
 def test_rules_in_words(tmp_path):
     coarse = KeyBins.coarse()
     nothing = np.zeros((2, len(coarse)), np.int64)
