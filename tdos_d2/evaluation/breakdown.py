@@ -127,8 +127,10 @@ def breakdown_rows(
         "instances" (see ``instance_metrics``), "images" (see ``image_metrics``) and the groups by
         name, with the number of "components", "AP", "AUROC", "FPR95" and "sIoU". Entries that are
         undefined are omitted: "instances" without a true instance, "images" if all or none have
-        anomalies, groups without a component.
+        anomalies, groups without a component; all without frames.
     """
+    if not parts:
+        return {}
     rows = {
         "instances": instance_metrics(part.instances for part in parts),
         "images": image_metrics([part.image for part in parts if part.image is not None]),

@@ -25,6 +25,7 @@ from tdos_d2.evaluation import (
 )
 from tdos_d2.evaluation.calibration import Calibration, save_calibration
 from tdos_d2.evaluation.evaluators import threshold_rule
+from tdos_d2.evaluation.threshold_rules import parse_rule
 
 SIZES = [(20, 30), (30, 20), (25, 25)]
 
@@ -151,6 +152,15 @@ def test_a_calibrated_threshold_and_the_breakdown(ood_set, tmp_path, caplog):
     (tmp_path / "model.pth").write_bytes(b"other weights")
     with pytest.raises(UserError, match="threshold of another checkpoint"):
         build_evaluator(cfg, "tiny_ood")
+
+
+def test_no_frame_was_evaluated(ood_set, tmp_path, caplog):
+    rule = parse_rule("1.25")
+    shown = {"report": True, "show_dir": tmp_path / "pictures", "frame_counts": tmp_path}
+    evaluator = OODEvaluator("tiny_ood", rule=rule, breakdown=True, **shown)
+    (metrics,) = run(evaluator, [], []).values()
+    assert all(math.isnan(value) for value in metrics.values())
+    assert "only 0 of 3 frames were evaluated" in caplog.text
 
 
 def test_other_scores_are_tasks_of_their_own(ood_set):
