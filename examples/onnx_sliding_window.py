@@ -3,8 +3,7 @@
 Needs only numpy, opencv and onnxruntime:
     python onnx_sliding_window.py model.onnx image.png [more.png ...]
 
-What the model needs is in the file: the size that images are brought to, windows, classes, score
-and threshold. The results are those of tdos_d2's OODPredictor.
+What the model needs is in the file. The results are those of tdos_d2's OODPredictor.
 """
 
 import json
@@ -45,8 +44,7 @@ def input_size(about: dict[str, str], height: int, width: int, dataset: str) -> 
     {"size": [w, h]}: that; {"shorter": a, "longer": b}: the shorter side becomes a, or what makes
     the longer side b if that would be longer; {}: as they are.
     """
-    sizes = json.loads(about["test_sizes"])
-    rule = sizes.get(dataset, json.loads(about["input_size"]))
+    rule = json.loads(about["test_sizes"]).get(dataset, json.loads(about["input_size"]))
     if "size" in rule:
         return rule["size"][1], rule["size"][0]
     if not rule:
@@ -83,8 +81,7 @@ def predict(
     size, stride = int(about["window_size"]), int(about["window_stride"])
     original = bgr.shape[:2]
     height, width = input_size(about, *original, dataset)
-    bgr = shrink_or_enlarge(bgr, (height, width))
-    image = np.ascontiguousarray(bgr[..., ::-1].transpose(2, 0, 1))  # RGB
+    image = shrink_or_enlarge(bgr, (height, width))[..., ::-1].transpose(2, 0, 1)  # RGB
     image = image.astype("uint8" if "uint8" in session.get_inputs()[0].type else "float32")
     if size == 0:  # the whole image is one window
         size = stride = max(height, width)
@@ -110,6 +107,8 @@ def run() -> None:
         sys.exit("usage: onnx_sliding_window.py model.onnx image.png [more.png ...]")
     onnx = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
     about = onnx.get_modelmeta().custom_metadata_map
+    if "window_size" not in about or onnx.get_inputs()[0].name != "windows":
+        sys.exit(f"error: {sys.argv[1]} is no model that export_model.py --form window wrote")
     names, threshold = json.loads(about["class_names"]), json.loads(about["threshold"])
     assert all(map(str.isprintable, names)), "names of classes must be printable"
     for path in sys.argv[2:]:
@@ -133,7 +132,8 @@ def main() -> None:
     try:
         run()
     except Exception as error:  # onnxruntime has its own kinds
-        sys.exit(f"error: cannot read model {sys.argv[1]}: {repr(error)[:150]} (--form window?)")
+        why = repr(error)[:150] if os.path.isfile(sys.argv[1]) else "no such file"
+        sys.exit(f"error: cannot use model {sys.argv[1]}: {why}")
 
 
 if __name__ == "__main__":

@@ -236,14 +236,19 @@ def test_example_is_short_and_needs_little(exported, tmp_path):
     [
         ([], "usage: "),
         (["model.onnx", "gone.png"], "error: cannot read image gone.png: No such file"),
-        (["gone.onnx", "gone.png"], "error: cannot read model gone.onnx: .*"),
-        (["a.png", "gone.png"], "error: cannot read model a.png: .*"),
+        (["gone.onnx", "gone.png"], "error: cannot use model gone.onnx: no such file$"),
+        (["a.png", "gone.png"], "error: cannot use model a.png: InvalidProtobuf"),
+        (["whole.onnx", "gone.png"], "error: whole.onnx is no .* --form window wrote$"),
     ],
 )
 def test_example_says_in_one_line_what_is_wrong(exported, tmp_path, monkeypatch, words, says):
+    onnx = pytest.importorskip("onnx")
     monkeypatch.chdir(tmp_path)
     shutil.copy(exported[1] / "model.onnx", tmp_path)
     cv2.imwrite("a.png", image(20, 20))
+    whole = onnx.load("model.onnx")
+    onnx.helper.set_model_props(whole, {"class_names": "[]", "threshold": "null"})
+    onnx.save(whole, "whole.onnx")  # metadata as of --form predictor
     monkeypatch.setattr(sys, "argv", ["onnx_sliding_window.py", *words])
     with pytest.raises(SystemExit, match=says) as caught:
         load_script(EXAMPLE).main()
