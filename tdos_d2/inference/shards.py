@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Shard:
             The joined table; None while other shards are incomplete. Its lines from other runs are
             kept, also of runs with another number of shards; a shard's lines name it
             (``"shard": "1/8"``), and their files include its folder. Of a shard that was run again,
-            the last line of an input (or of a video's frame) counts.
+            the lines of an input's last run count.
         """
         (self.folder / _COMPLETE).touch()
         numbers = range(1, self.count + 1)
@@ -62,8 +62,7 @@ class Shard:
         records = read_records(table) if table.is_file() else []
         records = [x for x in records if x.get("shard") not in folders]
         for shard, folder in folders.items():
-            of_shard = {_of_what(record): record for record in read_records(folder / TABLE)}
-            for record in of_shard.values():
+            for record in _of_last_runs(read_records(folder / TABLE)):
                 files = record.get("files", {})
                 record["files"] = {k: f"{folder.name}/{file}" for k, file in files.items()}
                 records.append({**record, "shard": shard})
@@ -73,8 +72,21 @@ class Shard:
         return table
 
 
-def _of_what(record: Mapping[str, Any]) -> tuple[Any, Any]:
-    return record.get("input"), record.get("frame")
+def _of_last_runs(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Of each input the records of its last run: all of a video's frames, and its own."""
+    kept: dict[Any, list[dict[str, Any]]] = {}
+    for record in records:
+        of_input = kept.setdefault(record.get("input"), [])
+        if of_input and not _follows(record, of_input[-1]):
+            of_input.clear()
+        of_input.append(record)
+    return chain.from_iterable(kept.values())
+
+
+def _follows(record: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether a run wrote the two records of one input: a later frame, or that of the video."""
+    frame, last = record.get("frame"), before.get("frame")
+    return last is not None and (frame is None or frame > last)
 
 
 def _folder(root: Path, number: int, count: int) -> Path:

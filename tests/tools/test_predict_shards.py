@@ -64,6 +64,24 @@ def test_lines_of_another_number_of_shards_are_kept(tmp_path):
     assert [r["input"] for r in records(tmp_path)] == ["a1", "a2", "a3", "b1", "b2"]
 
 
+def test_of_a_shard_that_was_run_again_the_last_run_of_an_input_counts(tmp_path):
+    """Here of fewer frames of a video, then with an image that could not be read before."""
+    shard = Shard(tmp_path, 1, 1)
+    shard.folder.mkdir()
+    video = [{"input": "a.mp4", "frame": i, "threshold": 1} for i in range(4)]
+    shorter = [{**record, "threshold": 2} for record in video[1:3]]
+    lines = [
+        *video[:2],  # the process was killed
+        *video, {"input": "a.mp4", "frames": 4}, {"input": "b.png", "error": "cannot read"},
+        *shorter, {"input": "a.mp4", "frames": 2}, {"input": "b.png", "objects": []},
+    ]  # fmt: skip
+    table = shard.folder / "predictions.jsonl"
+    table.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    shard.finish()
+    own = {"files": {}, "shard": "1/1"}
+    assert records(tmp_path) == [{**line, **own} for line in lines[-4:]]
+
+
 def test_an_input_that_is_named_like_a_shard_is_an_input(tmp_path):
     (tmp_path / "shard-1-of-1").mkdir()
     shard, names = Shard(tmp_path, 1, 1), ["shard-000.png", "shard-1-of-1/a.png"]
