@@ -105,7 +105,7 @@ def test_file_that_is_no_image_is_named(tmp_path, write):
 
 
 def test_metadata_of_an_ood_set():
-    register_ood_dataset("plain", "x", "y")
+    register_ood_dataset("plain", "x", "y", ood_values=np.array([1]))
     metadata = MetadataCatalog.get("plain")
     assert metadata.evaluator_type == "ood" and metadata.ignore_label == 255
     assert (metadata.id_values, metadata.ood_values, metadata.ignore_values) == ((0,), (1,), (255,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -125,14 +126,14 @@ def ood_metadata(
         )
     sizes = {"min_pred": min_pred, "min_gt": min_gt}
     for key, size in sizes.items():
-        if size is not None and type(size) is not int:
+        if size is not None and not _is_integer(size):
             raise UserError(f"dataset '{name}': {key} must be an integer, got {size!r}")
     lists = {"id_values": id_values, "ood_values": ood_values, "ignore_values": ignore_values}
     if test_size is not None:
         lists["test_size"] = test_size
     for key, numbers in lists.items():
         is_list = isinstance(numbers, Collection) and not isinstance(numbers, (str, bytes))
-        if not is_list or not all(type(number) is int for number in numbers):
+        if not is_list or not all(map(_is_integer, numbers)):
             raise UserError(f"dataset '{name}': {key} must be a list of integers, got {numbers!r}")
     values = [*id_values, *ood_values, *ignore_values]
     if twice := {value for value in values if values.count(value) > 1}:
@@ -159,3 +160,7 @@ def ood_metadata(
         "test_size": None if test_size is None else tuple(test_size),
         "class_values": class_values,
     }
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)  # NumPy's too
