@@ -20,7 +20,7 @@ def fuse_for_prediction(model: nn.Module) -> nn.Module:
     """Fuse linear layers in place: the same maps up to rounding, with fewer layers.
 
     BatchNorm layers of a convolutional encoder are folded into the convolution before them, and the
-    encoder uses channels-last maps; the factor of CLIP's QuickGELU is folded into the layers around
+    encoder uses channels-last maps; the factor of its QuickGELU is folded into the layers around
     it; the last deconvolution of a ``ScaleNeck`` and the following 1x1 convolution of the pixel
     decoder are merged. The model can no longer be trained, saved or loaded.
 
@@ -36,7 +36,7 @@ def fuse_for_prediction(model: nn.Module) -> nn.Module:
         _fuse_norms(backbone)
         backbone.memory_format = torch.channels_last
         backbone.to(memory_format=torch.channels_last)
-    _fold_quick_gelu(model)
+    _fold_quick_gelu(backbone)
     neck, decoder = getattr(model, "neck", None), getattr(model, "pixel_decoder", None)
     if isinstance(neck, ScaleNeck) and isinstance(decoder, TextPixelDecoder):
         # The decoder's inputs are coarsest first; its finest level has a separate layer.
@@ -99,12 +99,12 @@ def _behind(norm: nn.Module) -> nn.Module:
     return nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
 
 
-def _fold_quick_gelu(model: nn.Module) -> None:
+def _fold_quick_gelu(encoder: nn.Module) -> None:
     """x sigmoid(1.702 x) is SiLU of 1.702 x, divided by 1.702: one step in place instead of three.
 
     The three and their memory take a third of the time of the feed-forward layer before them.
     """
-    for part in model.modules():
+    for part in encoder.modules():
         layers = list(part) if type(part) is nn.Sequential else []
         # By name: importing open_clip for it would take seconds that other models do not need.
         if [type(layer).__name__ for layer in layers[1:2]] != ["QuickGELU"] or len(layers) != 3:
