@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from .operating_point import OperatingPoint
 from .report.sections import Section
 from .sem_seg_evaluator import SemSegEvaluator
 from .submission import FORMATS
-from .threshold_files import changed_settings, check_threshold_of
+from .threshold_files import changed_settings, check_threshold_of, with_changes
 from .threshold_rules import BEST_RULE, FIXED, ThresholdRule, parse_rule
 from .writers import OverlayWriter, SubmissionWriter
 
@@ -135,7 +134,7 @@ def threshold_rule(cfg: CfgNode) -> ThresholdRule:
                 checkpoint = weights if weights is not None and weights.is_file() else None
                 path = Path(text).expanduser()
                 changed = check_threshold_of(path, checkpoint, score_label(cfg), settings)
-                rule = dataclasses.replace(rule, source=_with_changes(rule.source, changed))
+                rule = dataclasses.replace(rule, source=with_changes(rule.source, changed))
         except UserError as error:
             raise UserError(f"TEST.THRESHOLD: {error}") from error
         return rule
@@ -152,11 +151,7 @@ def threshold_rule(cfg: CfgNode) -> ThresholdRule:
         )
     source = f"calibrated on {found.frames} normal frames"
     changed = changed_settings(found.settings, settings)
-    return ThresholdRule(FIXED, found.threshold, _with_changes(source, changed))
-
-
-def _with_changes(source: str, changed: Sequence[str]) -> str:
-    return f"{source}, with other settings: {'; '.join(changed)}" if changed else source
+    return ThresholdRule(FIXED, found.threshold, with_changes(source, changed))
 
 
 def _has_labels(dataset_name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar
@@ -80,6 +80,11 @@ def changed_settings(then: Any, now: Mapping[str, Any]) -> list[str]:
     then = then if isinstance(then, Mapping) else {}
     return [f"{key} is {value}, then {then[key]}"
             for key, value in now.items() if then.get(key, value) != value]  # fmt: skip
+
+
+def with_changes(source: str, changed: Sequence[str]) -> str:
+    """``source`` of a threshold with the ``changed_settings`` since it was made, if any."""
+    return f"{source}, with other settings: {'; '.join(changed)}" if changed else source
 
 
 def check_threshold_of(

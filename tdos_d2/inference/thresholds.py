@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..evaluation.calibration import Calibration, calibration_file, load_calibration
 from ..evaluation.operating_point import threshold_file
-from ..evaluation.threshold_files import changed_settings
+from ..evaluation.threshold_files import changed_settings, with_changes
 from ..files import fingerprint
 from .predictor import OODPredictor
 
@@ -76,8 +76,7 @@ def choose_threshold(
     point = predictor.operating_point if wanted in (None, BEST_F1) else None
     if point is not None and point.score == predictor.score:
         note = f"threshold {point.threshold:g}: best pixel F1 on {point.dataset}"
-        changed = changed_settings(point.settings, predictor.settings)
-        note += f", with other settings: {'; '.join(changed)}" if changed else ""
+        note = with_changes(note, changed_settings(point.settings, predictor.settings))
         return Threshold(point.threshold, min_area, note)
     other = point or calibration
     if other is not None:

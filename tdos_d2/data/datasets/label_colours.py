@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ...errors import UserError
@@ -55,3 +56,10 @@ def colour_table(meanings: Mapping[int, Sequence[Colour]], where: str) -> dict[C
                 raise UserError(f"{where}: the colour {list(colour)} is declared twice")
             table[colour] = label
     return table
+
+
+def check_declared_once(where: str, values: Collection[int]) -> None:
+    """Raise UserError, beginning with ``where``, if a label value has two meanings."""
+    twice = sorted(value for value, times in Counter(values).items() if times > 1)
+    if twice:
+        raise UserError(f"{where}: the label value {twice[0]} is declared twice")

@@ -12,7 +12,7 @@ from ...errors import UserError
 from ...labels import KNOWN, OOD, VOID
 from ..reading import IGNORE
 from .folder import ImageFolder, register_folder
-from .label_colours import colour_table, parse_colours
+from .label_colours import check_declared_once, colour_table, parse_colours
 
 PROTOCOLS = ("anomaly", "obstacle")
 
@@ -136,8 +136,7 @@ def ood_metadata(
         if not is_list or not all(map(_is_integer, numbers)):
             raise UserError(f"dataset '{name}': {key} must be a list of integers, got {numbers!r}")
     values = [*id_values, *ood_values, *ignore_values]
-    if twice := {value for value in values if values.count(value) > 1}:
-        raise UserError(f"dataset '{name}': the label value {min(twice)} is declared twice")
+    check_declared_once(f"dataset '{name}'", values)
     if not all(0 <= value <= 255 for value in values):
         raise UserError(f"dataset '{name}': label values must be in 0..255")
     if test_size is not None and (len(test_size) != 2 or min(test_size) < 1):

@@ -11,7 +11,7 @@ from typing import Any
 from ...errors import UserError
 from ..reading import IGNORE
 from .folder import ImageFolder, register_folder
-from .label_colours import Colour, colour_table, parse_colours
+from .label_colours import Colour, check_declared_once, colour_table, parse_colours
 
 
 def register_segmentation_dataset(
@@ -78,8 +78,7 @@ def _of_values(
     values = [*chain.from_iterable(of_class), *ood_values, *ignore_values]
     if not all(of_class) or not all(type(v) is int and 0 <= v <= 255 for v in values):
         raise UserError(f"{where}: values in masks are whole numbers in 0..255, at least one each")
-    if twice := {value for value in values if values.count(value) > 1}:
-        raise UserError(f"{where}: the label value {min(twice)} is declared twice")
+    check_declared_once(where, values)
     return {
         "stuff_classes": names,
         "label_values": {v: i for i, own in enumerate(of_class) for v in own},
