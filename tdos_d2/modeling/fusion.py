@@ -102,17 +102,17 @@ def _behind(norm: nn.Module) -> nn.Module:
 def _fold_quick_gelu(encoder: nn.Module) -> None:
     """x sigmoid(1.702 x) is SiLU of 1.702 x, divided by 1.702: one step in place instead of three.
 
-    The three and their memory take a third of the time of the feed-forward layer before them.
+    The three and their memory take half as long as the linear layer before them.
     """
     for part in encoder.modules():
-        layers = list(part) if type(part) is nn.Sequential else []
         # By name: importing open_clip for it would take seconds that other models do not need.
-        if [type(layer).__name__ for layer in layers[1:2]] != ["QuickGELU"] or len(layers) != 3:
-            continue
-        layers[0].weight.mul_(1.702)
-        layers[0].bias.mul_(1.702)
-        layers[2].weight.div_(1.702)
-        part[1] = nn.SiLU(inplace=True)
+        names = [type(x).__name__ for x in part] if isinstance(part, nn.Sequential) else []
+        if names == ["Linear", "QuickGELU", "Linear"]:
+            before, _, after = part
+            before.weight.mul_(1.702)
+            before.bias.mul_(1.702)
+            after.weight.div_(1.702)
+            part[1] = nn.SiLU(inplace=True)
 
 
 def _joined(deconv: nn.ConvTranspose2d, conv: nn.Conv2d) -> nn.ConvTranspose2d:
