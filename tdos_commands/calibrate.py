@@ -53,8 +53,9 @@ def parser() -> options.Parser:
         help="config of a TDOS or NormalityMemory")
     source = made.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--images", type=options.path, metavar="DIR",
-        help="folder of normal frames, with its subfolders",
+        "--images", type=options.path, metavar="INPUT",
+        help="normal frames: a folder with its subfolders, a quoted pattern such as "
+        "'drive/**/*.jpg', or a list (.txt) of files and folders",
     )
     source.add_argument("--dataset", metavar="NAME", help="registered dataset; labels are not read")
     add("--false-alarm-rate", type=options.number(0, 1), required=True, metavar="A",

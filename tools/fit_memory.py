@@ -62,7 +62,7 @@ def run() -> None:
     from tdos_d2.engine import TDOSCheckpointer, load_config, read_checkpoint_info
     from tdos_d2.errors import UserError
     from tdos_d2.files import check_output
-    from tdos_d2.inference.media import list_frames
+    from tdos_d2.inference.media import normal_frames
     from tdos_d2.loading.checkpoint import OF_MEMORY
     from tdos_d2.loading.config_checks import check_model
 
@@ -75,7 +75,7 @@ def run() -> None:
     check_output(args.output, "--output")
     for note in check_model(cfg):
         print(note)
-    files = list_frames(args.images, args.dataset)
+    files = normal_frames(args.images, args.dataset)
     start = time.perf_counter()
     seed_all_rng(args.seed)  # of an encoder without weights
     model = build_model(cfg)
@@ -116,7 +116,11 @@ def _parser() -> options.Parser:
         help="config of the model",
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", type=options.path, metavar="DIR", help="folder of frames")
+    source.add_argument(
+        "--images", type=options.path, metavar="INPUT",
+        help="normal frames: a folder with its subfolders, a quoted pattern such as "
+        "'drive/**/*.jpg', or a list (.txt) of files and folders",
+    )
     source.add_argument("--dataset", metavar="NAME", help="registered dataset; labels are not read")
     add("--output", type=options.path, required=True, metavar="FILE.pth", help="the checkpoint")
     add("--seed", type=options.whole(0, 2**32 - 1), default=0, help="of the drawing (default: 0)")

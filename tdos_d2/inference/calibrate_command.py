@@ -22,7 +22,7 @@ from ..evaluation.calibration import (
 )
 from ..files import check_output, fingerprint
 from ..loading.config_files import load_config, local_weights, use_shipped_weights
-from .media import list_frames
+from .media import normal_frames
 from .objects import default_min_area
 from .predictor import OODPredictor
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("MODEL.WEIGHTS is an address: name the file of a checkpoint")
     output = args.output or calibration_file(weights)
     check_output(output, "MODEL.WEIGHTS")
-    files = list_frames(args.images, args.dataset)
+    files = normal_frames(args.images, args.dataset)
     check_frames(len(files), args.false_alarm_rate)
     ego_mask = None if args.ego_mask is None else read_values(args.ego_mask, "ego mask") != 0
     predictor = OODPredictor(cfg, half=not args.full_precision)

@@ -71,7 +71,7 @@ def list_inputs(
             read or is empty.
     """
     taken: set[str] = set()
-    words = (line.strip() for word in given for line in _words(word, lines))
+    words = (line.strip() for word in given for line in (lines if word == "-" else _words(word)))
     for word in filter(None, words):
         top = Path(word).expanduser()
         files = _files_in(top, output, results) if os.path.isdir(top) else {top.name: top}
@@ -84,26 +84,24 @@ def list_inputs(
             yield path, unique_name(PurePosixPath(name).with_suffix("").as_posix(), output, taken)
 
 
-def _words(word: str, lines: IO[str]) -> Iterable[str]:
-    """The files and folders that an argument of ``--input`` stands for."""
-    if word == "-":
-        return lines
+def _words(word: str, option: str = "--input") -> Iterable[str]:
+    """The files and folders that an argument of ``option`` stands for."""
     path = os.path.expanduser(word)
     if path.lower().endswith(LIST):
-        return _read_list(Path(path))
+        return _read_list(Path(path), option)
     if not glob.has_magic(path) or os.path.lexists(path):
         return (word,)
     found = sorted(glob.glob(path, recursive=True))
     if not found:
-        raise UserError(f"--input: nothing fits the pattern {word}")
+        raise UserError(f"{option}: nothing fits the pattern {word}")
     return found
 
 
-def _read_list(path: Path) -> list[str]:
-    words = read_lines(path, f"--input: cannot read the list {path}")
-    if not any(map(str.strip, words)):
-        raise UserError(f"--input: the list {path} names nothing")
-    return words
+def _read_list(path: Path, option: str) -> list[str]:
+    words = [line.strip() for line in read_lines(path, f"{option}: cannot read the list {path}")]
+    if not any(words):
+        raise UserError(f"{option}: the list {path} names nothing")
+    return [word for word in words if word]
 
 
 def unique_name(stem: str, output: Path, taken: set[str]) -> str:
@@ -158,28 +156,39 @@ def _files_in(folder: Path, output: Path, results: set[str]) -> dict[str, Path]:
     return found
 
 
-def list_frames(images: Path | None, dataset: str | None) -> list[str]:
-    """Normal frames: image files of a dataset, or of a folder and its subfolders without results of
-    predict.py.
+def normal_frames(images: Path | None, dataset: str | None) -> list[str]:
+    """Normal frames, each once: image files of a dataset, or what ``--images`` names.
+
+    Args:
+        images: a folder (searched with its subfolders, without results of predict.py), a pattern
+            such as "a/**/*.png", or a list (.txt, a file or folder per line).
+        dataset: name of a registered dataset; None: ``images``.
 
     Raises:
-        UserError: the folder or dataset does not exist, or the folder has no images; the dataset is
-            an OOD set, whose anomalies would count as normal.
+        UserError: a folder, pattern or list names no image, or the dataset does not exist; the
+            dataset is an OOD set, whose anomalies would count as normal.
     """
     if dataset is not None:
         check_registered(dataset)
         if MetadataCatalog.get(dataset).get("evaluator_type") == "ood":
             raise UserError(f"--dataset {dataset} is an OOD set: its frames are not normal")
         return [record["file_name"] for record in get_dicts(dataset)]
-    if not images.is_dir():
-        extract = f"ffmpeg -i {images} -vf fps=1 FOLDER/%06d.jpg"
-        hint = f": extract frames, such as by {extract}" if images.suffix.lower() in VIDEOS else ""
-        raise UserError(f"--images: {images} is no folder{hint}")
     results: set[str] = set()
-    found = _known_files(images, IMAGES, results)
-    if not found:
+    found: dict[str, str] = {}  # by real path
+    for path in (Path(word).expanduser() for word in _words(str(images), "--images")):
+        if path.is_dir():
+            files = _known_files(path, IMAGES, results).values()
+        elif path.suffix.lower() in IMAGES:
+            files = (path,)
+        else:
+            video = path.suffix.lower() in VIDEOS
+            extract = f": extract frames, such as by ffmpeg -i {path} -vf fps=1 FOLDER/%06d.jpg"
+            raise UserError(f"--images: {path} is no folder or image{extract if video else ''}")
+        found |= {os.path.realpath(file): str(file) for file in files}
+    frames = [file for real, file in found.items() if real not in results]
+    if not frames:
         raise UserError(f"--images: {images} has no image ({', '.join(sorted(IMAGES))})")
-    return [str(file) for file in found.values() if os.path.realpath(file) not in results]
+    return frames
 
 
 def _known_files(

@@ -64,6 +64,20 @@ def test_what_is_in_the_folder_and_not_used(run, tmp_path, capsys):
     assert "from 3 frames" in said.out
 
 
+def test_patterns_and_lists(run, tmp_path, capsys):
+    """A list may name folders and files; a frame that is named twice counts once."""
+    frames = sorted((tmp_path / "frames").rglob("*.png"))
+    run("--images", str(tmp_path / "fr*" / "**" / "*.png"))
+    assert "from 3 frames" in capsys.readouterr().out
+    names = tmp_path / "normal.txt"
+    names.write_text(f"{frames[0]}\n\n{frames[1]}\n{frames[0].parent}/../drive/{frames[0].name}\n")
+    run("--images", str(names))
+    assert "from 2 frames" in capsys.readouterr().out
+    names.write_text(f"{tmp_path / 'frames'}\n{frames[1]}\n")
+    run("--images", str(names))
+    assert "from 3 frames" in capsys.readouterr().out
+
+
 def test_the_same_seed_gives_the_same_file(run, tmp_path):
     """Whatever was drawn before in the process; another seed draws other vectors."""
     states = []
@@ -88,8 +102,10 @@ def test_a_frame_that_cannot_be_read(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--images", "nowhere"], "--images: nowhere is no folder$"),
-        (["--images", "a.MP4"], "a.MP4 is no folder: extract frames, .* ffmpeg -i a.MP4 "),
+        (["--images", "nowhere"], "--images: nowhere is no folder or image$"),
+        (["--images", "a.MP4"], "a.MP4 is no folder or image: extract frames, .* ffmpeg -i a.MP4 "),
+        (["--images", "no*where"], r"--images: nothing fits the pattern no\*where"),
+        (["--images", "gone.txt"], "--images: cannot read the list gone.txt"),
         (["--images", "configs"], r"--images: configs has no image \(.*\.jpg"),
         (["--dataset", "camvid_trian"], "did you mean camvid_train"),
         (["--dataset", "road_anomaly"], "road_anomaly is an OOD set: its frames are not normal"),
