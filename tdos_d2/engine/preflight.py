@@ -10,11 +10,12 @@ from functools import partial
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from torch import nn
 
 from ..config import set_key
 from ..data import TDOSDatasetMapper
+from ..data.reading import value_table
 from ..data.verify.quick import (
     check_classes,
     check_dataset,
@@ -29,8 +30,12 @@ from ..evaluation.evaluators import check_export, threshold_rule
 from ..evaluation.frames import check_space
 from ..evaluation.score_files import import_h5py
 from ..files import check_output
+from ..loading.checkpoint import read_checkpoint_info
 from ..loading.config_checks import check_runnable
+from ..loading.config_files import local_weights
+from ..loading.packing import PACKED, is_packed
 from ..loading.resuming import resume_file
+from ..modeling.scores import needs_memory
 from ..modeling.test_time_augmentation import SemanticSegmentorWithTTA
 from ..ood_words import load_groups
 from ..value_checks import check_positive
@@ -65,6 +70,7 @@ def check_run(cfg: CfgNode, args: Namespace) -> list[str]:
         raise UserError("SOLVER.RESUME_FROM needs --resume (before the KEY VALUE pairs)")
     if cfg.MODEL.META_ARCHITECTURE == "TDOS" and not args.eval_only:
         _check_method(cfg, args)
+        notes += _no_outliers(cfg)
     _check_class_names(cfg)
     return notes if args.eval_only else [*notes, *_renamed_classes(cfg)]
 
@@ -180,11 +186,42 @@ def _check_method(cfg: CfgNode, args: Namespace) -> None:
             load_groups(prompts.GROUPS, node.NUM_NEGATIVE)
     elif prompts.INIT == "group" and node.NUM_NEGATIVE:
         raise UserError("MODEL.PROMPTS.INIT 'group' needs words: MODEL.PROMPTS.GROUPS is empty")
-    if node.HEADS_ONLY and not cfg.MODEL.WEIGHTS and not (args.resume and resume_file(cfg)):
+    resumed = resume_file(cfg) if args.resume else None
+    start = resumed or local_weights(cfg)
+    if start and is_packed(start):
+        raise UserError(f"MODEL.WEIGHTS: {start} {PACKED}")
+    evaluated = cfg.DATASETS.TEST and needs_memory([node.SCORE, *node.EXTRA_SCORES])
+    if evaluated and not (start and read_checkpoint_info(start).get("memory")):
+        raise UserError(
+            "MODEL.TDOS.SCORE and EXTRA_SCORES: training fits no memory, without which there is no "
+            "score memory or combined: train with others, such as log_s_ood, then run "
+            "tools/fit_memory.py"
+        )
+    if node.HEADS_ONLY and not cfg.MODEL.WEIGHTS and not resumed:
         raise UserError(
             "MODEL.TDOS.HEADS_ONLY trains the heads of a model that is there: name its checkpoint "
             "in MODEL.WEIGHTS"
         )
+
+
+def _no_outliers(cfg: CfgNode) -> list[str]:
+    """A line for the log if nothing in training is OOD."""
+    paste, perturb = cfg.INPUT.OOD_PASTE, cfg.MODEL.SEM_AUG
+    pasted = paste.SOURCE != "none" and paste.PROB > 0
+    drawn = perturb.ENABLED and perturb.PROB > 0 and perturb.REGION != "labelled"
+    if pasted or drawn or any(_has_ood(MetadataCatalog.get(name)) for name in cfg.DATASETS.TRAIN):
+        return []
+    return [
+        "no pixel of the training is OOD: INPUT.OOD_PASTE and MODEL.SEM_AUG make none, and "
+        "DATASETS.TRAIN has no OOD labels; log_s_ood learns nothing, take max_logit as the score"
+    ]
+
+
+def _has_ood(metadata: Metadata) -> bool:
+    """Whether label files of a training set can have OOD pixels: the label K."""
+    colours = metadata.get("label_colours")
+    labels = colours.values() if colours else value_table(metadata).tolist()
+    return len(metadata.get("stuff_classes", ())) in labels
 
 
 @contextmanager

@@ -176,6 +176,8 @@ def build_steps(
         kind = MixedPrecisionSteps if on_gpu else BFloat16Steps if amp.CPU else kind
         if kind is FullPrecisionSteps:
             logger.info("SOLVER.AMP.ENABLED is for GPUs; SOLVER.AMP.CPU switches bfloat16 on here")
+    elif amp.CPU:
+        logger.warning("SOLVER.AMP.CPU needs SOLVER.AMP.ENABLED: this run is in float32")
     made = kind(model, batches, optimizer)
     made.folder = Path(cfg.OUTPUT_DIR)
     made.max_skipped = cfg.SOLVER.MAX_SKIPPED_STEPS

@@ -37,8 +37,11 @@ from ..evaluation import build_evaluator
 from ..evaluation.writers import PictureEvaluator
 from ..loading.checkpoint import TDOSCheckpointer
 from ..loading.config_files import local_weights
+from ..loading.network import network_settings
+from ..loading.packing import PACKED
 from ..loading.resuming import check_batch_size, resume_file, warn_of_damage
 from ..modeling.test_time_augmentation import SemanticSegmentorWithTTA
+from ..modeling.text.stored import StoredText
 from ..value_checks import check_positive
 from .optimizer import build_lr_scheduler, build_optimizer
 from .preemption import (
@@ -92,8 +95,8 @@ class Trainer(DefaultTrainer):
         self._trainer = build_steps(cfg, model, self._batches, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         run_info = {"seed": cfg.SEED, "batch_size": cfg.SOLVER.IMS_PER_BATCH}
-        warning = fallback_warning(cfg)
-        if warning:
+        run_info["network"] = network_settings(cfg)
+        if warning := fallback_warning(cfg):
             run_info["outlier_warning"] = warning
         self.checkpointer = TDOSCheckpointer(
             model, cfg.OUTPUT_DIR, run_info=run_info, trainer=weakref.proxy(self)
@@ -115,12 +118,15 @@ class Trainer(DefaultTrainer):
             remove_unfinished(Path(self.cfg.OUTPUT_DIR))
         if path is None:
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+            if isinstance(getattr(self.checkpointer.model, "text", None), StoredText):
+                raise UserError(f"MODEL.WEIGHTS: {self.cfg.MODEL.WEIGHTS} {PACKED}")
             self._check_frozen_are_loaded()
             if comm.is_main_process():
                 start_anew(Path(self.cfg.OUTPUT_DIR))
             return
         groups = self.optimizer.param_groups
         base_lrs, decays = list(self.scheduler.base_lrs), [g["weight_decay"] for g in groups]
+        self.iter = -1
         try:
             whole = f"cannot resume from {path}: it is of another model, which has"
             rest = self.checkpointer.load(str(path), whole=whole)
@@ -128,6 +134,10 @@ class Trainer(DefaultTrainer):
             if isinstance(error, UserError):
                 raise
             raise UserError(f"cannot resume from {path}: {error}") from error
+        if self.iter < 0:
+            raise UserError(
+                f"cannot resume from {path}: it has weights alone; MODEL.WEIGHTS starts from them"
+            )
         self.start_iter = self.iter + 1
         if self.start_iter > self.max_iter:
             raise UserError(

@@ -22,6 +22,9 @@ from ..errors import UserError
 from ..files import atomic_write
 
 _ENCODER, _TEXT = "backbone.", "text."
+_EMBEDDINGS = "text.embeddings"
+# Of a packed checkpoint that is to be trained.
+PACKED = "is packed for prediction, without text encoder: train from the .pth that it was made of"
 
 
 def pack(model: nn.Module, file: Path, run_info: Mapping[str, Any]) -> None:
@@ -43,7 +46,7 @@ def pack(model: nn.Module, file: Path, run_info: Mapping[str, Any]) -> None:
     if hasattr(model, "text"):
         state = {key: value for key, value in state.items() if not key.startswith(_TEXT)}
         with torch.no_grad():
-            state["text.embeddings"] = model.text().clone()
+            state[_EMBEDDINGS] = model.text().clone()
     state = {key: _half(key, value) for key, value in state.items()}
     with atomic_write(file) as stream:
         stream.write(save(state, {"tdos": json.dumps(info, allow_nan=False)}))
@@ -58,6 +61,14 @@ def read_packed_info(file: str | Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read: what it says of itself is no JSON") from error
     return info if isinstance(info, dict) else {}
+
+
+def is_packed(file: str | Path) -> bool:
+    """Whether a file is a packed checkpoint with text embeddings in place of a text encoder."""
+    if Path(file).suffix != ".safetensors" or not Path(file).is_file():
+        return False
+    with safe_open(file, "pt") as content:
+        return _EMBEDDINGS in content.keys()  # noqa: SIM118 (safe_open is no mapping)
 
 
 def unpack(checkpoint: Mapping[str, Any], model: nn.Module, path: str) -> None:

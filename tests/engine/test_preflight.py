@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from safetensors.torch import save_file
 
 from tdos_commands import exit_with_one_line
 from tdos_commands.train import run as train
@@ -165,7 +167,7 @@ def test_damaged_checkpoints(error_of, small_cfg, tmp_path):
 
 
 class Named(torch.nn.Module):
-    def __init__(self, names: list[str], **info: str) -> None:
+    def __init__(self, names: list[str], **info: Any) -> None:
         super().__init__()
         self.info = {"class_names": names, **info}
 
@@ -173,7 +175,7 @@ class Named(torch.nn.Module):
         return self.info
 
 
-def save(folder: Path, names: list[str], seed: int = 11, **info: str) -> Path:
+def save(folder: Path, names: list[str], seed: int = 11, **info: Any) -> Path:
     folder.mkdir(exist_ok=True)
     TDOSCheckpointer(Named(names, **info), str(folder), run_info={"seed": seed}).save("model")
     return folder / "model.pth"
@@ -318,6 +320,43 @@ def test_device_without_gpu(small_cfg):
     small_cfg.MODEL.DEVICE = "cuda"
     notes = check_run(small_cfg, Namespace(**ARGS))
     assert small_cfg.MODEL.DEVICE == "cpu" and any("MODEL.DEVICE" in note for note in notes)
+
+
+def test_packed_checkpoints_are_not_trained(error_of, tmp_path):
+    """They have no prompts: training would leave the text as it is, with other class names, too."""
+    packed = tmp_path / "packed.safetensors"
+    save_file({"text.embeddings": torch.zeros(8, 4)}, packed)
+    said = f"MODEL.WEIGHTS: {packed} is packed for prediction, without text encoder: train from"
+    assert said in error_of("MODEL.WEIGHTS", str(packed))
+    words = "--resume", "SOLVER.RESUME_FROM", str(packed)
+    assert "is packed for prediction" in error_of(*words)
+
+
+def test_a_score_that_needs_a_memory_is_not_trained(small_cfg, error_of):
+    """The evaluation after the training would have nothing to search in."""
+    words = "MODEL.TDOS.EXTRA_SCORES", "['combined']", "DATASETS.TEST"
+    assert "training fits no memory" in error_of(*words, str(small_cfg.DATASETS.TRAIN))
+    small_cfg.MODEL.TDOS.SCORE = "memory"
+    check_run(small_cfg, Namespace(**ARGS))  # without an evaluation
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("INPUT.OOD_PASTE.SOURCE", "none"), True),
+        (("INPUT.OOD_PASTE.SOURCE", "shapes"), False),
+        (("INPUT.OOD_PASTE.SOURCE", "shapes", "INPUT.OOD_PASTE.PROB", 0.0), True),
+        (("MODEL.SEM_AUG.ENABLED", True, "MODEL.SEM_AUG.REGION", "labelled"), True),
+        (("MODEL.SEM_AUG.ENABLED", True, "MODEL.SEM_AUG.REGION", "random"), False),
+    ],
+)
+def test_training_without_anything_ood_is_in_the_log(small_cfg, changed_copy, words, said):
+    small_cfg.INPUT.OOD_PASTE.SOURCE = "none"
+    small_cfg.merge_from_list(list(words))
+    notes = check_run(small_cfg, Namespace(**ARGS))
+    assert any("no pixel of the training is OOD" in note for note in notes) == said
+    small_cfg.DATASETS.TRAIN = (changed_copy("other_order", ood_values=(200,)),)
+    assert not any("is OOD" in note for note in check_run(small_cfg, Namespace(**ARGS)))
 
 
 def test_file_then_command_line(config_file):

@@ -18,6 +18,7 @@ from trainings import assert_same, interrupted_copy, train
 
 from tdos_d2.engine import TDOSCheckpointer, Trainer, check_expected_results, read_checkpoint_info
 from tdos_d2.errors import UserError
+from tdos_d2.loading.packing import pack
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -156,6 +157,23 @@ def test_resume_with_another_learning_rate(small_cfg, tmp_path, caplog):
     assert {g["weight_decay"] for g in trainer.optimizer.param_groups} <= {0.25, 0.0}
     again = train(small_cfg, tmp_path / "b", resume=True, MAX_ITER=7, **changed)
     assert again.start_iter == 6
+
+
+def test_weights_alone_are_not_resumed(small_cfg, tmp_path):
+    """They would begin at iteration 0, with another optimizer, and say that they go on."""
+    trained = train(small_cfg, tmp_path / "a", MAX_ITER=2)
+    named = tmp_path / "weights.pth"
+    torch.save({"model": trained.checkpointer.model.state_dict()}, named)
+    with pytest.raises(UserError, match="weights.pth: it has weights alone; MODEL.WEIGHTS starts"):
+        train(small_cfg, tmp_path / "b", resume=True, MAX_ITER=4, RESUME_FROM=str(named))
+
+
+def test_packed_weights_are_not_trained(small_cfg, tmp_path):
+    model = build_model(small_cfg).eval()
+    small_cfg.MODEL.WEIGHTS = str(tmp_path / "packed.safetensors")
+    pack(model, tmp_path / "packed.safetensors", {})
+    with pytest.raises(UserError, match="packed.safetensors is packed for prediction"):
+        train(small_cfg, tmp_path / "a", MAX_ITER=2)
 
 
 def test_first_step_after_a_longer_resume_is_on_the_new_schedule(small_cfg, tmp_path):
