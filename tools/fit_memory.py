@@ -65,6 +65,7 @@ def run() -> None:
     from tdos_d2.inference.media import normal_frames
     from tdos_d2.loading.checkpoint import OF_MEMORY
     from tdos_d2.loading.config_checks import check_model
+    from tdos_d2.loading.network import network_settings
 
     cfg = load_config(args.config_file, args.opts)
     trained = cfg.MODEL.META_ARCHITECTURE == "TDOS"
@@ -83,6 +84,8 @@ def run() -> None:
     # Information about the training, such as its seed and its fallback source of outliers.
     info = read_checkpoint_info(cfg.MODEL.WEIGHTS) if trained else {}
     info.pop("memory", None)  # of an earlier fit
+    if trained:
+        info.setdefault("network", network_settings(cfg))
     checkpointer = TDOSCheckpointer(model, str(args.output.parent), run_info=info)
     if trained:
         checkpointer.load(cfg.MODEL.WEIGHTS)

@@ -22,6 +22,7 @@ from ..errors import UserError, printable
 from ..files import atomic_write, once_per_file
 from ..modeling.weight_files import find_state, read_file, unreadable
 from .config_values import fits, texts_in
+from .network import NETWORK_SETTINGS
 from .packing import read_packed_info, unpack
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 _INFO = {
     "class_names": [""], "ood_name": "", "clip_name": "", "encoder": "", "outlier_warning": "",
     "seed": 0, "batch_size": 0,
+    "network": NETWORK_SETTINGS,
     "memory": {"vectors": 0, "encoder": "", "levels": [""], "padding": ""},
 }  # fmt: skip
 # Largest number of tensors that the log lists if they are not loaded.

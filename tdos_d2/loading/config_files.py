@@ -29,6 +29,7 @@ from ..untrusted import MAX_YAML, parse_yaml, read_text
 from ..value_checks import get_key
 from .checkpoint import read_checkpoint_info
 from .config_values import check_values, default_config
+from .network import check_network
 from .resuming import resume_file
 
 _TYPE_MISMATCH = re.compile(
@@ -214,8 +215,8 @@ def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> l
         Lines for the log.
 
     Raises:
-        UserError: the checkpoint is missing or damaged, or contradicts the class names; a memory is
-            empty, or of another encoder or other levels than the config's.
+        UserError: the checkpoint is missing or damaged, or contradicts the class names or settings
+            of the network; a memory is empty, or of another encoder or other levels.
     """
     path = resume_file(cfg) if resume else None
     resumed, notes = path is not None, []
@@ -241,6 +242,8 @@ def resolve_from_checkpoint(cfg: CfgNode, *, resume: bool, eval_only: bool) -> l
             set_key(cfg, key, value)
             notes.append(f"{key} is {value!r}, as in {path}")
     names = list(info.get("class_names", []))
+    if resumed or eval_only:
+        check_network(cfg, info, path)
     if eval_only:
         notes += _check_memory(cfg, info, path)
     if not cfg.MODEL.TDOS.CLASS_NAMES:
