@@ -13,6 +13,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import nn
 
+from ..errors import UserError
 from ..value_checks import check_choice
 
 # (cfg, shapes of the four taps, N) -> module with ``channels`` and ``size_divisibility``; four taps
@@ -48,6 +49,10 @@ def build_text(cfg, names: Sequence[str]) -> nn.Module:
     """``MODEL.TEXT.NAME``; "" = FixedText with MODEL.TEXT.EMBEDDINGS, PromptedText without."""
     # With embeddings from a file no text encoder is built, so that CLIP is not needed.
     default = "FixedText" if cfg.MODEL.TEXT.EMBEDDINGS else "PromptedText"
+    if cfg.MODEL.TEXT.NAME == "PromptedText" and cfg.MODEL.TEXT.EMBEDDINGS:
+        raise UserError(
+            "MODEL.TEXT.NAME PromptedText encodes text itself: MODEL.TEXT.EMBEDDINGS must be empty"
+        )
     return _build(TEXT_REGISTRY, cfg.MODEL.TEXT.NAME or default, cfg, names)
 
 

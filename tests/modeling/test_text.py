@@ -13,7 +13,9 @@ from references import context_decoder, randomise
 
 from tdos_d2.errors import UserError
 from tdos_d2.modeling.clip import TextTower, build_clip, tokenize
+from tdos_d2.modeling.registry import build_text
 from tdos_d2.modeling.text import ContextDecoder, FixedText, PromptedText
+from tdos_d2.modeling.text.word_embeddings import WordEmbeddings
 
 NAMES = ["road", "car", "traffic sign", "ood"]
 
@@ -181,6 +183,31 @@ def test_fixed_embeddings(tiny_cfg, tmp_path):
     tiny_cfg.MODEL.TEXT.EMBEDDINGS = "nowhere.npz"
     with pytest.raises(UserError, match="nowhere"):
         FixedText(tiny_cfg, ["road", "ood"])
+
+
+def test_of_a_name_that_is_there_twice_the_first_counts(tiny_cfg, tmp_path):
+    """For queries and for words: "road" must be the word that is nearest to the class road."""
+    vectors = np.eye(4, 8, dtype=np.float32)
+    path = tmp_path / "text.npz"
+    np.savez(path, names=np.array(["road", "car", "Road", "car"]), embeddings=vectors)
+    tiny_cfg.MODEL.TEXT.EMBEDDINGS, tiny_cfg.MODEL.TDOS.NUM_NEGATIVE = str(path), 0
+    text = FixedText(tiny_cfg, ["road", "car", "ood"])
+    words = WordEmbeddings(text, str(path))
+    assert words.words == ["road", "car"]
+    torch.testing.assert_close(10 * words(["Road", "car"]), text()[:2].detach())
+    vectors[0] = 0
+    np.savez(path, names=np.array(["road", "car"]), embeddings=vectors[:2])
+    with pytest.raises(UserError, match="text.npz' has only zeros for road"):
+        FixedText(tiny_cfg, ["road", "car", "ood"])
+
+
+def test_text_and_its_file_fit_together(tiny_cfg):
+    tiny_cfg.MODEL.TEXT.NAME = "FixedText"
+    with pytest.raises(UserError, match="FixedText needs a file: MODEL.TEXT.EMBEDDINGS is empty"):
+        build_text(tiny_cfg, ["road", "ood"])
+    tiny_cfg.MODEL.TEXT.NAME, tiny_cfg.MODEL.TEXT.EMBEDDINGS = "PromptedText", "text.npz"
+    with pytest.raises(UserError, match="MODEL.TEXT.EMBEDDINGS must be empty"):
+        build_text(tiny_cfg, ["road", "ood"])
 
 
 @pytest.mark.parametrize("length", [1.0, 10.0, 300.0])

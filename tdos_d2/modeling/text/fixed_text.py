@@ -73,6 +73,8 @@ class FixedText(nn.Module):
         if lacking:
             raise UserError(f"MODEL.TEXT.EMBEDDINGS: '{path}' lacks {', '.join(lacking)}")
         rows = [file_names.index(name.lower()) for name in names if name.lower() in file_names]
+        if zero := [file_names[row] for row in rows if not embeddings[row].any()]:
+            raise UserError(f"MODEL.TEXT.EMBEDDINGS: '{path}' has only zeros for {zero[0]}")
         groups = negative_groups(cfg.MODEL.PROMPTS.GROUPS, num_negative)
         return {
             "vectors": embeddings[rows],
@@ -109,9 +111,13 @@ class FixedText(nn.Module):
 def read_embeddings(path: str) -> tuple[list[str], Tensor]:
     """The n names in lower case, and (n, D) float32 embeddings, of ``MODEL.TEXT.EMBEDDINGS``.
 
+    Of names that differ in case alone, or are there several times, the first counts.
+
     Raises:
         UserError: the file is missing or malformed.
     """
+    if not path:
+        raise UserError("MODEL.TEXT.NAME FixedText needs a file: MODEL.TEXT.EMBEDDINGS is empty")
     if not Path(path).is_file():
         raise UserError(f"MODEL.TEXT.EMBEDDINGS: {path} does not exist")
     try:
@@ -129,7 +135,10 @@ def read_embeddings(path: str) -> tuple[list[str], Tensor]:
                 raise ValueError(f"{len(names)} names, but {len(embeddings)} embeddings")
             if not np.isfinite(embeddings).all():
                 raise ValueError("some values are NaN or infinite")
-            return names, torch.as_tensor(embeddings)
+            rows: dict[str, int] = {}
+            for row, name in enumerate(names):
+                rows.setdefault(name, row)
+            return list(rows), torch.as_tensor(embeddings[list(rows.values())])
     except Exception as error:  # NumPy and zipfile may raise almost any type
         raise UserError(
             f"MODEL.TEXT.EMBEDDINGS: '{path}' is no .npz with 'names' and 'embeddings': {error}"
