@@ -257,5 +257,19 @@ def _test_augmentations(cfg: CfgNode, dataset_name: str | None) -> list[T.Augmen
         case {"size": (width, height)}:
             return [T.Resize((height, width))]
         case {"shorter": shorter, "longer": longer}:
-            return [T.ResizeShortestEdge(shorter, longer)]
+            return [_ResizeShorterSide(shorter, longer)]
     return []
+
+
+class _ResizeShorterSide(T.ResizeShortestEdge):
+    """Detectron2's, with one line for images so narrow that no pixel of a side would be left."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        transform = super().get_transform(image)
+        if isinstance(transform, T.ResizeTransform) and not (transform.new_h and transform.new_w):
+            height, width = image.shape[:2]
+            raise UserError(
+                f"an image of {width}x{height} is too narrow: with its longer side of "
+                f"{self.max_size} pixels (INPUT.MAX_SIZE_TEST) nothing of the other is left"
+            )
+        return transform

@@ -111,8 +111,8 @@ def _neighbours(cells: Tensor, weights: Tensor, shapes: Shapes) -> tuple[Tensor,
     y = y.clamp(zero, per_point([h + _BEFORE for h, _ in shapes]))
     with torch.no_grad():
         left, upper = x.floor(), y.floor()
-        # Exact in float32: a map has fewer than 2^24 cells.
-        rows = torch.addcmul(left + starts, upper, strides).to(torch.int32)
+        # Exact in float32: a map has fewer than 2^24 cells. NaN is no row; its weights stay NaN.
+        rows = torch.addcmul(left + starts, upper, strides).nan_to_num_(0.0).to(torch.int32)
         images = torch.arange(batch, dtype=torch.int32, device=rows.device).view(-1, 1, 1, 1)
         rows += sum(sizes) * images
         rows = rows * heads + torch.arange(heads, dtype=torch.int32, device=rows.device)[:, None]

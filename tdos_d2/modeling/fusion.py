@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,13 @@ def fuse_for_prediction(model: nn.Module) -> nn.Module:
             if isinstance(level, nn.Sequential) and isinstance(level[-1], nn.ConvTranspose2d):
                 level[-1] = _joined(level[-1], first[0])
                 first[0] = nn.Identity()
+    model.register_load_state_dict_pre_hook(_refuse_weights)
     return model
+
+
+def _refuse_weights(model: nn.Module, *arguments: Any) -> None:
+    # Some would fit, and give other scores.
+    raise RuntimeError("the layers of this model are fused for prediction: it takes no weights")
 
 
 def _fuse_norms(encoder: nn.Module) -> None:

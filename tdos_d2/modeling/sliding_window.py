@@ -95,8 +95,8 @@ def slide_encoder(
         cell: side in pixels of the encoder's coarsest cell.
 
     Returns:
-        By name (1, C, H / s, W / s): the mean over windows that cover a cell; vectors (1, C): the
-        mean over windows.
+        By name (1, C, H / s, W / s) float32: the mean over windows that cover a cell; vectors
+        (1, C) float32: the mean over windows.
     """
     size, stride = -(-size // cell) * cell, max(stride // cell, 1) * cell
     height, width = image.shape[-2:]
@@ -110,12 +110,13 @@ def slide_encoder(
             _part(coverage, y // cell, x // cell, h // cell, w // cell).add_(1)
         for name, outputs in encode(parts).items():
             if outputs.ndim == 2:
-                total[name] = total.get(name, 0) + outputs.sum(0, keepdim=True)
+                total[name] = total.get(name, 0) + outputs.float().sum(0, keepdim=True)
                 continue
             channels, rows, columns = outputs.shape[1:]
             step = h // rows
             if name not in total:
-                total[name] = outputs.new_zeros((1, channels, height // step, width // step))
+                shape = (1, channels, height // step, width // step)
+                total[name] = outputs.new_zeros(shape, dtype=torch.float32)
             for (y, x), output in zip(corners, outputs, strict=True):
                 _part(total[name], y // step, x // step, rows, columns).add_(output)
     return {

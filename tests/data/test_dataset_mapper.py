@@ -238,6 +238,10 @@ def test_test_sizes(cfg, tmp_path, write):
 
     assert shape("sized") == (32, 64)
     assert shape("free") == (60, 100)
+    cfg.INPUT.MAX_SIZE_TEST = 80
+    line = write(tmp_path / "line.png", np.zeros((1, 500, 3), np.uint8))
+    with pytest.raises(UserError, match="500x1 is too narrow.*INPUT.MAX_SIZE_TEST"):
+        TDOSDatasetMapper(cfg, is_train=False)({"file_name": str(line)})
 
 
 def test_files_that_do_not_fit_are_named(cfg, tmp_path, write):

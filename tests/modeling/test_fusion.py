@@ -35,6 +35,15 @@ def scores(model: nn.Module) -> torch.Tensor:
         return model([{"image": image}])[0]["ood_score"]
 
 
+def test_fused_models_take_no_weights(tiny_cfg):
+    """Some of a model's own would fit, and give other scores."""
+    model = build_model(tiny_cfg)
+    state = model.state_dict()
+    fused = fuse_for_prediction(model)
+    with pytest.raises(RuntimeError, match="fused for prediction: it takes no weights"):
+        copy.deepcopy(fused).load_state_dict(state)
+
+
 def layers(model: nn.Module, kind: type[nn.Module]) -> int:
     return sum(isinstance(part, kind) for part in model.modules())
 

@@ -43,6 +43,16 @@ def test_deformable_attention_agrees_with_a_loop():
     torch.testing.assert_close(ours, expected.flatten(2), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_nan_gives_nan(heads):
+    """Not an index error: the training then names the batch."""
+    shapes = [(2, 3), (4, 5)]
+    cells = torch.zeros(1, 2, heads, 2, 3, 2)
+    cells[0, 1] = torch.nan
+    sums = sum_of_samples(torch.ones(1, 26, heads, 4), shapes, cells, torch.ones(cells.shape[:-1]))
+    assert sums[0, 0].isfinite().all() and sums[0, 1].isnan().all()
+
+
 def in_cells(locations, shapes):
     sizes = torch.tensor([(w, h) for h, w in shapes], dtype=locations.dtype)
     return locations * sizes[:, None] - 0.5

@@ -116,6 +116,21 @@ def test_maps_of_an_encoder_are_averaged_cell_by_cell(height, width, batch):
     torch.testing.assert_close(result["vector"][0], torch.stack(vectors).mean(0))
 
 
+def test_maps_and_vectors_in_half_precision_are_summed_in_float32():
+    """Sums of bfloat16 would grow wrong with the number of windows."""
+    image, cell = torch.zeros(3, 64, 512), 8
+
+    def encode(parts: torch.Tensor) -> dict[str, torch.Tensor]:
+        ones = torch.ones((len(parts), 2, parts.shape[2] // cell, parts.shape[3] // cell))
+        maps = {"map": 1.01 * ones, "vector": 1.01 * ones[..., 0, 0]}
+        return {name: values.bfloat16() for name, values in maps.items()}
+
+    result = slide_encoder(image, encode, size=32, stride=8, batch=4, cell=cell)
+    expected = torch.tensor(1.01).bfloat16().float()
+    for values in result.values():
+        torch.testing.assert_close(values, expected.expand_as(values), rtol=1e-6, atol=0)
+
+
 def test_way_to_decode_is_known():
     with pytest.raises(UserError, match="TEST.WINDOW.DECODE must be window or image, not 'once'"):
         check_window(512, 341, "once")
