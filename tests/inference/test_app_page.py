@@ -6,6 +6,7 @@ import contextlib
 import io
 import shutil
 import sys
+import threading
 import time
 import urllib.request
 from importlib.util import find_spec
@@ -103,6 +104,33 @@ def test_as_a_program(served, street, broken, tmp_path):
     with pytest.raises(Exception, match="(?i)size|413|large"):
         user.predict(client.handle_file(large), name, "", -4.0, api_name="/find")
     assert len(calls) == 1
+
+
+@needs_gradio
+def test_an_earlier_file_does_not_replace_a_later_one(served, street, tmp_path, monkeypatch):
+    """Whichever is computed last; and the page sends the later one while the first is computed."""
+    client = pytest.importorskip("gradio_client")
+    url, name, calls = served
+    slow = Path(shutil.copy(street, tmp_path / "slow.png"))
+    begun, go_on, predict = threading.Event(), threading.Event(), app_page.predict
+
+    def wait_for_the_other(models, name, path, *rest):
+        if path.name == slow.name:
+            begun.set()
+            assert go_on.wait(20)
+        return predict(models, name, path, *rest)
+
+    monkeypatch.setattr(app_page, "predict", wait_for_the_other)
+    user = client.Client(url, verbose=False)
+    first = user.submit(client.handle_file(slow), name, "", -4.0, api_name="/find")
+    assert begun.wait(20)
+    user.predict(client.handle_file(street), name, "", -4.0, api_name="/find")
+    go_on.set()
+    first.result()
+    assert user.predict(0, -4.0, False, api_name="/show")[4].startswith("street.png: ")
+    assert len(calls) == 2
+    later = [d for d in user.config["dependencies"] if d["api_name"].startswith("find")]
+    assert later and all(d["trigger_mode"] == "multiple" for d in later)
 
 
 def wait(look, seconds=20.0):

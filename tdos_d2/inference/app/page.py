@@ -126,6 +126,7 @@ def _lay_out(
     first = models(models.names[0])
     settings, parts = _settings(first), SimpleNamespace()
     parts.kept = gr.State(None, time_to_live=_KEPT)
+    parts.turn = gr.State(_Turn())  # each session has a copy
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
             parts.file = gr.File(
@@ -171,18 +172,26 @@ def _connect(gr: ModuleType, parts: SimpleNamespace, calls: _Callbacks) -> None:
     hidden = {"api_visibility": "private"}
 
     def find(
-        path: str | None, name: str, words: str, threshold: float, progress=gr.Progress()  # noqa: B008
-    ):
-        return calls.find(path, name, words, threshold, progress)
+        path: str | None, name: str, words: str, threshold: float, turn: _Turn,
+        progress=gr.Progress(),  # noqa: B008
+    ):  # fmt: skip
+        return calls.find(path, name, words, threshold, turn, progress)
 
     def find_at(event: Callable[..., Any], **api: Any) -> None:
         nothing = (None, *calls.show(None, 0, 0, False), gr.update(value=None, visible=False))
+
+        def clear(turn: _Turn) -> tuple[Any, ...]:
+            turn.next()
+            return nothing
+
         cleared = event(
-            lambda: nothing, None, [parts.kept, *results, parts.files], queue=False, **hidden
+            clear, parts.turn, [parts.kept, *results, parts.files], queue=False, **hidden
         )
+        # "multiple": a new file is not left out while an earlier one is still computed.
         cleared.then(
-            find, [parts.file, parts.name, parts.words, parts.threshold],
-            [parts.kept, parts.frame], show_progress_on=parts.overlay, **to_find, **api,
+            find, [parts.file, parts.name, parts.words, parts.threshold, parts.turn],
+            [parts.kept, parts.frame], show_progress_on=parts.overlay, trigger_mode="multiple",
+            **to_find, **api,
         ).success(**to_show, **hidden)  # fmt: skip
 
     # "always_last": the final position of a slider is always shown. This event is registered first:
@@ -204,6 +213,27 @@ def _connect(gr: ModuleType, parts: SimpleNamespace, calls: _Callbacks) -> None:
     ).success(lambda: gr.update(visible=True), None, parts.files, queue=False, **hidden)
 
 
+class _Outdated(Exception):
+    """The session asked for something else in the meantime."""
+
+
+class _Turn:
+    """The number of the last request of a session: results of earlier ones are not shown."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def next(self) -> int:
+        """Begin a request."""
+        self.number += 1
+        return self.number
+
+    def check(self, number: int) -> None:
+        """Raise _Outdated if a later request has begun."""
+        if number != self.number:
+            raise _Outdated
+
+
 class _Callbacks:
     """The event handlers. A UserError becomes a message on the page."""
 
@@ -220,14 +250,27 @@ class _Callbacks:
             return [self._gr.update(**part) for part in _settings(self._models(name))]
 
     def find(
-        self, path: str | None, name: str, words: str, threshold: float,
+        self, path: str | None, name: str, words: str, threshold: float, turn: _Turn,
         progress: Callable[..., None],
-    ) -> tuple[Trial | None, dict[str, Any]]:  # fmt: skip
-        """Run the model; returns the results and the slider over the frames of a video."""
+    ) -> tuple[Trial | dict[str, Any] | None, dict[str, Any]]:  # fmt: skip
+        """Run the model; returns the results and the slider over the frames of a video.
+
+        If the session asks for something else meanwhile, this stops and changes nothing.
+        """
+        number = turn.next()
         if path is None:
             return None, self._gr.update(visible=False)
-        with self._messages():
-            made = predict(self._models, name, Path(path), words, self._limits, progress)
+
+        def report(share: float) -> None:
+            turn.check(number)
+            progress(share)
+
+        try:
+            with self._messages():
+                made = predict(self._models, name, Path(path), words, self._limits, report)
+            turn.check(number)
+        except _Outdated:
+            return self._gr.skip(), self._gr.skip()
         seen = made.positions_with_objects(threshold) if made.is_video else []
         last = len(made.frames) - 1
         position = seen[0] if seen else 0
