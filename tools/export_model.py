@@ -227,19 +227,15 @@ def _quantised(model: Any, frames: list[np.ndarray]) -> Any:
 
 
 def _frames(folder: Path, size: tuple[int, int]) -> list[np.ndarray]:
-    """At most 100 images of a folder, evenly spaced, resized to the size of the frames, BGR."""
+    """At most 100 normal frames, evenly spaced, resized to the size of the frames, BGR."""
     import cv2
 
     from tdos_d2.data import read_image
-    from tdos_d2.errors import UserError
-    from tdos_d2.files import find_files
-    from tdos_d2.inference.sources import IMAGES
+    from tdos_d2.inference.media import normal_frames
 
-    names = [x for x in find_files(folder, "*") if Path(x).suffix.lower() in IMAGES]
-    if not names:
-        raise UserError(f"--int8: no image in {folder}")
+    names = normal_frames(folder, option="--int8")
     chosen = np.linspace(0, len(names) - 1, min(100, len(names))).round().astype(int)
-    images = (read_image(folder / names[i], "BGR") for i in chosen)
+    images = (read_image(names[i], "BGR") for i in chosen)
     return [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images]
 
 

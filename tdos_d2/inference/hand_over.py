@@ -126,7 +126,8 @@ class HandOver:
         try:
             return self._write(self._kept(), self._free_folder())
         except OSError as error:
-            raise UserError(f"cannot hand over {error.filename}: {error.strerror}") from error
+            what = f"{error.filename}: {error.strerror}" if error.filename else error
+            raise UserError(f"cannot hand over {what}") from error
 
     def _write(self, kept: Sequence[int], folder: Path) -> str:
         (folder / "data").mkdir(parents=True)

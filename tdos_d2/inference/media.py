@@ -81,7 +81,9 @@ def list_inputs(
             said = f"{word}: {left_out} files are results, which are no inputs"
             print(printable(said), file=sys.stderr)
         for name, path in inputs.items():
-            yield path, unique_name(PurePosixPath(name).with_suffix("").as_posix(), output, taken)
+            stem = PurePosixPath(name).with_suffix("").as_posix()
+            is_video = path.suffix.lower() in VIDEOS
+            yield path, unique_name(stem, output, taken, is_video=is_video)
 
 
 def _words(word: str, option: str = "--input") -> Iterable[str]:
@@ -104,14 +106,28 @@ def _read_list(path: Path, option: str) -> list[str]:
     return [word for word in words if word]
 
 
-def unique_name(stem: str, output: Path, taken: set[str]) -> str:
-    """``stem``, numbered if it is in ``taken`` or has results in ``output``; added to ``taken``."""
+def unique_name(stem: str, output: Path, taken: set[str], *, is_video: bool = False) -> str:
+    """``stem``, numbered if it is in ``taken`` or has results in ``output``; added to ``taken``.
+
+    Frames of a video "a" are named "a_frames/000000" and so on: no image gets such a name.
+    """
     unique, number = stem, 1
-    while unique in taken or any(os.path.exists(output / (unique + end)) for end in _ENDS):
+    while (
+        unique in taken
+        or (f"{unique}_frames/" if is_video else _of_frame(unique)) in taken
+        or any(os.path.exists(output / (unique + end)) for end in _ENDS)
+    ):
         number += 1
         unique = f"{stem}_{number}"
-    taken.add(unique)
+    folder = PurePosixPath(unique).parent.as_posix()
+    taken |= {unique, f"{unique}_frames/*" if is_video else f"{folder}/"}
     return unique
+
+
+def _of_frame(name: str) -> str:
+    """What :func:`unique_name` notes for videos of which a frame could have this name."""
+    path = PurePosixPath(name)
+    return f"{path.parent.as_posix()}/*" if path.name.isdigit() else "/"
 
 
 def group_sequences(inputs: Iterable[tuple[Path, str]], output: Path) -> Iterator[Input]:
@@ -125,13 +141,20 @@ def group_sequences(inputs: Iterable[tuple[Path, str]], output: Path) -> Iterato
         The videos, then the folders of images.
     """
     folders: dict[Path, tuple[str, list[Path]]] = {}
+    seen: set[str] = set()
+    repeated = 0
     for path, name in inputs:
         if path.suffix.lower() in VIDEOS:
             yield Input(path, name)
+        elif (real := os.path.realpath(path)) in seen:
+            repeated += 1
         else:
+            seen.add(real)
             stem = PurePosixPath(name).parent.as_posix()
             stem = (path.parent.resolve().name or "sequence") if stem == "." else stem
             folders.setdefault(path.parent, (stem, []))[1].append(path)
+    if repeated:
+        print(f"{repeated} images are named twice, and are frames once", file=sys.stderr)
     taken: set[str] = set()
     for folder, (stem, paths) in folders.items():
         ordered = sorted(paths, key=lambda path: natural_order(path.name))
@@ -156,8 +179,10 @@ def _files_in(folder: Path, output: Path, results: set[str]) -> dict[str, Path]:
     return found
 
 
-def normal_frames(images: Path | None, dataset: str | None) -> list[str]:
-    """Normal frames, each once: image files of a dataset, or what ``--images`` names.
+def normal_frames(
+    images: Path | None, dataset: str | None = None, option: str = "--images"
+) -> list[str]:
+    """Normal frames, each once: image files of a dataset, or what ``option`` names.
 
     Args:
         images: a folder (searched with its subfolders, without results of predict.py), a pattern
@@ -175,7 +200,7 @@ def normal_frames(images: Path | None, dataset: str | None) -> list[str]:
         return [record["file_name"] for record in get_dicts(dataset)]
     results: set[str] = set()
     found: dict[str, str] = {}  # by real path
-    for path in (Path(word).expanduser() for word in _words(str(images), "--images")):
+    for path in (Path(word).expanduser() for word in _words(str(images), option)):
         if path.is_dir():
             files = _known_files(path, IMAGES, results).values()
         elif path.suffix.lower() in IMAGES:
@@ -183,11 +208,11 @@ def normal_frames(images: Path | None, dataset: str | None) -> list[str]:
         else:
             video = path.suffix.lower() in VIDEOS
             extract = f": extract frames, such as by ffmpeg -i {path} -vf fps=1 FOLDER/%06d.jpg"
-            raise UserError(f"--images: {path} is no folder or image{extract if video else ''}")
+            raise UserError(f"{option}: {path} is no folder or image{extract if video else ''}")
         found |= {os.path.realpath(file): str(file) for file in files}
     frames = [file for real, file in found.items() if real not in results]
     if not frames:
-        raise UserError(f"--images: {images} has no image ({', '.join(sorted(IMAGES))})")
+        raise UserError(f"{option}: {images} has no image ({', '.join(sorted(IMAGES))})")
     return frames
 
 

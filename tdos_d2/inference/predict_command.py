@@ -108,7 +108,7 @@ class PredictionRun:
             if table.tell() and table.seek(-1, os.SEEK_END) and table.read() != b"\n":
                 table.write(b"\n")  # the last line is incomplete: the disk was full
             for item in chain(inputs, live):
-                write = partial(_write_line, table, item.label)
+                write = partial(_write_line, table, self._names(item))
                 record = self._try(item, predict_video, write, bar)
                 results |= result_files(record, self.output)
                 write(record)
@@ -134,6 +134,12 @@ class PredictionRun:
         else:
             inputs = (Input(path, name) for path, name in listed)
         return inputs if self.shard is None else self.shard.part(inputs)
+
+    def _names(self, item: Input) -> dict[str, str]:
+        """How records name an input; joined tables also tell relative paths apart."""
+        relative = isinstance(item.source, Path) and not item.source.is_absolute()
+        folder = {"folder": os.getcwd()} if self.shard is not None and relative else {}
+        return {"input": item.label, **folder}
 
     def _length(self, item: Input) -> int:
         """Frames of a video, as its file states; 1 for an image or an unreadable input."""
@@ -321,5 +327,5 @@ def _word_notes(predictor: OODPredictor, words: Sequence[str] | None, nearest: i
     return [f"this model's text encoder was never CLIP's (MODEL.CLIP.WEIGHTS is empty): {what}"]
 
 
-def _write_line(table: IO[bytes], name: str, record: dict[str, Any]) -> None:
-    table.write(f"{to_json({'input': name, **record}, None)}\n".encode())
+def _write_line(table: IO[bytes], names: dict[str, str], record: dict[str, Any]) -> None:
+    table.write(f"{to_json({**names, **record}, None)}\n".encode())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
@@ -32,6 +34,7 @@ class Shard:
     def __init__(self, root: Path, number: int, count: int) -> None:
         self.root, self.number, self.count = root, number, count
         self.folder = _folder(root, number, count)
+        self._inputs = hashlib.sha256()
         (self.folder / _COMPLETE).unlink(missing_ok=True)  # of an earlier run
 
     def part(self, inputs: Iterable[Input]) -> Iterator[Input]:
@@ -40,22 +43,34 @@ class Shard:
         Results of shards are never inputs, wherever ``root`` is.
         """
         results = re.compile(re.escape(os.path.realpath(self.root)) + r"/shard-\d+-of-\d+/")
-        others = (x for x in inputs if not results.match(os.path.realpath(x.source)))
+        given = ((x, os.path.realpath(x.source)) for x in inputs)
+        others = (self._noted(x, real) for x, real in given if not results.match(real))
         return islice(others, self.number - 1, None, self.count)
+
+    def _noted(self, item: Input, real: str) -> Input:
+        self._inputs.update(os.fsencode(real) + b"\0")
+        return item
 
     def finish(self) -> Path | None:
         """Mark the shard as complete; the last one joins the tables.
 
         Returns:
-            The joined table; None while other shards are incomplete. Its lines from other runs are
-            kept, also of runs with another number of shards; a shard's lines name it
+            The joined table; None while other shards are incomplete, or complete for other inputs,
+            such as those of an earlier job, which is said on standard error. Its lines from other
+            runs are kept, also of runs with another number of shards; a shard's lines name it
             (``"shard": "1/8"``), and their files include its folder. Of a shard that was run again,
             the lines of an input's last run count.
         """
-        (self.folder / _COMPLETE).touch()
+        with atomic_write(self.folder / _COMPLETE) as file:
+            file.write(self._inputs.hexdigest().encode())
         numbers = range(1, self.count + 1)
         folders = {f"{i}/{self.count}": _folder(self.root, i, self.count) for i in numbers}
         if not all((folder / _COMPLETE).is_file() for folder in folders.values()):
+            return None
+        of_shards = {i: (folder / _COMPLETE).read_text() for i, folder in folders.items()}
+        if others := [i for i, what in of_shards.items() if what != self._inputs.hexdigest()]:
+            said = f"the tables are not joined: shard {', '.join(others)} has other inputs so far"
+            print(said, file=sys.stderr)
             return None
         table = self.root / TABLE
         # Two shards that end at once both write the whole table, with the same content.
@@ -76,7 +91,7 @@ def _of_last_runs(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]
     """Of each input the records of its last run: all of a video's frames, and its own."""
     kept: dict[Any, list[dict[str, Any]]] = {}
     for record in records:
-        of_input = kept.setdefault(record.get("input"), [])
+        of_input = kept.setdefault((record.get("folder"), record.get("input")), [])
         if of_input and not _follows(record, of_input[-1]):
             of_input.clear()
         of_input.append(record)

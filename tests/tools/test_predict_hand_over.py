@@ -13,6 +13,7 @@ from test_predict import picture, predict, records, write_video
 from tdos_d2.errors import UserError
 from tdos_d2.inference import OODPredictor
 from tdos_d2.inference.hand_over import HandOver
+from tdos_d2.inference.media import unique_name
 
 
 @pytest.fixture
@@ -53,6 +54,35 @@ def test_coco_and_label_studio(model, inputs, tmp_path, capsys):
     score = OODPredictor(load(model))(picture(0))["ood_score"]
     masks = [coco.annToMask(a) for a in coco.loadAnns(coco.getAnnIds(images[-1]["id"]))]
     assert np.array_equal(np.sum(masks, axis=0) == 1, score >= -1.0)
+
+
+def test_images_that_are_named_like_the_frames_of_a_video(model, inputs, tmp_path):
+    """As extracted by hand into a folder beside it: each has files of its own."""
+    (inputs / "c_frames").mkdir()
+    cv2.imwrite(str(inputs / "c_frames" / "000001.png"), picture(7, 40, 48))
+    out = tmp_path / "out"
+    words = ["--input", inputs, "--threshold", -1.0, "--min-area", 1, "--raw", "png"]
+    assert predict(model, out, *words, "--format", "coco") == 0
+    found = [r for r in records(out) if "objects" in r]
+    assert len({r["files"]["raw"] for r in found}) == len(found)
+    for record in found:
+        raw = cv2.imread(str(out / record["files"]["raw"]), cv2.IMREAD_UNCHANGED)
+        assert raw.shape == (record["height"], record["width"])
+    coco = json.loads((out / "hand_over" / "labels.json").read_text())
+    assert len({image["file_name"] for image in coco["images"]}) == len(found)
+    for image in coco["images"]:
+        shape = cv2.imread(str(out / "hand_over" / "data" / image["file_name"])).shape
+        assert shape[:2] == (image["height"], image["width"])
+
+
+def test_names_of_frames_whichever_is_listed_first(tmp_path):
+    taken = set()
+    assert unique_name("v", tmp_path, taken, is_video=True) == "v"
+    names = [unique_name(f"v_frames/{name}", tmp_path, taken) for name in ("000003", "other")]
+    assert names == ["v_frames/000003_2", "v_frames/other"]
+    taken.clear()
+    assert unique_name("v_frames/000003", tmp_path, taken) == "v_frames/000003"
+    assert unique_name("v", tmp_path, taken, is_video=True) == "v_2"
 
 
 def test_pictures_of_a_video_are_its_frames(model, inputs, tmp_path):

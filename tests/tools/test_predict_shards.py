@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import pytest
@@ -52,6 +53,35 @@ def test_shards_share_the_inputs_and_the_last_joins_the_tables(model, inputs, tm
     assert predict(model, out, *words, "--shard", "2/2") == 0
     assert [r.get("shard") for r in records(out)] == [None] + ["1/2"] * 3 + ["2/2"] * 2
     assert all("_2_" in r["files"]["score"] for r in records(out)[4:])
+
+
+def test_shards_of_an_earlier_job_are_not_joined(tmp_path, capsys):
+    """Its other shards are complete, but for other inputs."""
+
+    def run(number: int, name: str) -> Path | None:
+        shard = Shard(tmp_path, number, 2)
+        shard.folder.mkdir(exist_ok=True)
+        given = [Input(tmp_path / f"{name}{i}.png", f"{name}{i}") for i in range(3)]
+        lines = [json.dumps({"input": str(x.source)}) for x in shard.part(given)]
+        write(shard.folder / "predictions.jsonl", "\n".join(lines) + "\n")
+        return shard.finish()
+
+    assert run(1, "a") is None and run(2, "a") == tmp_path / "predictions.jsonl"
+    assert run(1, "b") is None
+    assert "not joined: shard 2/2 has other inputs so far" in capsys.readouterr().err
+    assert run(2, "b") and len(records(tmp_path)) == 3
+
+
+def test_relative_paths_of_other_folders_are_other_inputs(model, tmp_path, monkeypatch):
+    for place in ("d1", "d2"):
+        (tmp_path / place / "in").mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / place / "in" / "x.png"), picture(len(place)))
+        monkeypatch.chdir(tmp_path / place)
+        assert predict(model, tmp_path / "out", "--input", "in", "--shard", "1/1") == 0
+    joined = records(tmp_path / "out")
+    assert [(r["input"], r["folder"]) for r in joined] == [
+        ("in/x.png", str(tmp_path / place)) for place in ("d1", "d2")
+    ]
 
 
 def test_lines_of_another_number_of_shards_are_kept(tmp_path):

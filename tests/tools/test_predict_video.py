@@ -101,6 +101,14 @@ def test_images_beside_a_video(model, drive, tmp_path, capsys):
     assert "12 images were predicted one by one" in capsys.readouterr().err
 
 
+def test_frames_that_are_named_twice_are_there_once(model, drive, tmp_path, capsys):
+    words = ["--input", f"{drive}/*.png", drive, "--sequence", 4, "--threshold", 0.5]
+    assert predict(model, tmp_path / "out", *words, "--format", "coco") == 0
+    assert "12 images are named twice" in capsys.readouterr().err
+    *of_frames, record = records(tmp_path / "out")
+    assert [f["time"] for f in of_frames] == [i / 4 for i in range(12)] and record["frames"] == 12
+
+
 def test_frames_of_other_sizes(model, drive, tmp_path):
     """They cannot be in one video; what came before is kept."""
     cv2.imwrite(str(drive / "f3.png"), picture(0, 48, 80))
