@@ -67,7 +67,7 @@ def parser() -> options.Parser:
         help="as in predict.py: no objects where this picture is not 0")
     add("--output", type=options.path, metavar="FILE.json",
         help="file to write (default: <checkpoint>.calibration.json, where predict.py looks; "
-        "others it takes as --threshold FILE.json)")
+        "others it takes as --threshold FILE.json; needed for weights that ship)")
     add("--full-precision", action="store_true", help="no half precision on a GPU")
     add("opts", nargs="*", metavar="KEY VALUE",
         help="changes to the config, last on the line; MODEL.WEIGHTS names the checkpoint")

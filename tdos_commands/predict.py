@@ -30,8 +30,8 @@ words:
   against the names of the known classes, 1/2 = as well as the best of them; an object's word is
   the likeliest one above 1/2. --combine-words raises the score where a word's chance is higher.
   This needs CLIP's weights: a model that was trained from them (MODEL.CLIP.WEIGHTS), or one with
-  MODEL.TEXT.EMBEDDINGS, and then only words of that file. The models of configs/demo.yaml and
-  configs/camvid start from random weights: their text prompts have no language meaning,
+  MODEL.TEXT.EMBEDDINGS, and then only words of that file. The text encoders of
+  configs/demo.yaml and configs/camvid have random weights: their prompts have no language meaning,
   and no nearest words are named.
 
 exit status: 0 = all inputs predicted; 1 = some could not be read, or the model gave NaN (reported

@@ -285,6 +285,7 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.SCALE_RANGE = (0.5, 2.0)
     # Size of the model's input per test dataset: [["dataset", shorter side, largest longer side],
     # ...]. Overrides MIN_SIZE_TEST and MAX_SIZE_TEST, and is overridden by the dataset's test_size.
+    # predict.py and calibrate.py, which know no datasets, use MIN_SIZE_TEST and MAX_SIZE_TEST.
     cfg.INPUT.TEST_SIZES = []
     # Photometric distortion of training images (brightness, contrast, saturation, hue), as in
     # PointRend. It comes after pasting, so that objects and their surroundings change alike.
@@ -378,7 +379,8 @@ def _add_test(cfg: CN) -> None:
     # most that FPR), "tpr:0.95" (the highest with at least that TPR), "calibrated" (the file of
     # tools/calibrate.py beside MODEL.WEIGHTS; --eval-only), or another .json file of that tool.
     cfg.TEST.THRESHOLD = "best-f1"
-    # Also measure instances, images, and OOD objects by size and by distance to the lower edge.
+    # Also measure instances, images, OOD objects by size and by distance to the lower edge and, if
+    # labels have classes, open-IoU.
     cfg.TEST.BREAKDOWN = False
     # Write counts of each frame to OUTPUT_DIR/frame_counts, with which tools/compare_runs.py
     # compares runs frame by frame.

@@ -89,7 +89,10 @@ def choose_threshold(
         return Threshold(None, min_area, f"{_NO_OBJECTS}{reason}; give --threshold")
     if wanted == BEST_F1:
         path = threshold_file(predictor.weights)
-        raise UserError(f"--threshold {wanted}: no file {path}; an evaluation writes it")
+        raise UserError(
+            f"--threshold {wanted}: no file {path}; an evaluation writes it, unless the "
+            "weights ship with tdos_d2"
+        )
     return Threshold(
         None, min_area,
         f"{_NO_OBJECTS}give --threshold, calibrate the checkpoint on normal frames "
