@@ -2,8 +2,9 @@
 
 Frames are drawn, with noise, so that the PNG files are no smaller than those of Cityscapes (2.8 and
 2.3 MB at 2048x1024); they are read by the training's own mapper: image and label decoded, resized
-and cropped (only what the crop needs), outliers pasted, colours distorted. CPU seconds of one process,
-medians with the smallest and the largest value; "whole" is the mapper, the rows below its parts.
+and cropped (only what the crop needs), outliers pasted, colours distorted. CPU seconds of one
+process, medians with the smallest and the largest value; "whole" is the mapper, the rows below its
+parts.
 """
 
 from __future__ import annotations
