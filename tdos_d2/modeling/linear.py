@@ -110,7 +110,13 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     tensors = query, key, value
     trained = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    if trained or key.shape[-2] < _MIN_KEYS or not _for_onednn(query, key):
+    if trained or key.shape[-2] < _MIN_KEYS:
+        return F.scaled_dot_product_attention(query, key, value)
+    if query.dtype == torch.bfloat16 and query.device.type == "cpu" and mkl_is_slow():
+        # torch's kernel for bfloat16 is slower than this in float32, and as exact.
+        with torch.autocast("cpu", enabled=False):
+            return attention(query.float(), key.float(), value.float()).to(query.dtype)
+    if not _for_onednn(query, key):
         return F.scaled_dot_product_attention(query, key, value)
     batch, heads, queries, dim = query.shape
     rows = max(_MAX_WEIGHTS // key.shape[-2], 1)

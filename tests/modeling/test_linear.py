@@ -163,6 +163,14 @@ def test_attention_head_by_head(products, queries, most, monkeypatch):
     torch.testing.assert_close(module.attention(query, key, value), expected.float())
     blocks = -(-queries // max(most // 6, 1))
     assert len(products) == 2 * 2 * 3 * blocks
+    # In bfloat16, with products in float32: exact up to the rounding of inputs and output.
+    products.clear()
+    half = [x.bfloat16() for x in (query, key, value)]
+    with torch.autocast("cpu", torch.bfloat16):
+        result = module.attention(*half)
+    expected = F.scaled_dot_product_attention(*(x.double() for x in half))
+    torch.testing.assert_close(result, expected.bfloat16(), rtol=2**-7, atol=0)
+    assert len(products) == 2 * 2 * 3 * blocks
     # Few keys, and what is trained, are torch's.
     products.clear()
     module.attention(query, key[:, :, :5], value[:, :, :5])

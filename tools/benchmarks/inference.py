@@ -4,6 +4,7 @@
           attention by grid_sample, one window at a time, the text encoded for each
   ours    what predict.py does; the scores must agree with the plain way's
   image   the same with TEST.WINDOW.DECODE image, which is another result
+  bf16, image-bf16  the two with TEST.BFLOAT16, on a CPU
 
 and, for comparison, torchvision's DeepLabV3 (ResNet-50, 19 classes) with the maximum logit. Each
 runs in a process of its own, on all cores that torch may use; weights are random unless some ship
@@ -28,7 +29,9 @@ from .common import hardware, in_own_process, median_and_spread, peak_memory
 
 # Largest difference of a score (log S_ood) from the plain way's.
 TOLERANCE = 1e-4
-GOALS = {"plain": "", "ours": ">= 2.2", "image": ">= 4", "deeplab": ""}
+GOALS = {
+    "plain": "", "ours": ">= 2.2", "image": ">= 4", "bf16": "", "image-bf16": "", "deeplab": "",
+}  # fmt: skip
 
 
 def add_command(commands: Any) -> None:
@@ -76,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
         if plain:
             row["times faster"] = f"{np.median(plain[0]) / np.median(seconds):.2f}"
             row["goal"] = GOALS[way]
-            if way in ("ours", "image"):
+            if way not in ("plain", "deeplab"):
                 row["score differs by"] = f"{np.abs(score - plain[2]).max():.1e}"
                 row["labels differ"] = f"{100 * (labels != plain[3]).mean():.3f} %"
         rows.append(row)
@@ -143,7 +146,8 @@ def tdos(way: str, args: argparse.Namespace) -> Callable[[np.ndarray], dict[str,
     if not args.opts and cfg.MODEL.CLIP.WEIGHTS and not cfg.MODEL.WEIGHTS:
         # With the activation that those weights need: it takes a tenth of ViT-B's time.
         cfg.MODEL.CLIP.WEIGHTS, cfg.MODEL.CLIP.ACTIVATION = "", "quick_gelu"
-    cfg.TEST.WINDOW.DECODE = "image" if way == "image" else cfg.TEST.WINDOW.DECODE
+    if way.startswith("image"):
+        cfg.TEST.WINDOW.DECODE = "image"
     check_model(cfg)
     model = build_model(cfg).eval()
     TDOSCheckpointer(model).load(cfg.MODEL.WEIGHTS)
@@ -157,11 +161,9 @@ def tdos(way: str, args: argparse.Namespace) -> Callable[[np.ndarray], dict[str,
         mapper.augmentations(data)
         tensor = torch.as_tensor(data.image.transpose(2, 0, 1).copy())
         inputs = [{"image": tensor, "height": height, "width": width}]
-        if way != "plain":
+        half = torch.autocast("cpu", torch.bfloat16, enabled=way.endswith("bf16"))
+        with plain(model) if way == "plain" else half:
             output = model(inputs)[0]
-        else:
-            with plain(model):
-                output = model(inputs)[0]
         return {name: output[name].cpu() for name in ("ood_score", "sem_seg")}
 
     return predict
