@@ -42,6 +42,7 @@ _R = TypeVar("_R")
 _EVALUATED = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
 CITYSCAPES_TRAIN_IDS = np.full(256, 255, np.uint8)
 CITYSCAPES_TRAIN_IDS[_EVALUATED] = np.arange(19)
+_MADE_OF = "made_of.txt"  # in a prepared folder
 _MAX_ARCHIVE = 2**32  # bytes of an archive's files, unpacked
 CITYSCAPES_IDS = (*range(35), 255)
 
@@ -256,6 +257,26 @@ def write_missing(jobs: Sequence[Job], output: Path, args: argparse.Namespace) -
         return
     in_parallel(write_file, todo, args.jobs, f"Writing {output.name}")
     print(f"{output}: {len(todo)} files written, {there}")
+
+
+def check_made_of(output: Path, source: str, *, is_default: bool) -> None:
+    """Raise PrepareError if ``output`` has files of another source, which would be kept.
+
+    Folders of earlier versions of the scripts do not say what they were made of: one of the default
+    name (``is_default``) is trusted.
+    """
+    note = output / _MADE_OF
+    before = note.read_text(encoding="utf-8", errors="replace").strip() if note.is_file() else None
+    if before is None and (is_default or not any(output.glob("*"))):
+        return
+    if before != source:
+        what = f"of {before}" if before else "of an unknown version"
+        raise PrepareError(f"--output: {output} has files {what}, not of {source}")
+
+
+def note_made_of(output: Path, source: str) -> None:
+    """Note in ``output`` what it was made of, see :func:`check_made_of`."""
+    (output / _MADE_OF).write_text(f"{source}\n", encoding="utf-8")
 
 
 def write_file(job: Job) -> None:

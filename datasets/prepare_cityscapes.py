@@ -133,12 +133,10 @@ def _write_train_ids(train_ids: Path, path: Path) -> None:
 
 
 def _count(frames: dict[str, list[Path]], output: Path, args: argparse.Namespace) -> None:
-    """Write the missing statistics; the counts are cached for training."""
+    """Write the statistics of the labels that are there now; counts are cached for training."""
     for split, labels in frames.items():
         file = output / f"class_statistics_{split}.json"
-        if file.exists():
-            print(f"{file}: is there")
-        elif args.dry_run:
+        if args.dry_run:
             print(f"{file}: would be written (dry run)")
         else:
             places = [output / label for label in labels]

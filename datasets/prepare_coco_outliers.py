@@ -93,8 +93,9 @@ def outliers(
         min_area: smallest area of an object in pixels.
 
     Returns:
-        dicts with file (name of the image), category (name), bbox (x, y, width, height), area and
-        segmentation (polygons or run lengths), as in COCO; and the number of objects left out
+        dicts with file (name of the image), width and height of the image if they are known,
+        category (name), bbox (x, y, width, height), area and segmentation (polygons or run
+        lengths), as in COCO; and the number of objects left out
         because they have no pixels.
 
     Raises:
@@ -123,7 +124,8 @@ def outliers(
                 empty += 1
                 continue
             file = image["file_name"]
-            found.append({"file": file, "category": category, "area": area, **checked})
+            size = {key: image[key] for key in ("width", "height") if type(image.get(key)) is int}
+            found.append({"file": file, "category": category, "area": area, **size, **checked})
         except ValueError as error:
             faults.append(f"annotation {item['id']}: {error}")
     if faults:

@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cityscapes = common.find_cityscapes(args)
     output = args.output or args.root / f"fs_static_v{args.version}"
     common.check_output(output, source, cityscapes)
+    common.check_made_of(output, name, is_default=args.output is None)
     common.check_archive(source, _SHA256, f"{name}.zip")
     files = common.open_source(source, "_labels.png", "_rgb.npz")
     ids = common.fishyscapes_ids(files)
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         copy = partial(common.write_bytes, files[f"{stem}_labels.png"])
         jobs.append(common.Job(output / "labels" / f"{stem}.png", copy))
     common.write_missing(jobs, output, args)
+    if not args.dry_run:
+        common.note_made_of(output, name)
 
 
 def add_overlay(image: np.ndarray, overlay: np.ndarray) -> np.ndarray:

@@ -57,6 +57,8 @@ def read_train_ids(path: Path) -> np.ndarray:
     if label.ndim == 2:
         ids = common.CITYSCAPES_IDS
         return common.translate(label, common.CITYSCAPES_TRAIN_IDS, ids, path)
+    if label.shape[2] < 3:
+        raise common.PrepareError(f"{path} has {label.shape[2]} channels, not 1, 3 or 4")
     train_ids = _COLOUR_TABLE[label[..., :3] @ _PACK]
     unknown = label[train_ids == _UNKNOWN]
     if len(unknown):

@@ -70,12 +70,20 @@ class CocoSource:
             in 0..1, with at least one pixel of 1.
 
         Raises:
-            UserError: the image cannot be read, or the object has no pixel.
+            UserError: the image cannot be read or has another size than that of the annotations, or
+                the object has no pixel.
         """
         group = self._groups[rng.integers(len(self._groups))]
         instance = self._instances[int(group[rng.integers(len(group))])]
         path = self._root / instance["file"]
         image = read_image(path, self._format)
+        height, width = image.shape[:2]
+        expected = instance.get("width", width), instance.get("height", height)
+        if expected != (width, height):  # the object would be cut from another place
+            raise UserError(
+                f"{self._path}: {path} is {width}x{height}, but COCO's annotations are for "
+                f"{expected[0]}x{expected[1]}: the images must be as published"
+            )
         try:
             patch, mask = cut_out(image, instance)
             if not mask.any():

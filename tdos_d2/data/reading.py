@@ -54,9 +54,9 @@ def read_label(
     ``ood_values`` and ``ignore_values``; with ``undeclared="ignore"`` all other values are void.
     Others give train ids: 0..K-1 for the K ``stuff_classes``, K for the metadata's ``ood_values``
     (none by default), the train ids in the dict ``class_values`` for further values, and 255 for
-    255, ``ignore_label`` and ``ignore_values``. If the file's values are not train ids, a dict
-    ``label_values`` maps them to these. With a dict ``label_colours``, from (r, g, b) to the
-    result, the file is read as a colour image.
+    255 (unless that is declared as something else), ``ignore_label`` and ``ignore_values``. If the
+    file's values are not train ids, a dict ``label_values`` maps them to these. With a dict
+    ``label_colours``, from (r, g, b) to the result, the file is read as a colour image.
 
     Args:
         path: an image file with one channel (or a palette, whose indices are used), or in colour.
@@ -198,7 +198,10 @@ def value_table(metadata: Metadata) -> np.ndarray:
     table[list(metadata.get("ood_values", ()))] = len(classes)
     for value, train_id in metadata.get("class_values", {}).items():
         table[value] = train_id
-    ignored = (IGNORE, metadata.get("ignore_label", IGNORE), *metadata.get("ignore_values", ()))
+    others = {*metadata.get("label_values", ()), *metadata.get("ood_values", ())}
+    ignored = {IGNORE, metadata.get("ignore_label", IGNORE)}
+    ignored -= others & {IGNORE}  # in masks of 0 and 255 it is a class, or OOD
+    ignored.update(metadata.get("ignore_values", ()))
     # Detectron2 allows any ignore_label, for example -1.
     table[[value for value in ignored if 0 <= value <= 255]] = IGNORE
     return table

@@ -77,9 +77,15 @@ def test_registration_is_lazy_and_names_what_is_missing(tmp_path, write):
     with pytest.raises(MissingDatasetError, match=f"'mini'.*{tmp_path}/images"):
         DatasetCatalog.get("mini")
     (tmp_path / "images").mkdir()
-    with pytest.raises(MissingDatasetError, match=f"{tmp_path}/labels"):
+    with pytest.raises(UserError, match=f"no images in {tmp_path}/images"):
         DatasetCatalog.get("mini")
+    # Images without the folder of their labels: the set is there, and incomplete.
+    write(tmp_path / "images" / "a.png", np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(UserError, match=f"no folder {tmp_path}/labels with the labels") as found:
+        DatasetCatalog.get("mini")
+    assert not isinstance(found.value, MissingDatasetError)
     (tmp_path / "labels").mkdir()
+    (tmp_path / "images" / "a.png").unlink()
     with pytest.raises(UserError, match=f"no images in {tmp_path}/images"):
         DatasetCatalog.get("mini")
     for stem in "abc":

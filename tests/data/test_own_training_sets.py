@@ -77,6 +77,19 @@ def test_values_that_are_not_train_ids(register):
     assert report.roles[99] == "OOD" and report.roles[1] == "undeclared" and report.problems
 
 
+@pytest.mark.parametrize(
+    ("entry", "label"),
+    [({"classes": {"other": 0, "road": 255}}, 1), ({"classes": ["known"], "ood_values": [255]}, 1)],
+)
+def test_binary_masks_of_0_and_255(register, entry, label):
+    """A declared 255 is no void, neither for training nor for verify."""
+    name = register(in_stripes(0, 255), ignore_values=[], **entry)
+    assert np.array_equal(labels(name)[0], in_stripes(0, label))
+    report = verify_dataset(name, jobs=1)
+    assert report.roles[255] == ("OOD" if "ood_values" in entry else "known")
+    assert report.problems == []
+
+
 def test_colours(register, tmp_path, tiny_cfg):
     """In PNG files with and without a palette, and with transparency."""
     name = register(
@@ -155,6 +168,16 @@ def test_lists_of_frames(register, tmp_path):
             DatasetCatalog.get(name)
 
 
+def test_lists_may_leave_out_the_extension_of_images_with_a_suffix(register, tmp_path):
+    name = register(in_stripes(0, 1), classes=["road", "car"], image_list="val.txt",
+                    image_suffix="_rgb")  # fmt: skip
+    image = tmp_path / "images" / "town" / "0.jpg"
+    image.rename(image.with_name("0_rgb.jpg"))
+    for line in ("town/0", "town/0_rgb", "town/0_rgb.jpg"):
+        (tmp_path / "val.txt").write_text(f"{line}\n")
+        assert [r["image_id"] for r in DatasetCatalog.get(name)] == ["town/0"]
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -178,6 +201,11 @@ def test_lists_of_frames(register, tmp_path):
         ({"colours": {"road": [1, 2, 256]}}, "a colour is"),
         ({"colours": {"road": [1, 2, 3], "sky": "#010203"}}, r"\[1, 2, 3\] is declared twice"),
         ({"classes": ["road"], "ignore_colours": [[0, 0, 0]]}, "need colours"),
+        ({"colours": {"road": [1, 2, 3]}, "ood_values": [3]}, "with colours, .* not values"),
+        (
+            {"id_colours": [[0, 0, 0]], "ood_colours": [[1, 2, 3]], "ood_values": [3]},
+            "values or colours, not both",
+        ),
         ({"classes": ["road"], "protocol": "anomaly"}, "unknown key 'protocol'"),
         ({"ood_colours": [[1, 2, 3]]}, "masks in colour need id_colours and ood_colours"),
         ({"ood_colours": [1, 2, 3], "id_colours": [[0, 0, 0], 7]}, "a colour is"),

@@ -77,6 +77,11 @@ def test_statistics(download):
         assert pixels == (3 * area if seen else 0)
         assert found["frames_with_class"][name] == (3 if seen else 0)
     assert (found["frames"], len(found["pixels"])) == (3, 19)
+    # Of what is there now, not of what was there first.
+    found["frames"] = 1
+    (download / "class_statistics_train.json").write_text(json.dumps(found))
+    prepare_cityscapes.main(["--in-place", "--splits", "train"])
+    assert json.loads((download / "class_statistics_train.json").read_text())["frames"] == 3
     assert not (download / "class_statistics_val.json").exists()
 
 

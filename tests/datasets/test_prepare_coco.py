@@ -12,6 +12,7 @@ from layouts import picture, write_image
 
 from tdos_d2 import coco as coco_format
 from tdos_d2.data.coco_objects import CocoSource
+from tdos_d2.errors import UserError
 
 NAMES = [*prepare_coco_outliers.CITYSCAPES_CATEGORIES, "dog", "parking meter"]
 SQUARE = [[10.0, 10.0, 90.0, 10.0, 90.0, 90.0, 10.0, 90.0]]
@@ -52,6 +53,25 @@ def coco(root):
     (folder / "annotations").mkdir()
     (folder / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
     return folder
+
+
+def test_images_of_another_size_than_the_annotations(root, coco):
+    """Resized copies, or turned ones: the objects would be cut from another place."""
+    path = coco / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = [a for a in content["annotations"] if a["segmentation"] != RUNS]
+    for width in (120, 240):
+        for image in content["images"]:
+            image.update(width=width, height=100)
+        path.write_text(json.dumps(content))
+        (root / "coco_outliers.json").unlink(missing_ok=True)
+        prepare_coco_outliers.main([])
+        source = CocoSource(root / "coco_outliers.json")
+        if width == 120:
+            source.sample(np.random.default_rng(0), 20)
+    said = "jpg is 120x100, but COCO's annotations are for 240x100: the images must be as published"
+    with pytest.raises(UserError, match=said):
+        source.sample(np.random.default_rng(0), 20)
 
 
 def test_what_is_listed(root, coco, contents):

@@ -94,6 +94,21 @@ def test_static_names_what_is_missing_or_wrong(root):
         prepare_fs_static.main([])
 
 
+def test_static_of_another_version_is_not_kept(root):
+    """The files of the versions have the same names."""
+    cityscapes(root)
+    for version in (2, 3):
+        fishyscapes_static(root, version, prepared=False)
+    output = ["--output", str(root / "static")]
+    prepare_fs_static.main(["--version", "2", *output])
+    prepare_fs_static.main(["--version", "2", *output])
+    with pytest.raises(PrepareError, match="static has files of fs_val_v2, not of fs_val_v3"):
+        prepare_fs_static.main(["--version", "3", *output])
+    (root / "static" / "made_of.txt").unlink()
+    with pytest.raises(PrepareError, match="static has files of an unknown version"):
+        prepare_fs_static.main(["--version", "2", *output])
+
+
 def test_static_of_several_versions_in_a_folder(root):
     cityscapes(root)
     for version in (1, 2):

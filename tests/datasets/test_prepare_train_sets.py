@@ -124,6 +124,7 @@ def test_gta_ids_palettes_and_colours(root, capsys):
     [
         (stripes(7, 35), r"00001\.png has values that the release has not: \[35\]"),
         (np.full((*SIZE, 3), 9, np.uint8), r"00001\.png has the colour \(9, 9, 9\)"),
+        (np.full((*SIZE, 2), 9, np.uint8), r"00001\.png has 2 channels, not 1, 3 or 4"),
     ],
 )
 def test_gta_unknown_values(root, label, message):

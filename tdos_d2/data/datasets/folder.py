@@ -75,15 +75,15 @@ class ImageFolder:
             region_mask_file_name; these files need not exist.
 
         Raises:
-            MissingDatasetError: a folder or the region mask is missing, or all images belong to
-                other splits.
-            UserError: there are no images, two images for one label, or another number of images
-                than ``total``; the list cannot be read, or names a missing image.
+            MissingDatasetError: the folder of the images or the region mask is missing, or all
+                images belong to other splits.
+            UserError: the folder of the labels is missing; there are no images, two images for one
+                label, or another number of images than ``total``; the list cannot be read, or names
+                a missing image.
         """
         image_root = Path(self.images)
-        for folder in (self.images, self.labels):
-            if folder is not None and not os.path.isdir(folder):
-                raise MissingDatasetError(f"dataset '{name}': no folder {folder}")
+        if not os.path.isdir(image_root):
+            raise MissingDatasetError(f"dataset '{name}': no folder {image_root}")
         stems: dict[str, str] = {}
         for path, stem in self._images(self.image_glob):
             if stem in stems:
@@ -104,13 +104,19 @@ class ImageFolder:
             chosen = [stem for stem in chosen if stem in listed]
         if not chosen:
             raise MissingDatasetError(f"dataset '{name}': {image_root} has none of its images")
+        if self.labels is not None and not os.path.isdir(self.labels):
+            raise UserError(
+                f"dataset '{name}': no folder {self.labels} with the labels of the images in "
+                f"{image_root}"
+            )
         return [self._record(name, str(image_root / stems[stem]), stem) for stem in chosen]
 
     def _listed(self, name: str, stems: dict[str, str]) -> set[str]:
         """The ids in ``image_list``; ``stems`` maps ids to the paths of their images."""
         where = f"dataset '{name}', list {self.image_list}"
         lines = read_lines(self.image_list, where)
-        by_path = {path: stem for stem, path in stems.items()}
+        by_path = {os.path.splitext(path)[0]: stem for stem, path in stems.items()}
+        by_path |= {path: stem for stem, path in stems.items()}
         found = {line: by_path.get(line, line) for line in filter(None, map(str.strip, lines))}
         lost = [line for line, stem in found.items() if stem not in stems]
         if lost or not found:

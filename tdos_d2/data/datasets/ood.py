@@ -78,7 +78,11 @@ def register_ood_dataset(
         undeclared=undeclared, protocol=protocol, min_pred=min_pred, min_gt=min_gt,
         test_size=test_size, class_values=class_values,
     )
-    metadata |= _colours(name, id_colours, ood_colours, ignore_colours, class_values)
+    colours = _colours(name, id_colours, ood_colours, ignore_colours, class_values)
+    values = tuple(id_values), tuple(ood_values), tuple(ignore_values)
+    if colours and values != ((0,), (1,), (255,)):
+        raise UserError(f"dataset '{name}': masks have values or colours, not both")
+    metadata |= colours
     folder = ImageFolder(
         Path(image_root).expanduser(), Path(label_root).expanduser(), image_glob=image_glob,
         image_suffix=image_suffix, label_suffix=label_suffix,

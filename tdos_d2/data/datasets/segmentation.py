@@ -56,6 +56,10 @@ def register_segmentation_dataset(
         if ood_colours or ignore_colours:
             raise UserError(f"{where}: ood_colours and ignore_colours need colours")
         metadata = _of_values(where, classes, ood_values, ignore_values)
+    elif ood_values or tuple(ignore_values) not in ((), (IGNORE,)):
+        raise UserError(
+            f"{where}: with colours, void and OOD are ood_colours and ignore_colours, not values"
+        )
     else:
         metadata = _of_colours(where, classes, colours, ood_colours, ignore_colours)
     folder = ImageFolder(
