@@ -32,6 +32,7 @@ def run() -> None:
     args = _parser().parse_args()
     from tdos_d2.engine import load_config
     from tdos_d2.engine.model_info import count_multiply_adds, describe_prompts, load_model
+    from tdos_d2.errors import UserError
     from tdos_d2.modeling.backbone import encoder_name
     from tdos_d2.tdos import TDOS
 
@@ -40,6 +41,8 @@ def run() -> None:
     for note in notes:
         print(note)
     side = cfg.TEST.WINDOW.SIZE
+    if not (args.window or side or cfg.INPUT.CROP.TYPE == "absolute"):
+        raise UserError(f"--window: needed, as INPUT.CROP.TYPE {cfg.INPUT.CROP.TYPE} has no size")
     height, width = args.window or ((side, side) if side else cfg.INPUT.CROP.SIZE)
     total = count_multiply_adds(model, parts, (height, width))
     print(f"\n{type(model.backbone).__name__} of {encoder_name(cfg)}, window {height}x{width}\n")

@@ -55,9 +55,22 @@ _WITHOUT_EFFECT = {
     "DATALOADER.ASPECT_RATIO_GROUPING": "INPUT.CROP",
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS": "INPUT.RARE_CLASS",
     "DATALOADER.REPEAT_THRESHOLD": "INPUT.RARE_CLASS",
+    "INPUT.MASK_FORMAT": "DATASETS.REGISTER",
+    "MODEL.KEYPOINT_ON": "MODEL.META_ARCHITECTURE",
+    "MODEL.LOAD_PROPOSALS": "MODEL.META_ARCHITECTURE",
+    "MODEL.MASK_ON": "MODEL.META_ARCHITECTURE",
+    "TEST.DETECTIONS_PER_IMAGE": "MODEL.META_ARCHITECTURE",
+    "VIS_PERIOD": "TEST.NUM_PICTURES",
     "SOLVER.MOMENTUM": "SOLVER.OPTIMIZER, which is AdamW",
     "SOLVER.NESTEROV": "SOLVER.OPTIMIZER, which is AdamW",
 }
+
+
+# Detectron2's keys that its other schedules read.
+_OF_OTHER_SCHEDULES = (
+    "SOLVER.BASE_LR_END", "SOLVER.GAMMA", "SOLVER.NUM_DECAYS", "SOLVER.RESCALE_INTERVAL",
+    "SOLVER.STEPS",
+)  # fmt: skip
 
 
 def check_values(cfg: CfgNode) -> None:
@@ -89,6 +102,10 @@ def check_values(cfg: CfgNode) -> None:
             raise UserError(f"{key}: '{value}' is not known; there are {known}")
         if key in _WITHOUT_EFFECT and _plain(value) != _plain(default):
             raise UserError(f"{key} has no effect here: see {_WITHOUT_EFFECT[key]}")
+        if key in _OF_OTHER_SCHEDULES and _plain(value) != _plain(default):
+            schedule = cfg.SOLVER.LR_SCHEDULER_NAME
+            if schedule == "WarmupPolyLR":
+                raise UserError(f"{key} has no effect with SOLVER.LR_SCHEDULER_NAME {schedule}")
         if isinstance(example, float) and isinstance(value, int):
             set_key(cfg, key, float(value))
         if key in _PATHS and value.startswith("~"):

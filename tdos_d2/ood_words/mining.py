@@ -45,7 +45,7 @@ def class_senses(
     """
     if override:
         return [_synset(reader, sense) for sense in override]
-    rule = _RULES["classes"].get(name.lower(), {"senses": ()})
+    rule = _RULES["classes"].get(_singular(reader, name), {"senses": ()})
     if found := _present(reader, rule["senses"]):
         return found
     first = _first(reader, name.lower().replace(" ", "_"))
@@ -86,7 +86,8 @@ def mine(
     rude = set(_present(reader, _RULES["rude_usage"]))
     senses = [s for sense in known.values() for s in sense]
     taken = {_text(lemma) for sense in senses for lemma in sense.lemmas()}
-    banned = {*_RULES["unwanted"], *(part for name in known for part in name.lower().split())}
+    parts = (part for name in known for part in name.lower().replace("_", " ").split())
+    banned = {*_RULES["unwanted"], *(x for part in parts for x in (part, _singular(reader, part)))}
     is_token = cache(lambda word: len(tokenize(word)) == 1)
     found: dict[str, Candidate] = {}
     for sense in tqdm(sorted(seen - left_out, key=lambda s: s.offset()), desc="reading WordNet"):
@@ -128,7 +129,8 @@ def _left_out(
     senses = [sense for of_class in known.values() for sense in of_class]
     own = _subtrees(senses)
     above = _closure(senses, lambda s: s.hypernyms() + s.instance_hypernyms())
-    rules = [_RULES["classes"][c.lower()] for c in known if c.lower() in _RULES["classes"]]
+    names = [_singular(reader, name) for name in known]
+    rules = [_RULES["classes"][name] for name in names if name in _RULES["classes"]]
     near = [name for rule in rules for kind in rule["near"] for name in _RULES["near"][kind]]
     parts = (part for sense in own | above for part in sense.part_meronyms())
     belonging = _subtrees(_closure(parts, lambda s: s.part_meronyms()))  # and parts of parts
@@ -167,6 +169,13 @@ def _first(reader: WordNetCorpusReader, name: str) -> Synset | None:
     """The most frequent sense that is not an individual being or place ("Crane, Stephen")."""
     senses = reader.synsets(name, "n")
     return next((sense for sense in senses if not sense.instance_hypernyms()), None)
+
+
+def _singular(reader: WordNetCorpusReader, name: str) -> str:
+    """A class name as the rules have it: "Traffic_Lights" is "traffic light"."""
+    plain = "_".join(name.lower().replace("_", " ").split())
+    known = plain.replace("_", " ") in _RULES["classes"]
+    return (plain if known else reader.morphy(plain, "n") or plain).replace("_", " ")
 
 
 def _is_rude(reader: WordNetCorpusReader, name: str, rude: set[Synset]) -> bool:

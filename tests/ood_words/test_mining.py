@@ -54,6 +54,23 @@ def test_without_the_class_the_word_is_there(wordnet, why, word):
     assert word in words(wordnet, "dog")
 
 
+def test_class_names_in_the_plural_or_with_underscores(tmp_path):
+    """The rules, and the ban on words that contain a class, know them all the same."""
+    entries = {
+        **ENTRIES,
+        "location": Entry("location", above=("entity",)),
+        "job": Entry("post", above=("entity",)),
+        "stake": Entry("post", above=("artifact",)),
+        "n3": Entry("post", above=("entity",)),
+        "upright": Entry("post", above=("artifact",)),
+        "pole": Entry("pole", above=("artifact",)),
+    }
+    with open_wordnet(write_wordnet(tmp_path, entries)) as reader:
+        assert [s.name() for s in class_senses(reader, "Poles")] == ["pole.n.01", "post.n.04"]
+        assert words(reader, "cars") == words(reader, "car")
+        assert words(reader, "photo_box") == words(reader, "photo box")
+
+
 def test_a_synonym_is_left_out_whatever_its_first_sense(tmp_path):
     entries = {"auto_animal": Entry("auto", above=("animal",)), **ENTRIES}
     with open_wordnet(write_wordnet(tmp_path, entries)) as reader:
