@@ -41,8 +41,8 @@ def run() -> None:
     for note in notes:
         print(note)
     side = cfg.TEST.WINDOW.SIZE
-    if not (args.window or side or cfg.INPUT.CROP.TYPE == "absolute"):
-        raise UserError(f"--window: needed, as INPUT.CROP.TYPE {cfg.INPUT.CROP.TYPE} has no size")
+    if not (args.window or side) and max(cfg.INPUT.CROP.SIZE) <= 1:  # shares of an image
+        raise UserError("--window: needed, as INPUT.CROP.SIZE is relative to the image")
     height, width = args.window or ((side, side) if side else cfg.INPUT.CROP.SIZE)
     total = count_multiply_adds(model, parts, (height, width))
     print(f"\n{type(model.backbone).__name__} of {encoder_name(cfg)}, window {height}x{width}\n")

@@ -93,6 +93,13 @@ def test_random_weights_stand_in(frozen_cfg, tmp_path):
         assert (part.trainable, part.frozen) == (same.trainable, same.frozen)
 
 
+def test_a_crop_relative_to_the_image_has_no_size(run, tiny_cfg, tmp_path):
+    tiny_cfg.TEST.WINDOW.SIZE, tiny_cfg.INPUT.CROP.SIZE = 0, (0.5, 0.5)
+    (tmp_path / "config.yaml").write_text(tiny_cfg.dump())
+    with pytest.raises(UserError, match="--window: needed, as INPUT.CROP.SIZE is relative"):
+        run("--config-file", tmp_path / "config.yaml")
+
+
 def test_words_in_force(run, tiny_cfg, tmp_path):
     tiny_cfg.MODEL.PROMPTS.GROUPS, tiny_cfg.MODEL.PROMPTS.INIT = "cityscapes", "group"
     TDOSCheckpointer(build_model(tiny_cfg), str(tmp_path)).save("model")
