@@ -30,6 +30,16 @@ multiprocessing.set_forkserver_preload(["tdos_d2.engine.train_command", "open_cl
 torch.set_num_threads(1)
 
 
+# Files with tests of 10 seconds and more. They begin first, so that no worker waits for one at the
+# end.
+_LONG = ("test_code_blocks.py", "test_export.py", "test_switches.py", "test_train_net.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first, the order otherwise unchanged."""
+    items.sort(key=lambda item: item.path.name not in _LONG)
+
+
 @pytest.fixture(autouse=True)
 def loggers_as_they_were():
     """Detectron2's set-up of a run takes its loggers from pytest, for later tests too."""
