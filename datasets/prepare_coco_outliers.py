@@ -95,8 +95,7 @@ def outliers(
     Returns:
         dicts with file (name of the image), width and height of the image if they are known,
         category (name), bbox (x, y, width, height), area and segmentation (polygons or run
-        lengths), as in COCO; and the number of objects left out
-        because they have no pixels.
+        lengths), as in COCO; and the number of objects left out because they have no pixels.
 
     Raises:
         ValueError: a category in ``excluded`` does not exist, or something is not in COCO's format.

@@ -61,14 +61,14 @@ class Shard:
             (``"shard": "1/8"``), and their files include its folder. Of a shard that was run again,
             the lines of an input's last run count.
         """
+        inputs = self._inputs.hexdigest()
         with atomic_write(self.folder / _COMPLETE) as file:
-            file.write(self._inputs.hexdigest().encode())
+            file.write(inputs.encode())
         numbers = range(1, self.count + 1)
         folders = {f"{i}/{self.count}": _folder(self.root, i, self.count) for i in numbers}
         if not all((folder / _COMPLETE).is_file() for folder in folders.values()):
             return None
-        of_shards = {i: (folder / _COMPLETE).read_text() for i, folder in folders.items()}
-        if others := [i for i, what in of_shards.items() if what != self._inputs.hexdigest()]:
+        if others := [i for i, x in folders.items() if (x / _COMPLETE).read_text() != inputs]:
             said = f"the tables are not joined: shard {', '.join(others)} has other inputs so far"
             print(said, file=sys.stderr)
             return None

@@ -64,8 +64,6 @@ _WITHOUT_EFFECT = {
     "SOLVER.MOMENTUM": "SOLVER.OPTIMIZER, which is AdamW",
     "SOLVER.NESTEROV": "SOLVER.OPTIMIZER, which is AdamW",
 }
-
-
 # Detectron2's keys that its other schedules read.
 _OF_OTHER_SCHEDULES = (
     "SOLVER.BASE_LR_END", "SOLVER.GAMMA", "SOLVER.NUM_DECAYS", "SOLVER.RESCALE_INTERVAL",
@@ -100,19 +98,24 @@ def check_values(cfg: CfgNode) -> None:
         if value not in _CHOICES.get(key, (value,)):
             known = ", ".join(filter(None, _CHOICES[key]))
             raise UserError(f"{key}: '{value}' is not known; there are {known}")
-        if key in _WITHOUT_EFFECT and _plain(value) != _plain(default):
-            raise UserError(f"{key} has no effect here: see {_WITHOUT_EFFECT[key]}")
-        if key in _OF_OTHER_SCHEDULES and _plain(value) != _plain(default):
-            schedule = cfg.SOLVER.LR_SCHEDULER_NAME
-            if schedule == "WarmupPolyLR":
-                raise UserError(f"{key} has no effect with SOLVER.LR_SCHEDULER_NAME {schedule}")
+        if plain(value) != plain(default):
+            _check_effect(cfg, key)
         if isinstance(example, float) and isinstance(value, int):
             set_key(cfg, key, float(value))
         if key in _PATHS and value.startswith("~"):
             set_key(cfg, key, os.path.expanduser(value))
 
 
-def _plain(value: Any) -> Any:
+def _check_effect(cfg: CfgNode, key: str) -> None:
+    if key in _WITHOUT_EFFECT:
+        raise UserError(f"{key} has no effect here: see {_WITHOUT_EFFECT[key]}")
+    schedule = cfg.SOLVER.LR_SCHEDULER_NAME
+    if key in _OF_OTHER_SCHEDULES and schedule == "WarmupPolyLR":
+        raise UserError(f"{key} has no effect with SOLVER.LR_SCHEDULER_NAME {schedule}")
+
+
+def plain(value: Any) -> Any:
+    """A value to compare or store: tuples are lists."""
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 
 from ..errors import UserError
 from ..value_checks import get_key
+from .config_values import plain
 
 # By key, an example of a value.
 NETWORK_SETTINGS: dict[str, Any] = {
@@ -30,8 +31,7 @@ NETWORK_SETTINGS: dict[str, Any] = {
 
 def network_settings(cfg: CfgNode) -> dict[str, Any]:
     """The settings by key, in plain types, for the information in a checkpoint of TDOS."""
-    values = {key: get_key(cfg, key) for key in NETWORK_SETTINGS}
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+    return {key: plain(get_key(cfg, key)) for key in NETWORK_SETTINGS}
 
 
 def check_network(cfg: CfgNode, info: dict[str, Any], path: str | Path) -> None:

@@ -11,6 +11,17 @@ from tdos_d2.modeling.clip import tokenize
 from tdos_d2.ood_words.mining import class_senses, mine
 from tdos_d2.ood_words.wordnet import open_wordnet, version
 
+# A pole of Cityscapes is also the fourth sense of "post".
+WITH_POLES = {
+    **ENTRIES,
+    "location": Entry("location", above=("entity",)),
+    "job": Entry("post", above=("entity",)),
+    "stake": Entry("post", above=("artifact",)),
+    "n3": Entry("post", above=("entity",)),
+    "upright": Entry("post", above=("artifact",)),
+    "pole": Entry("pole", above=("artifact",)),
+}
+
 
 def words(wordnet, *classes, senses=None, drop=()):
     known = {name: class_senses(wordnet, name, (senses or {}).get(name, ())) for name in classes}
@@ -56,16 +67,7 @@ def test_without_the_class_the_word_is_there(wordnet, why, word):
 
 def test_class_names_in_the_plural_or_with_underscores(tmp_path):
     """The rules, and the ban on words that contain a class, know them all the same."""
-    entries = {
-        **ENTRIES,
-        "location": Entry("location", above=("entity",)),
-        "job": Entry("post", above=("entity",)),
-        "stake": Entry("post", above=("artifact",)),
-        "n3": Entry("post", above=("entity",)),
-        "upright": Entry("post", above=("artifact",)),
-        "pole": Entry("pole", above=("artifact",)),
-    }
-    with open_wordnet(write_wordnet(tmp_path, entries)) as reader:
+    with open_wordnet(write_wordnet(tmp_path, WITH_POLES)) as reader:
         assert [s.name() for s in class_senses(reader, "Poles")] == ["pole.n.01", "post.n.04"]
         assert words(reader, "cars") == words(reader, "car")
         assert words(reader, "photo_box") == words(reader, "photo box")
@@ -107,16 +109,7 @@ def test_subtrees_can_be_dropped(wordnet):
 
 
 def test_class_names_of_cityscapes_have_their_senses(tmp_path):
-    entries = {
-        **ENTRIES,
-        "location": Entry("location", above=("entity",)),
-        "job": Entry("post", above=("entity",)),
-        "stake": Entry("post", above=("artifact",)),
-        "n3": Entry("post", above=("entity",)),
-        "upright": Entry("post", above=("artifact",)),
-        "pole": Entry("pole", above=("artifact",)),
-    }
-    with open_wordnet(write_wordnet(tmp_path, entries)) as reader:
+    with open_wordnet(write_wordnet(tmp_path, WITH_POLES)) as reader:
         assert [s.name() for s in class_senses(reader, "Pole")] == ["pole.n.01", "post.n.04"]
 
 
