@@ -293,8 +293,8 @@ def _add_input(cfg: CN) -> None:
 
     paste = cfg.INPUT.OOD_PASTE = CN()
     # Source of the OOD objects pasted into training images: "shapes" (drawn, needs no data),
-    # "pieces" (drawn outlines filled with recoloured pieces of known classes, from the training
-    # images), "coco" (cut out of COCO images), "auto" ("coco" if its list exists, else "shapes"
+    # "pieces" (drawn outlines filled with recoloured pieces of the training images), "coco" (cut
+    # out of COCO images), "cutouts" (see CUTOUTS), "auto" ("coco" if its list exists, else "shapes"
     # and "pieces" half and half, with a warning), "mix" (several, see MIX) or "none".
     paste.SOURCE = "shapes"
     # With SOURCE "mix": [["source", weight], ...], such as [["coco", 0.5], ["shapes", 0.5]].
@@ -304,6 +304,8 @@ def _add_input(cfg: CN) -> None:
     paste.COCO_LIST = ""
     # COCO categories to use from the list; empty = all.
     paste.COCO_CATEGORIES = []
+    # Folder in $DETECTRON2_DATASETS of images with transparent background, without known classes.
+    paste.CUTOUTS = "cutouts"
     # Probability that objects are pasted into a training crop, and the range of their number.
     paste.PROB = 0.5
     paste.NUM = (1, 3)
@@ -394,5 +396,5 @@ def _add_test(cfg: CN) -> None:
     cfg.TEST.REPORT = False
     # Folder for visualizations of all evaluated frames, FOLDER/<dataset>/<frame>.jpg; "" = none.
     cfg.TEST.SHOW_DIR = ""
-    # Number of visualized frames per test dataset in TensorBoard at each evaluation.
+    # Visualized frames per test dataset in TensorBoard at each evaluation.
     cfg.TEST.NUM_PICTURES = 4

@@ -92,7 +92,9 @@ class CocoSource:
             raise UserError(f"{self._path}: an object in {path} has {error}") from error
         if rng.random() < 0.5:
             patch, mask = patch[:, ::-1], mask[:, ::-1]
-        return _fit(patch, mask, max_side)
+        patch, soft = fit(patch, mask, max_side)
+        # A thin object might not cover half of any pixel after shrinking.
+        return patch, soft / soft.max()
 
 
 def cut_out(image: np.ndarray, instance: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -105,15 +107,18 @@ def cut_out(image: np.ndarray, instance: Mapping[str, Any]) -> tuple[np.ndarray,
     return image[rows, columns], mask
 
 
-def _fit(patch: np.ndarray, mask: np.ndarray, max_side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Resize, so that the larger side becomes ``max_side`` or less."""
+def fit(patch: np.ndarray, mask: np.ndarray, max_side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Resize a patch (h, w, 3) and its mask (h, w), so that no side is above ``max_side``.
+
+    Returns:
+        The patch, and the mask as float32. Objects are enlarged by at most 50 %.
+    """
     scale = min(max_side / max(mask.shape), _MAX_ENLARGEMENT)
     h, w = (max(1, round(side * scale)) for side in mask.shape)
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     patch = cv2.resize(np.ascontiguousarray(patch), (w, h), interpolation=how)
     soft = cv2.resize(mask.astype(np.float32), (w, h), interpolation=how)
-    # A thin object might not cover half of any pixel after shrinking.
-    return patch, soft / soft.max()
+    return patch, soft
 
 
 def _read_list(path: Path) -> dict[str, Any]:

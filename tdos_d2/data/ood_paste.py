@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..value_checks import check_interval, check_share
 from .augmentation import overlap
 from .coco_objects import CocoSource
+from .cutouts import CutoutSource
 from .datasets import data_root
 from .pieces import LabelledFrame, PieceSource
 from .reading import IGNORE
@@ -31,7 +32,7 @@ class ObjectSource(Protocol):
         ...
 
 
-SOURCES = ("shapes", "pieces", "coco")
+SOURCES = ("shapes", "pieces", "coco", "cutouts")
 CHOICES = (*SOURCES, "auto", "mix", "none")  # values of INPUT.OOD_PASTE.SOURCE, see config.py
 # Where "auto" finds no COCO objects: the better sources without data, see MODEL_ZOO.md.
 _WITHOUT_COCO = [["shapes", 0.5], ["pieces", 0.5]]
@@ -255,6 +256,9 @@ def build_ood_paste(cfg: CfgNode) -> OODPaste | None:
         "shapes": ShapeSource,
         "pieces": lambda: PieceSource(_training_frames(cfg), cfg.INPUT.FORMAT),
         "coco": lambda: CocoSource(_coco_list(cfg), node.COCO_CATEGORIES, cfg.INPUT.FORMAT),
+        "cutouts": lambda: CutoutSource(
+            data_root() / Path(node.CUTOUTS).expanduser(), cfg.INPUT.FORMAT
+        ),
     }
     sources = [(make[name](), weight) for name, weight in mix]
     names = list(class_names(cfg))

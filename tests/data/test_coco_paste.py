@@ -327,7 +327,7 @@ def test_auto_takes_coco_where_it_is_and_else_warns(cfg, coco, caplog):
 @pytest.mark.parametrize(
     ("opts", "expected"),
     [
-        (["SOURCE", "cats"], "SOURCE must be one of shapes, pieces, coco, auto, mix, none"),
+        (["SOURCE", "cats"], "one of shapes, pieces, coco, cutouts, auto, mix, none, got .cats"),
         (["SOURCE", "mix"], "MIX is empty"),
         (["SOURCE", "mix", "MIX", [["cats", 1]]], r"MIX: \['cats', 1\] is not"),
         (["SOURCE", "mix", "MIX", [["shapes", 0]]], "MIX must be above 0"),
