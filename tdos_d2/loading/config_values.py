@@ -69,6 +69,14 @@ _OF_OTHER_SCHEDULES = (
     "SOLVER.BASE_LR_END", "SOLVER.GAMMA", "SOLVER.NUM_DECAYS", "SOLVER.RESCALE_INTERVAL",
     "SOLVER.STEPS",
 )  # fmt: skip
+# The key by which an image encoder of this project is frozen or fine-tuned; the others' keys, and
+# Detectron2's, do nothing with it.
+_FREEZES = {
+    "CLIPVisionTransformer": "MODEL.CLIP.FREEZE_IMAGE",
+    "CLIPModifiedResNet": "MODEL.CLIP.FREEZE_IMAGE",
+    "TimmBackbone": "MODEL.TIMM.FREEZE",
+}
+_FREEZING = {"MODEL.BACKBONE.FREEZE_AT", *_FREEZES.values()}
 
 
 def check_values(cfg: CfgNode) -> None:
@@ -112,6 +120,11 @@ def _check_effect(cfg: CfgNode, key: str) -> None:
     schedule = cfg.SOLVER.LR_SCHEDULER_NAME
     if key in _OF_OTHER_SCHEDULES and schedule == "WarmupPolyLR":
         raise UserError(f"{key} has no effect with SOLVER.LR_SCHEDULER_NAME {schedule}")
+    backbone = cfg.MODEL.BACKBONE.NAME
+    if key in _FREEZING and key != _FREEZES.get(backbone, key):
+        raise UserError(
+            f"{key} has no effect with MODEL.BACKBONE.NAME {backbone}: see {_FREEZES[backbone]}"
+        )
 
 
 def plain(value: Any) -> Any:

@@ -102,6 +102,30 @@ def test_what_is_said(demo_cfg, key, value, expected):
 
 
 @pytest.mark.parametrize(
+    ("backbone", "effective"),
+    [
+        ("CLIPModifiedResNet", {"MODEL.CLIP.FREEZE_IMAGE"}),
+        ("TimmBackbone", {"MODEL.TIMM.FREEZE"}),
+        ("build_resnet_backbone", {"MODEL.BACKBONE.FREEZE_AT", "MODEL.CLIP.FREEZE_IMAGE",
+                                   "MODEL.TIMM.FREEZE"}),
+    ],
+)  # fmt: skip
+def test_each_encoder_is_frozen_by_its_key(demo_cfg, backbone, effective):
+    """A user's encoder may read any of the keys, those of this project read one each."""
+    keys = {"MODEL.BACKBONE.FREEZE_AT": 0, "MODEL.CLIP.FREEZE_IMAGE": False,
+            "MODEL.TIMM.FREEZE": False}  # fmt: skip
+    for key, value in keys.items():
+        cfg = demo_cfg.clone()
+        cfg.MODEL.BACKBONE.NAME = backbone
+        set_key(cfg, key, value)
+        if key in effective:
+            check_values(cfg)
+        else:
+            with pytest.raises(UserError, match=f"{key} has no effect .*NAME {backbone}: see "):
+                check_values(cfg)
+
+
+@pytest.mark.parametrize(
     ("files", "expected"),
     [
         ({"a.yaml": "_BASE_: a.yaml\n"}, "_BASE_ leads back"),
