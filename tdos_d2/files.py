@@ -345,6 +345,11 @@ def fingerprint(path: str | os.PathLike) -> str | None:
     return _fingerprint(path) if os.path.isfile(path) else None
 
 
+def short_fingerprint(path: str | os.PathLike) -> str:
+    """The first 16 digits of the fingerprint: enough to tell files apart, in lists of many."""
+    return (fingerprint(path) or "")[:16]
+
+
 @once_per_file(8)
 def _fingerprint(path: str) -> str:
     digest = hashlib.sha256()

@@ -61,7 +61,7 @@ def run() -> None:
     from tdos_d2.data import TDOSDatasetMapper
     from tdos_d2.engine import TDOSCheckpointer, load_config, read_checkpoint_info
     from tdos_d2.errors import UserError
-    from tdos_d2.files import check_output
+    from tdos_d2.files import check_output, short_fingerprint
     from tdos_d2.inference.media import normal_frames
     from tdos_d2.loading.checkpoint import OF_MEMORY
     from tdos_d2.loading.config_checks import check_model
@@ -100,11 +100,13 @@ def run() -> None:
     finally:
         for reason in frames.broken.values():
             print(f"left out: {reason}", file=sys.stderr)
+    used = [file for file in files if file not in frames.broken]
+    checkpointer.run_info["memory_frames"] = sorted(map(short_fingerprint, used))
     checkpointer.save(args.output.stem, tag=False)
-    vectors, good = model.memory.vectors, len(files) - len(frames.broken)
+    vectors = model.memory.vectors
     print(
         f"{args.output}: {count} vectors of {vectors.shape[1]} channels "
-        f"({vectors.nbytes / 1e6:.1f} MB) from {good} frames "
+        f"({vectors.nbytes / 1e6:.1f} MB) from {len(used)} frames "
         f"in {time.perf_counter() - start:.0f} s"
     )
     if frames.broken:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -20,7 +21,8 @@ from ..evaluation.calibration import (
     check_frames,
     save_calibration,
 )
-from ..files import check_output, fingerprint
+from ..files import check_output, fingerprint, short_fingerprint
+from ..loading.checkpoint import read_checkpoint_info
 from ..loading.config_files import load_config, local_weights, use_shipped_weights
 from .media import normal_frames
 from .objects import default_min_area
@@ -51,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
     check_output(output, "MODEL.WEIGHTS")
     files = normal_frames(args.images, args.dataset)
     check_frames(len(files), args.false_alarm_rate)
+    _check_memory(files, weights)
     ego_mask = None if args.ego_mask is None else read_values(args.ego_mask, "ego mask") != 0
     predictor = OODPredictor(cfg, half=not args.full_precision)
     for note in predictor.notes:
@@ -77,6 +80,17 @@ def run(args: argparse.Namespace) -> None:
     if failed:
         print(f"{failed} frames could not be read, and were left out", file=sys.stderr)
         sys.exit(1)
+
+
+def _check_memory(files: Sequence[str], weights: Path) -> None:
+    """Raise UserError if the memory was fitted to one of the frames: it knows them too well."""
+    known = set(read_checkpoint_info(weights).get("memory_frames", ()))
+    seen = [file for file in files if short_fingerprint(file) in known] if known else []
+    if seen:
+        raise UserError(
+            f"{len(seen)} of the {len(files)} frames are in the memory of {weights}, such as "
+            f"{seen[0]}: new frames would raise more alarms than promised; name other frames"
+        )
 
 
 def alarm_levels(

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 # Entries of a checkpoint's information that are read, each with an example of its value.
 _INFO = {
     "class_names": [""], "ood_name": "", "clip_name": "", "encoder": "", "outlier_warning": "",
-    "seed": 0, "batch_size": 0,
+    "seed": 0, "batch_size": 0, "memory_frames": [""],
     "network": NETWORK_SETTINGS,
     "memory": {"vectors": 0, "encoder": "", "levels": [""], "padding": ""},
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +16,12 @@ from detectron2.modeling import build_model
 from layouts import write_image
 from script_loading import load_script
 
-from tdos_d2.engine import TDOSCheckpointer
+from tdos_commands.calibrate import run as calibrate
+from tdos_d2.engine import TDOSCheckpointer, load_config
 from tdos_d2.errors import UserError
 from tdos_d2.inference.media import normal_frames
 from tdos_d2.loading.checkpoint import read_checkpoint_info
+from tdos_d2.loading.packing import pack
 
 SMALL = ["MODEL.TIMM.NAME", "tf_efficientnet_lite0", "MODEL.TIMM.WEIGHTS", ""]
 SMALL += ["MODEL.MEMORY.SIZE", "20", "MODEL.DEVICE", "cpu"]
@@ -51,6 +54,27 @@ def test_a_folder_of_frames(run, tmp_path, capsys):
     saved = torch.load(tmp_path / "m.pth", weights_only=True)["model"]
     norms = saved["memory.vectors"].norm(dim=1)
     torch.testing.assert_close(norms, torch.ones(20))
+
+
+def test_a_threshold_from_frames_in_the_memory_is_refused(run, tmp_path):
+    """Their scores are too low, also under another name or packed: the promise would be false."""
+    run("--images", str(tmp_path / "frames"))
+    model = ["--config-file", "configs/memory_lite2.yaml", "--output", str(tmp_path / "t.json")]
+    new, rng = tmp_path / "new", np.random.default_rng(1)
+    for name in "ab":
+        write_image(new / f"{name}.png", rng.integers(0, 256, (64, 96, 3), np.uint8))
+    words = [*model, "--images", str(new), "--false-alarm-rate", "0.34"]
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "m.pth"), *SMALL]
+    calibrate([*words, *weights])
+    shutil.copy(tmp_path / "frames" / "drive" / "1.png", new / "renamed.png")
+    with pytest.raises(UserError, match="^1 of the 3 frames are in the memory of .*renamed.png"):
+        calibrate([*words, *weights])
+    cfg = load_config("configs/memory_lite2.yaml", weights)
+    network = build_model(cfg)
+    TDOSCheckpointer(network).load(cfg.MODEL.WEIGHTS)
+    pack(network, tmp_path / "m.safetensors", read_checkpoint_info(tmp_path / "m.pth"))
+    with pytest.raises(UserError, match="^1 of the 3 frames are in the memory of .*renamed.png"):
+        calibrate([*words, "MODEL.WEIGHTS", str(tmp_path / "m.safetensors"), *SMALL])
 
 
 def test_what_is_in_the_folder_and_not_used(run, tmp_path, capsys):
