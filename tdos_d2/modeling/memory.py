@@ -20,8 +20,8 @@ from ..errors import UserError
 from ..value_checks import check_positive
 from .linear import linear
 
-# Vectors that a search compares at a time: with 8,000 locations, 64 MiB of cosines.
-_BLOCK = 2048
+# Locations and vectors that a search compares at a time: 64 MiB of cosines.
+_LOCATIONS, _BLOCK = 8192, 2048
 # What is around the frames that a memory is fitted with; of an earlier version it was their border.
 PADDING = "mean colour"
 
@@ -92,16 +92,23 @@ class FeatureMemory(nn.Module):
         with torch.autocast(self.vectors.device.type, enabled=False):
             embedded = self.embed(features)
             queries = embedded.permute(0, 2, 3, 1).flatten(0, 2)
-            vectors = self.vectors.float()
-            k = min(self.neighbours, len(vectors))
-            # All cosines at once may not fit into memory: find the nearest in each block, then
-            # among those. Blocks divide the memory, whose size is fixed, for torch.export.
-            near = [
-                linear(queries, block).topk(min(k, len(block)), dim=1).values
-                for block in vectors.split(_BLOCK)
-            ]
-            cosines = torch.cat(near, dim=1).topk(k, dim=1).values.mean(1)
+            # An exported model may have any number of locations; its vectors are fixed.
+            exported = torch.compiler.is_exporting()
+            parts = (queries,) if exported else queries.split(_LOCATIONS)
+            cosines = torch.cat([self._similarity(part) for part in parts])
         return (1 - cosines).view(-1, *embedded.shape[-2:])
+
+    def _similarity(self, queries: Tensor) -> Tensor:
+        """(N, sum C_i) unit vectors -> (N,): the mean cosine to the k nearest vectors."""
+        vectors = self.vectors.float()
+        k = min(self.neighbours, len(vectors))
+        # All cosines at once may not fit into memory: find the nearest in each block, then among
+        # those.
+        near = [
+            linear(queries, block).topk(min(k, len(block)), dim=1).values
+            for block in vectors.split(_BLOCK)
+        ]
+        return torch.cat(near, dim=1).topk(k, dim=1).values.mean(1)
 
     @torch.no_grad()
     def fit(self, frames: Iterable[Encoded], seed: int) -> int:

@@ -82,3 +82,17 @@ def test_rate_of_exchangeable_frames(n, rate):
     assert exact <= rate
     low, high = stats.binom.interval(0.9999, draws, exact)
     assert low <= alarms <= high
+
+
+def test_rate_on_exchangeable_score_maps():
+    """Maps of frames of different brightness; an alarm is an object of 4 pixels, by SciPy."""
+    rng = np.random.default_rng(1)
+    n, rate, draws, alarms = 19, 0.1, 400, 0
+    for _ in range(draws):
+        frames = rng.standard_normal((n + 1, 6, 8)) + rng.gamma(1, 1, (n + 1, 1, 1))
+        *normal, new = frames.astype(np.float32)
+        made = calibrate([alarm_level(score, 4) for score in normal], rate, 4)
+        alarms += has_object(new, np.float32(made.threshold), 4)
+    # 20 frames in any order: the new one is among the 2 with the highest levels.
+    low, high = stats.binom.interval(0.9999, draws, 2 / 20)
+    assert low <= alarms <= high
