@@ -37,7 +37,7 @@ SHELL = [block for block in CODE if block.language == "bash"]
 WALKED = [block for block in CODE if block.page != "README.ko.md"]
 # Programs that blocks may call besides python and make.
 PROGRAMS = {"cd", "export", "git", "pip", "pip-audit", ".", "cvat-cli", "fiftyone", "label-studio"}
-PROGRAMS |= {"sbatch", "srun", "torchrun"}
+PROGRAMS |= {"sbatch", "srun", "torchrun", "apt-get", "dpkg", "mkdir", "cp"}
 # Trained first, because no block does: the demo is made by hand, and one block has an RN50.
 PREPARED = [
     ["--config-file", "configs/demo.yaml", "DATASETS.TEST", "()"],
