@@ -58,3 +58,18 @@ def test_prediction_without_a_named_checkpoint(name, tmp_path, capsys):
     use_shipped_weights(cfg, get_config_file(name))
     score = OODPredictor(cfg)(image)["ood_score"]
     assert score[75:95, 65:85].mean() > score[105:, :].mean() + score[105:, :].std()
+
+
+def test_photographs_of_readme(tmp_path, capsys):
+    """The caption of README's picture: the sign is found, the car park has two objects."""
+    config = get_config_file("camvid/tdos_lite2_memory.yaml")
+    words = ["--config-file", config, "--input", "docs/photographs", "--output", str(tmp_path)]
+    predict([*words, "--opts", "MODEL.DEVICE", "cpu"])
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    objects = {Path(one["input"]).stem: one["objects"] for one in map(json.loads, lines)}
+    assert {name: len(found) for name, found in objects.items()} == {
+        "driveway": 0, "parking-ramp": 2, "route66": 1,
+    }  # fmt: skip
+    left, top, right, bottom = objects["route66"][0]["box"]
+    assert left < 38 < right and top < 112 < bottom  # the middle of the sign
+    assert right - left < 90 and bottom - top < 90
