@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -110,7 +111,7 @@ def test_label_studio_tasks_fit_their_interface(tmp_path, frames):
     first, second = json.loads(path.read_text())
     assert first["data"]["image"] == "/data/local-files/?d=data/a%20b/1.png"
     (prediction,) = first["predictions"]
-    assert prediction["score"] == -1.5 and prediction["model_version"] == "me 1"
+    assert prediction["score"] == 0.2 and prediction["model_version"] == "me 1"
     root = ET.parse(tmp_path / "label_studio.xml").getroot()
     image, brush = root.find("Image"), root.find("BrushLabels")
     assert image.get("value") == "$image"
@@ -122,6 +123,47 @@ def test_label_studio_tasks_fit_their_interface(tmp_path, frames):
         alpha = unpack_brush(result["value"]["rle"]).reshape(37, 53, 4)[..., 3]
         assert np.array_equal(alpha == 255, mask)
     assert second["predictions"] == [{"model_version": "me 1", "result": []}]
+
+
+def scored_tasks(path: Path) -> list[dict]:
+    """Tasks with two objects each, whose mean scores are those that models have, and one without.
+
+    log_s_ood is negative, memory between 0 and 2, combined about -2 to 15.
+    """
+    found = {"category": 0, "area": 3, "box": (1, 0, 3, 2), "rle": pack_mask(SMALL)}
+    frames = [
+        LabelledFrame(f"{i}.png", 4, 2, [{**found, "score": score - 1}, {**found, "score": score}])
+        for i, score in enumerate([-19, -1.5, -1e-3, 0.0, 0.7, 3, 14, 15])
+    ]
+    write_label_studio(path, [*frames, LabelledFrame("none.png", 4, 2, [])], ["ood"], "me")
+    return json.loads(path.read_text())
+
+
+def test_scores_of_label_studio_are_in_its_range(tmp_path):
+    *tasks, empty = scored_tasks(tmp_path / "tasks.json")
+    assert "score" not in empty["predictions"][0]
+    predictions = [task["predictions"][0] for task in tasks]
+    scores = [prediction["score"] for prediction in predictions]
+    assert scores == sorted(set(scores)) and scores[0] >= 0 and scores[-1] <= 1
+    by_hand = [0.025, 0.2, None, 0.5, None, 0.875, None, 0.96875]  # 1/2 - 19/40, 1/2 - 3/10, ...
+    for prediction, expected in zip(predictions, by_hand, strict=True):
+        assert expected is None or prediction["score"] == pytest.approx(expected, abs=1e-12)
+        regions = [result["score"] for result in prediction["result"]]
+        assert 0 <= regions[0] < regions[1] == prediction["score"]
+    raw = [[r["meta"]["ood_score"] for r in prediction["result"]] for prediction in predictions]
+    assert raw[0] == [-20, -19] and raw[-1] == [14, 15]
+
+
+def test_tasks_are_valid_for_label_studio(tmp_path):
+    interface = pytest.importorskip("label_studio_sdk.label_interface").LabelInterface
+    path = tmp_path / "tasks.json"
+    tasks = scored_tasks(path)
+    given = interface(path.with_suffix(".xml").read_text())
+    for task in tasks:
+        (prediction,) = task["predictions"]
+        assert given.validate_prediction(prediction, return_errors=True) == []
+        assert given.validate_task({"data": task["data"]})
+    assert given.validate_prediction({**prediction, "score": 1.5}, return_errors=True)
 
 
 def test_score_mass_is_that_of_the_highest_hundredth():

@@ -50,7 +50,9 @@ def test_coco_and_label_studio(model, inputs, tmp_path, capsys):
         found = coco.loadAnns(coco.getAnnIds(image["id"]))
         assert [a["area"] for a in found] == [o["area"] for o in record["objects"]] != []
         assert [a["score"] for a in found] == [o["mean_score"] for o in record["objects"]]
-        assert len(task["predictions"][0]["result"]) == len(found)
+        (prediction,) = task["predictions"]
+        assert [r["meta"]["ood_score"] for r in prediction["result"]] == [a["score"] for a in found]
+        assert 0 < prediction["score"] < 1
     score = OODPredictor(load(model))(picture(0))["ood_score"]
     masks = [coco.annToMask(a) for a in coco.loadAnns(coco.getAnnIds(images[-1]["id"]))]
     assert np.array_equal(np.sum(masks, axis=0) == 1, score >= -1.0)
