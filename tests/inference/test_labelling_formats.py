@@ -85,9 +85,10 @@ def test_brush_is_read_by_label_studio():
 def frames() -> list[LabelledFrame]:
     first, second = blob(), ~blob()
     found = {"score": -1.5, "area": int(first.sum()), "box": (0, 0, 53, 37)}
+    of_second = {**found, "score": -9.0, "area": int(second.sum())}
     objects = [
         {"category": 0, **found, "rle": pack_mask(first)},
-        {"category": 1, **found, "area": int(second.sum()), "rle": pack_mask(second)},
+        {"category": 1, **of_second, "rle": pack_mask(second)},
     ]
     return [LabelledFrame("a b/1.png", 53, 37, objects), LabelledFrame("2.jpg", 5, 4, [])]
 
@@ -101,8 +102,33 @@ def test_coco_reads_its_file(tmp_path, frames):
     assert (first["category_id"], second["category_id"]) == (1, 2)
     assert np.array_equal(coco.annToMask(first), blob())
     assert np.array_equal(coco.annToMask(second), ~blob())
-    assert first["score"] == -1.5 and first["area"] == coco_mask.area(first["segmentation"])
+    assert (first["score"], second["score"]) == (-1.5, -9)
+    assert first["area"] == coco_mask.area(first["segmentation"])
     assert first["bbox"] == coco_mask.toBbox(first["segmentation"]).tolist()
+
+
+def test_datumaro_reads_its_file(tmp_path, frames):
+    """Datumaro needs the folders of COCO."""
+    datumaro = pytest.importorskip("datumaro")
+    for folder in ("annotations", "images/a b"):
+        (tmp_path / folder).mkdir(parents=True)
+    for frame in frames:
+        picture = np.zeros((frame.height, frame.width, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / "images" / frame.file), picture)
+    write_coco(tmp_path / "annotations" / "instances_default.json", frames, ["ood", "deer"])
+    found = datumaro.Dataset.import_from(str(tmp_path), "coco_instances")
+    names = [label.name for label in found.categories()[datumaro.AnnotationType.label].items]
+    items = {item.id: item for item in found}
+    assert items.keys() == {"a b/1", "2"} and not items["2"].annotations
+    assert items["a b/1"].media.data.shape[:2] == (37, 53)
+    masks = {
+        names[a.label]: a
+        for a in items["a b/1"].annotations
+        if a.type == datumaro.AnnotationType.mask
+    }
+    assert np.array_equal(masks["ood"].image == 1, blob())
+    assert np.array_equal(masks["deer"].image == 1, ~blob())
+    assert {name: a.attributes["score"] for name, a in masks.items()} == {"ood": -1.5, "deer": -9}
 
 
 def test_label_studio_tasks_fit_their_interface(tmp_path, frames):
