@@ -119,6 +119,59 @@ def test_a_stream_that_is_too_fast(camera):
     assert stream.dropped == 40 - 1 - 3 and first.index < 37
 
 
+class Camera:
+    """Stands in for OpenCV's capture of camera 0: frame 0; frames 1 to 9 when ``go`` is set."""
+
+    def __init__(self, *given: object) -> None:
+        self.opened, self.index = given == (0,), -1
+        self.go, self.released = threading.Event(), threading.Event()
+
+    def isOpened(self) -> bool:
+        return self.opened
+
+    def get(self, what: int) -> float:
+        return {cv2.CAP_PROP_FPS: 0.0}[what]  # as many cameras answer
+
+    def grab(self) -> bool:
+        self.index += 1
+        return self.index == 0 or (self.go.wait(10) and self.index < 10)
+
+    def read(self) -> tuple:
+        return (True, numbered(self.index)) if self.grab() else (False, None)
+
+    def release(self) -> None:
+        self.released.set()
+
+
+def test_a_camera_that_is_too_fast(monkeypatch):
+    """While frame 0 is processed, nine come into a queue of three: 1 to 6 are dropped."""
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    stream = LiveStream(0, size=3)
+    assert (stream.name, stream.rate, stream.length) == ("camera 0", 25, 0)
+    frames = iter(stream)
+    first = next(frames)
+    assert (first.index, number(first.image), stream.dropped) == (0, 0, 0)
+    stream._capture.go.set()
+    assert stream._capture.released.wait(10)
+    assert [(f.index, number(f.image)) for f in frames] == [(7, 7), (8, 8), (9, 9)]
+    assert stream.dropped == 6
+
+
+def test_every_third_frame_of_a_camera(monkeypatch):
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    stream = LiveStream(0, Span(every=3))
+    stream._capture.go.set()
+    assert [(f.index, number(f.image)) for f in stream] == [(i, i) for i in (0, 3, 6, 9)]
+    assert stream.dropped == 0
+
+
+def test_a_camera_that_cannot_be_opened(monkeypatch):
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    monkeypatch.setattr(Camera, "isOpened", lambda self: False)
+    with pytest.raises(UserError, match="^cannot open camera 0$"):
+        LiveStream(0)
+
+
 @pytest.fixture(scope="module")
 def rtsp_camera():
     """Port of an RTSP camera."""
