@@ -99,25 +99,30 @@ class VideoPrediction:
                    f"{record['fps']:.3g} frames per second: objects may be missed"  # fmt: skip
             bar.write(note, file=sys.stderr)
         following = _Following(self.predict_frame, self.how)
-        events = 0
+        events, ended = 0, []
         with video_files(list(paths.values()), record["fps"]) as videos:
             try:
                 for frame in source:
-                    found, ended = following(frame)
+                    found, over = following(frame)
+                    ended += over
                     for of_kind, picture in zip(videos, found.pictures().values(), strict=True):
                         of_kind.add(picture)
                     write({"frame": frame.index, "time": round(frame.time, 3)}
                           | found.record | self._write_raw(found, frame.index, target))  # fmt: skip
+                    # Those of a frame that cannot be written are in the record of the source.
+                    over, ended = ended, []
                     self._hand_over(source, target, frame, found)
                     record["frames"] += 1
-                    events += self._add_events(name, target, ended)
+                    events += self._add_events(name, target, over)
                     bar.update()
             except UserError as error:
                 record["error"] = str(error)
             except KeyboardInterrupt:
                 record["interrupted"] = True
         if self.events:
-            record["events"] = events + self._add_events(name, target, following.close())
+            ended += following.close()
+            record["events"] = events + self._add_events(name, target, ended)
+            record["ended_tracks"] = [_track_record(track) for track in ended]
         if isinstance(source, LiveStream):
             record["dropped"] = source.dropped
         if record["frames"]:
@@ -165,7 +170,8 @@ class _Following:
         """The results for the frame, and the tracks that have ended.
 
         Objects get ``track``, ``alarm`` and the first frame and highest score so far of the track;
-        the frame's ``alarms`` are all active alarms, also of objects not seen in this frame.
+        the frame's ``alarms`` are all active alarms, also of objects not seen in this frame, and
+        ``ended_tracks`` the records of the tracks that have ended.
         """
         tracker, ended, alarms = self._tracker, [], []
 
@@ -187,11 +193,19 @@ class _Following:
         )
         if tracker:
             found.record["alarms"] = alarms
+            found.record["ended_tracks"] = [_track_record(track) for track in ended]
         return found, ended
 
     def close(self) -> list[Track]:
         """End all active tracks and return them."""
         return self._tracker.close() if self._tracker else []
+
+
+def _track_record(track: Track) -> dict[str, Any]:
+    return {
+        "track": track.number, "first_frame": track.first_frame, "last_frame": track.last_frame,
+        "peak_score": track.peak["max_score"], "peak_frame": track.peak_frame,
+    }  # fmt: skip
 
 
 def _folder(target: Path, kind: str) -> Path:

@@ -73,10 +73,58 @@ def test_sequence_with_events(model, bright, drive, tmp_path):
     assert float(event["end"]) == 9 / 4 and event["area"] == str(20 * 30)
     assert cv2.imread(str(output / event["picture"])).shape == (HEIGHT, WIDTH, 3)
     assert "1 event" in (output / "events.html").read_text()
+    assert [f["ended_tracks"] for f in of_frames] == [[]] * 12  # 10 and 11 are outlasted
+    (track,) = record["ended_tracks"]
+    assert track == {"track": 1, "first_frame": 0, "last_frame": 9,
+                     "peak_score": pytest.approx(249 / 255), "peak_frame": 9}  # fmt: skip
     # Everything that was written is no input, and another run adds its events.
     assert predict(model, output, "--input", output, drive, *words[2:], "--events") == 0
     assert [f["input"] for f in records(output)[13:]] == [str(drive)] * 13
     assert len((output / "events.csv").read_text().splitlines()) == 3
+
+
+def write_blocks(folder: Path, brightness: list[dict[int, int]]) -> None:
+    """Numbered frames with 20x20 blocks: of each frame the brightness by the block's left edge."""
+    folder.mkdir()
+    for i, blocks in enumerate(brightness):
+        image = np.full((HEIGHT, WIDTH, 3), 20, np.uint8)
+        for left, value in blocks.items():
+            image[40:60, left : left + 20] = value
+        cv2.imwrite(str(folder / f"{i}.png"), image)
+
+
+def test_all_tracks_are_in_the_table(model, bright, tmp_path):
+    """One, missed in frame 4, has an alarm and is there at the end. Two are too short for one:
+    last seen in frames 1 and 5, they outlast one more and end in 3 and 7."""
+    left, middle, right = 5, 70, 135
+    blocks = [{left: 240}, {left: 250}, {middle: 200}, {middle: 251}, {},
+              {middle: 230, right: 220}, {middle: 231}, {middle: 232}, {}]  # fmt: skip
+    write_blocks(tmp_path / "drive", blocks)
+    words = ["--input", tmp_path / "drive", "--sequence", 4, "--threshold", 0.5, "--shard", "1/1"]
+    assert predict(model, tmp_path / "out", *words, "--events", "--alarm", 3, 5, 1) == 0
+    *of_frames, record = records(tmp_path / "out")
+    keys = ("track", "first_frame", "last_frame", "peak_score", "peak_frame")
+    ended = [[tuple(t[k] for k in keys) for t in x["ended_tracks"]] for x in (*of_frames, record)]
+    expected = [[] for _ in range(10)]
+    expected[3] = [(1, 0, 1, pytest.approx(250 / 255), 1)]
+    expected[7] = [(3, 5, 5, pytest.approx(220 / 255), 5)]
+    expected[9] = [(2, 2, 7, pytest.approx(251 / 255), 3)]
+    assert ended == expected and record["events"] == 1
+    in_shard = records(tmp_path / "out" / "shard-1-of-1")
+    assert [x["ended_tracks"] for x in (*of_frames, record)] == [
+        x["ended_tracks"] for x in in_shard
+    ]
+
+
+def test_tracks_that_end_in_a_frame_that_cannot_be_written(model, bright, tmp_path):
+    write_blocks(tmp_path / "drive", [{5: 240}, {5: 250}, {}])
+    cv2.imwrite(str(tmp_path / "drive" / "3.png"), np.full((48, 80, 3), 20, np.uint8))
+    words = ["--input", tmp_path / "drive", "--sequence", 4, "--threshold", 0.5]
+    assert predict(model, tmp_path / "out", *words, "--events", "--alarm", 1, 1, 1) == 1
+    *of_frames, record = records(tmp_path / "out")
+    assert [f["ended_tracks"] for f in of_frames] == [[]] * 3
+    assert [(t["last_frame"], t["peak_frame"]) for t in record["ended_tracks"]] == [(1, 1)]
+    assert record["events"] == 1 and "not of one size" in record["error"]
 
 
 @pytest.mark.parametrize("method", ["ema", "flow"])
