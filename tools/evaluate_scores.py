@@ -90,6 +90,12 @@ def _parser() -> options.Parser:
         "(default: connected components of the labels)",
     )
     parser.add_argument(
+        "--classes", type=options.path_text, metavar="DIR",
+        help="class maps of the method for open-IoU, which labels with classes allow, such as "
+        "those of camvid_ood: PNG files named as the score maps, with the predicted train id of "
+        "each pixel in one channel, or _segmentation.npy of Fishyscapes pairs",
+    )
+    parser.add_argument(
         "--allow-extra",
         action="store_true",
         help="ignore score files that belong to no frame, such as those of another split",

@@ -127,11 +127,16 @@ def read_classes(
     """
     table = value_table(metadata)
     known, ood = table == 0, table == 1
-    table[known], table[ood] = IGNORE, 1 + max(metadata.class_values.values())
+    table[known], table[ood] = IGNORE, num_known_classes(metadata)
     for value, number in metadata.class_values.items():
         table[value] = number
     label = _translate_values(path, metadata, table)
     return _masked(label, path, region_mask)
+
+
+def num_known_classes(metadata: Metadata) -> int:
+    """Number K of known classes in the labels of an OOD dataset; 0 without ``class_values``."""
+    return 1 + max((metadata.get("class_values") or {}).values(), default=-1)
 
 
 def _masked(
@@ -160,13 +165,13 @@ def read_values(path: str | os.PathLike, kind: str = "label") -> np.ndarray:
     """(H, W) integers or bool in an image file, which must have one channel.
 
     They are decoded by :func:`~tdos_d2.files.decode_values`. ``kind`` is for messages; only a
-    "label" has values with meanings of their own, which need 8 bits.
+    "label" and a "class map" have values with meanings of their own, which need 8 bits.
 
     Raises:
         UserError: the file cannot be read, has several channels or values that are not integers, or
-            is a label in grey with fewer than 8 bits.
+            is a label or class map in grey with fewer than 8 bits.
     """
-    decode = partial(decode_values, shallow=kind != "label")
+    decode = partial(decode_values, shallow=kind not in ("label", "class map"))
     values = open_with(decode, kind, path, PathManager.open)
     if values.ndim != 2:
         raise UserError(f"{kind} {path} has {values.shape[2]} channels: it must have one")

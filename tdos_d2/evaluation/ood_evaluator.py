@@ -18,7 +18,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from ..data import get_dicts, read_label
-from ..data.reading import read_classes
+from ..data.reading import num_known_classes, read_classes
 from ..errors import UserError
 from .bootstrap import FrameTable, component_table, count_frames, quantile_bins
 from .breakdown import Group, breakdown_rows, count_group, frame_parts
@@ -167,8 +167,7 @@ class OODEvaluator(FrameEvaluator):
         self.label = label or score
         self._rule, self._breakdown = rule, breakdown
         self._frame_counts = frame_counts
-        classes = self._metadata.get("class_values") if breakdown else None
-        self._num_known = 1 + max(classes.values()) if classes else 0
+        self._num_known = num_known_classes(self._metadata) if breakdown else 0
         self._task = "ood" if score == "ood_score" else f"ood_{score}"
         processes = (comm.is_main_process(), comm.all_gather, comm.gather) if distributed else ()
         self._comm = Communicator(*processes)

@@ -49,8 +49,32 @@ def check_classes(true: np.ndarray, sem_seg: np.ndarray, name: str) -> FrameClas
     return FrameClasses(np.ascontiguousarray(true, np.uint8), predicted)
 
 
+def check_class_map(
+    true: np.ndarray, predicted: np.ndarray, num_known: int, name: str
+) -> FrameClasses:
+    """Classes of a frame from a class map (H, W) of integers 0..K-1, of the size of its label.
+
+    Raises:
+        UserError: another size or type, or a value that is none of the K known classes.
+    """
+    if predicted.shape != true.shape:
+        raise UserError(
+            f"{name}: class map of shape {predicted.shape}, label of shape {true.shape}"
+        )
+    if predicted.dtype.kind not in "iu":
+        raise UserError(f"{name}: classes must be integers, got {predicted.dtype}")
+    if predicted.min() < 0 or predicted.max() >= num_known:
+        wrong = np.unique(predicted[(predicted < 0) | (predicted >= num_known)])
+        shown = ", ".join(map(str, wrong[:8])) + (", ..." if len(wrong) > 8 else "")
+        raise UserError(f"{name}: the labels have classes 0 to {num_known - 1}, it has {shown}")
+    return FrameClasses(*(np.ascontiguousarray(array, np.uint8) for array in (true, predicted)))
+
+
 def confusion_matrices(
-    frames: Iterable[tuple[Frame, FrameClasses]], threshold: float, num_known: int
+    frames: Iterable[tuple[Frame, FrameClasses]],
+    threshold: float,
+    num_known: int,
+    strict: bool = False,
 ) -> np.ndarray:
     """Pixels of all frames by true (rows) and predicted class.
 
@@ -58,6 +82,7 @@ def confusion_matrices(
         frames: scores and classes.
         threshold: ``float32(score) >= threshold`` is predicted to be an anomaly.
         num_known: K.
+        strict: ``float32(score) > threshold`` instead.
 
     Returns:
         (2, K + 1, K + 1) int64: with anomalies rejected, and the closed set's, where nothing is.
@@ -67,7 +92,7 @@ def confusion_matrices(
     for frame, (true, closed) in frames:
         valid = true != VOID
         true, closed = true[valid].astype(np.int64) * size, closed[valid]
-        is_ood = frame.score[valid] >= np.float32(threshold)
+        is_ood = frame.predicted(threshold, strict)[valid]
         for row, classes in zip(found, (np.where(is_ood, num_known, closed), closed), strict=True):
             row += np.bincount(true + classes, minlength=size * size)
     return found.reshape(2, size, size)

@@ -15,6 +15,7 @@ anomalous, in ``FOLDER/a/b`` with one of these endings:
 If only one frame is called ``b``, its file may also be ``FOLDER/b``, also without Cityscapes'
 "_leftImg8bit", as in the official ``outputs/anomaly_p/<method>/<dataset>/<frame>.hdf5``. Files of
 other kinds are ignored. A map of another size than the image is an error; maps are not resized.
+Maps of other values, such as classes, are found by the same names.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
@@ -70,9 +71,37 @@ def find_score_files(
     Raises:
         UserError: no such folder; a frame has no file or two; a file belongs to no frame.
     """
-    folder = Path(folder)
+    return _assign(Path(folder), frames, "scores", _READERS, _frame_of, allow_extra)
+
+
+def find_map_files(
+    folder: str | os.PathLike,
+    frames: Sequence[str],
+    option: str,
+    endings: Sequence[str] = (".png",),
+    *,
+    allow_extra: bool = False,
+) -> dict[str, Path]:
+    """As :func:`find_score_files`, for files ``a/b`` or ``b`` with one of ``endings``.
+
+    ``option`` is the origin of the folder, for messages. Other files are ignored.
+    """
+    return _assign(
+        Path(folder), frames, option, endings, lambda stem, _, owners: owners.get(stem), allow_extra
+    )
+
+
+def _assign(
+    folder: Path,
+    frames: Sequence[str],
+    kind: str,
+    endings: Collection[str],
+    frame_of: Callable[[str, Path, dict[str, str]], str | None],
+    allow_extra: bool,
+) -> dict[str, Path]:
+    """The file of each frame; ``frame_of`` is called as ``_frame_of``."""
     if not folder.is_dir():
-        raise UserError(f"scores: no folder {folder}")
+        raise UserError(f"{kind}: no folder {folder}")
     owners = {
         name: frame
         for names in (short_names(frames), short_names(frames, ""), {f: f for f in frames})
@@ -81,24 +110,25 @@ def find_score_files(
     found: dict[str, Path] = {}
     extra, problems = [], []
     for path in map(folder.joinpath, find_files(folder)):
-        if path.suffix.lower() not in _READERS:
+        ending = next((e for e in endings if path.name.lower().endswith(e)), None)
+        if ending is None:
             continue
-        frame = _frame_of(path.relative_to(folder).with_suffix("").as_posix(), path, owners)
+        frame = frame_of(path.relative_to(folder).as_posix()[: -len(ending)], path, owners)
         if frame is None:
             extra.append(path)
         elif frame in found:
-            raise UserError(f"scores: two files for frame {frame}: {found[frame]} and {path}")
+            raise UserError(f"{kind}: two files for frame {frame}: {found[frame]} and {path}")
         elif frame:
             found[frame] = path
     if missing := [frame for frame in frames if frame not in found]:
         problems.append(
             f"{len(missing)} of {len(frames)} frames have no file, first {folder / missing[0]} "
-            f"({', '.join(_READERS)})"
+            f"({', '.join(endings)})"
         )
     if extra and not allow_extra:
         problems.append(f"{len(extra)} files belong to no frame, first {extra[0]}")
     if problems:
-        raise UserError("scores: " + "; ".join(problems))
+        raise UserError(f"{kind}: " + "; ".join(problems))
     return {frame: found[frame] for frame in frames}
 
 

@@ -17,7 +17,7 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from ..data import get_dicts, read_label, register_from_file
-from ..data.reading import check_same_size, read_values
+from ..data.reading import check_same_size, num_known_classes, read_classes, read_values
 from ..errors import UserError
 from ..files import atomic_write, check_output
 from ..labels import OOD
@@ -32,7 +32,8 @@ from .component_metrics import (
 from .curve_points import central_range, curve_points
 from .dataset_metrics import KeptCounts, all_metrics, check_defined, pixels_and_threshold
 from .frames import COARSE, Spool, check_frame, check_space, coarse
-from .pixel_metrics import PixelMetrics
+from .open_iou import RULE, FrameClasses, check_class_map, confusion_matrices, open_iou
+from .pixel_metrics import PixelMetrics, count_pixels
 from .report.page import write_report
 from .report.sections import (
     Communicator,
@@ -41,9 +42,11 @@ from .report.sections import (
     make_section,
     write_overlays,
 )
-from .score_files import find_score_files, read_score
+from .score_files import find_map_files, find_score_files, read_score
 from .tables import format_rows, to_json
-from .threshold_rules import ThresholdRule, parse_rule
+from .threshold_rules import ThresholdRule, parse_rule, threshold_by
+
+_CLASS_ENDINGS = ("_segmentation.npy", ".png")  # the first is of a Fishyscapes pair
 
 
 def run(args: argparse.Namespace) -> None:
@@ -78,10 +81,35 @@ def run(args: argparse.Namespace) -> None:
     if len(frames) < len(records):
         raise UserError(f"dataset '{args.dataset}': several frames have one image_id")
     files = find_score_files(args.scores, list(frames), allow_extra=args.allow_extra)
-    check_space(tempfile.gettempdir(), records)
-    with closing(Spool()) as spool:
+    class_files = _class_files(args, list(frames)) if args.classes else {}
+    check_space(tempfile.gettempdir(), records, 7 if class_files else 5)
+    kind = FrameClasses, (np.uint8, np.uint8)
+    with closing(Spool()) as spool, closing(Spool(None, *kind)) as classes:
         _load(spool, files, frames, metadata)
-        _evaluate(args, rule, spool, list(frames.values()), sizes)
+        for frame, path in class_files.items():
+            classes.append(_read_classes(path, frames[frame], metadata))
+        _evaluate(args, rule, spool, list(frames.values()), sizes, classes)
+
+
+def _class_files(args: argparse.Namespace, frames: Sequence[str]) -> dict[str, Path]:
+    if not num_known_classes(MetadataCatalog.get(args.dataset)):
+        raise UserError(
+            f"--classes: the labels of dataset '{args.dataset}' have no classes (class_values), so "
+            "there is no open-IoU"
+        )
+    return find_map_files(
+        args.classes, frames, "--classes", _CLASS_ENDINGS, allow_extra=args.allow_extra
+    )
+
+
+def _read_classes(path: Path, record: Mapping[str, Any], metadata: Any) -> FrameClasses:
+    is_array = path.suffix.lower() == ".npy"
+    predicted = read_score(path) if is_array else read_values(path, "class map")
+    label = record["sem_seg_file_name"]
+    true = read_classes(label, metadata, record.get("region_mask_file_name"))
+    if predicted.ndim == 2:
+        check_same_size(f"class map {path}", predicted, f"the label {label}", true)
+    return check_class_map(true, predicted, num_known_classes(metadata), f"class map {path}")
 
 
 def _load(
@@ -121,7 +149,9 @@ def _evaluate(
     spool: Spool,
     records: Sequence[Mapping[str, Any]],
     sizes: tuple[int, int],
+    classes: Spool[FrameClasses],
 ) -> None:
+    """Evaluate and write what is requested; ``classes`` is empty without ``--classes``."""
     pixels, threshold, count = pixels_and_threshold(spool, rule, args.dataset, args.strict)
     frames = tqdm(spool, desc="components", unit="frame", total=len(spool), disable=None)
     components = [score_components([f], threshold, sizes, args.strict) for f in frames]
@@ -151,6 +181,11 @@ def _evaluate(
     groups = {}
     if args.breakdown or args.instances:
         groups = _breakdown(args, spool, records, components, threshold, sizes)
+    if args.classes and not math.isnan(pixels.threshold):
+        own, rows = _open_iou(args, spool, classes, pixels.threshold, threshold, count)
+        groups |= rows
+        details["open_threshold"] = own
+        _note(f"open: threshold {own:.6g} ({RULE}); open_at_threshold: {threshold:.6g} ({rule})")
     _print(args.format, result, details, groups)
     if args.per_frame:
         rows = list(evaluated.rows(threshold, args.strict))
@@ -177,7 +212,7 @@ def _breakdown(
     files = [None] * len(records)
     if args.instances:
         ids = [str(record.get("image_id", record["file_name"])) for record in records]
-        found = find_score_files(args.instances, ids, allow_extra=True)
+        found = find_map_files(args.instances, ids, "--instances", allow_extra=True)
         files = [found[frame] for frame in ids]
     bar = tqdm(spool, desc="objects", unit="frame", total=len(spool), disable=None)
     parts, lacking = [], 0
@@ -191,6 +226,25 @@ def _breakdown(
     if lacking:
         _note(f"--instances: {lacking} OOD pixels have no number, and count as no instance's")
     return breakdown_rows(parts, partial(count_group, spool), args.dataset)
+
+
+def _open_iou(
+    args: argparse.Namespace,
+    spool: Spool,
+    classes: Spool[FrameClasses],
+    best_f1: float,
+    threshold: float,
+    count: KeptCounts,
+) -> tuple[float, dict[str, dict[str, float]]]:
+    """Open-IoU at the threshold of its definition, which is also returned, and at ``threshold``."""
+    num_known = num_known_classes(MetadataCatalog.get(args.dataset))
+    again = partial(count_pixels, spool)  # ``count`` keeps the counts of the other metrics
+    own = threshold_by(RULE, best_f1, again, count.bins, count.counts, args.strict)
+    rows = {}
+    for name, limit in (("open", own), ("open_at_threshold", threshold)):
+        frames = zip(spool, classes, strict=True)
+        rows[name] = open_iou(confusion_matrices(frames, limit, num_known, args.strict))
+    return own, rows
 
 
 def _print(
