@@ -87,7 +87,8 @@ def _parser() -> options.Parser:
     parser.add_argument(
         "--instances", type=options.path_text, metavar="DIR",
         help="PNG files named as the score maps, with a number per true instance, 0 elsewhere "
-        "(default: connected components of the labels)",
+        "(default: the dataset's instance masks; if it has none, connected components of the "
+        "labels)",
     )
     parser.add_argument(
         "--classes", type=options.path_text, metavar="DIR",

@@ -161,6 +161,19 @@ def read_region(
     return region != 0
 
 
+def read_instances(
+    path: str | os.PathLike, label_path: str | os.PathLike, label: np.ndarray
+) -> np.ndarray:
+    """(H, W) integers or bool: an instance mask, the ``instance_file_name`` of a frame.
+
+    Raises:
+        UserError: as :func:`read_values`, or the mask has another size than the label.
+    """
+    instances = read_values(path, "instance mask")
+    check_same_size(f"instance mask {path}", instances, f"label {label_path}", label)
+    return instances
+
+
 def read_values(path: str | os.PathLike, kind: str = "label") -> np.ndarray:
     """(H, W) integers or bool in an image file, which must have one channel.
 

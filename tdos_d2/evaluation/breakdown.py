@@ -57,6 +57,7 @@ class FrameParts(NamedTuple):
         image: score of the image, and whether it has an anomaly; None = all void.
         area, distance: of the true components that ``component_metrics`` counts, in its order.
         siou: sIoU of these components.
+        unnumbered: OOD pixels that are of no given instance.
     """
 
     instances: InstanceScores
@@ -64,6 +65,7 @@ class FrameParts(NamedTuple):
     area: np.ndarray
     distance: np.ndarray
     siou: np.ndarray
+    unnumbered: int
 
 
 def frame_parts(
@@ -86,13 +88,24 @@ def frame_parts(
     """
     _, stats = _components(frame)
     stats = stats[1:][stats[1:, cv2.CC_STAT_AREA] >= sizes[1]]
+    lacking = 0 if instances is None else (frame.label == OOD) & (instances == 0)
     return FrameParts(
         score_instances(frame, threshold, sizes[0], strict, instances),
         score_image(frame),
         stats[:, cv2.CC_STAT_AREA],
         _distance(stats, len(frame.label)),
         components.siou,
+        np.count_nonzero(lacking),
     )
+
+
+def true_instances(parts: Iterable[FrameParts], masks: bool, of: str = "the dataset") -> str:
+    """A line on what the true instances are: ``masks`` of ``of``, or components of the labels."""
+    if not masks:
+        return "true instances are the connected components of the labels"
+    lacking = sum(part.unnumbered for part in parts)
+    note = f"; {lacking} OOD pixels have no number there, and are of no instance" if lacking else ""
+    return f"true instances are the instance masks of {of}{note}"
 
 
 def only(frame: Frame, group: Group) -> Frame:

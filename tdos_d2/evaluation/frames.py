@@ -55,6 +55,18 @@ def frame_id(record: Mapping[str, Any]) -> str:
     return str(record.get("image_id", record["file_name"]))
 
 
+def check_instance_files(records: Iterable[Mapping[str, Any]], name: str) -> bool:
+    """Whether the dataset dicts of ``name`` have instance masks (``instance_file_name``).
+
+    Raises:
+        UserError: some have and others have not, so AP would mix masks with components.
+    """
+    have = {"instance_file_name" in record for record in records}
+    if len(have) > 1:
+        raise UserError(f"dataset '{name}': only some of its frames have instance masks")
+    return have == {True}
+
+
 def check_frame(score: ArrayLike, label: ArrayLike, name: str) -> Frame:
     """Check a score map and its label, and convert them to the types of the metrics.
 

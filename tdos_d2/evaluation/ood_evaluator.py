@@ -18,15 +18,15 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from ..data import get_dicts, read_label
-from ..data.reading import num_known_classes, read_classes
+from ..data.reading import num_known_classes, read_classes, read_instances
 from ..errors import UserError
 from .bootstrap import FrameTable, component_table, count_frames, quantile_bins
-from .breakdown import Group, breakdown_rows, count_group, frame_parts
+from .breakdown import Group, breakdown_rows, count_group, frame_parts, true_instances
 from .comparison import save_frame_table
 from .component_metrics import ComponentScores, component_sizes, concatenate, score_components
 from .curve_points import CurvePoints, central_range, curve_points
 from .dataset_metrics import KeptCounts, all_metrics
-from .frames import Frame, Spool, check_frame, check_space, frame_id
+from .frames import Frame, Spool, check_frame, check_instance_files, check_space, frame_id
 from .open_iou import RULE, FrameClasses, check_classes, confusion_matrices, open_iou
 from .operating_point import OperatingPoint
 from .pixel_metrics import KeyBins, PixelMetrics, count_pixels, pixel_metrics
@@ -123,7 +123,8 @@ class OODEvaluator(FrameEvaluator):
         dataset_name: a registered dataset. Every frame has a ``sem_seg_file_name``, unless the
             metadata have ``has_labels=False`` (a hidden test split): then the result is empty, with
             a line in the log. The metadata have the label values (``tdos_d2.data.read_label``),
-            ``protocol``, ``min_pred``, ``min_gt``; a frame's ``region_mask_file_name`` is void.
+            ``protocol``, ``min_pred``, ``min_gt``; a frame's ``region_mask_file_name`` is void, its
+            ``instance_file_name`` gives the true instances of the breakdown.
         score: "ood_score", or the name of another score in the model's ``ood_scores``.
         output_dir: folder of the temporary file (default: ``TMPDIR``).
         distributed: gather the frames of all processes; else each evaluates its own.
@@ -168,6 +169,7 @@ class OODEvaluator(FrameEvaluator):
         self._rule, self._breakdown = rule, breakdown
         self._frame_counts = frame_counts
         self._num_known = num_known_classes(self._metadata) if breakdown else 0
+        self._masks = breakdown and check_instance_files(self._records.values(), dataset_name)
         self._task = "ood" if score == "ood_score" else f"ood_{score}"
         processes = (comm.is_main_process(), comm.all_gather, comm.gather) if distributed else ()
         self._comm = Communicator(*processes)
@@ -214,6 +216,7 @@ class OODEvaluator(FrameEvaluator):
             score, label = score_of(output, self._score), self.read_label(record)
             self._spool.append(check_frame(score, label, record["file_name"]))
             self._keep_classes(record, output)
+            self._instances(record, label)  # an error now, not after all frames
             self._seen.append(self._records[record["file_name"]])
 
     def evaluate(self) -> dict[str, dict[str, float]]:
@@ -322,16 +325,23 @@ class OODEvaluator(FrameEvaluator):
         matrices = self._comm.gather(confusion_matrices(frames, threshold, self._num_known))
         return {"open": open_iou(sum(matrices))} if self._comm.is_main else {}
 
+    def _instances(self, record: Mapping[str, Any], label: np.ndarray) -> np.ndarray | None:
+        if not self._masks:
+            return None
+        return read_instances(record["instance_file_name"], record["sem_seg_file_name"], label)
+
     def _break_down(
         self, threshold: float, components: Sequence[ComponentScores]
     ) -> dict[str, dict[str, float]]:
         if math.isnan(threshold):
             return {}
         own = [
-            frame_parts(frame, of_frame, threshold, self._sizes)
-            for frame, of_frame in zip(self._spool, components, strict=True)
+            frame_parts(f, of_frame, threshold, self._sizes, instances=self._instances(r, f.label))
+            for f, of_frame, r in zip(self._spool, components, self._seen, strict=True)
         ]
         parts = list(itertools.chain.from_iterable(self._comm.gather(own)))
+        if self._comm.is_main:
+            logger.info(f"{self._name}/{self._task}: {true_instances(parts, self._masks)}")
         return self._on_main(
             lambda: breakdown_rows(parts, lambda g, bins: self._count(bins, g), self._name)
         )

@@ -17,12 +17,17 @@ from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from ..data import get_dicts, read_label, register_from_file
-from ..data.reading import check_same_size, num_known_classes, read_classes, read_values
+from ..data.reading import (
+    check_same_size,
+    num_known_classes,
+    read_classes,
+    read_instances,
+    read_values,
+)
 from ..errors import UserError
 from ..files import atomic_write, check_output
-from ..labels import OOD
 from .bootstrap import bootstrap
-from .breakdown import breakdown_rows, count_group, frame_parts
+from .breakdown import breakdown_rows, count_group, frame_parts, true_instances
 from .component_metrics import (
     ComponentScores,
     component_sizes,
@@ -31,7 +36,15 @@ from .component_metrics import (
 )
 from .curve_points import central_range, curve_points
 from .dataset_metrics import KeptCounts, all_metrics, check_defined, pixels_and_threshold
-from .frames import COARSE, Spool, check_frame, check_space, coarse
+from .frames import (
+    COARSE,
+    Spool,
+    check_frame,
+    check_instance_files,
+    check_space,
+    coarse,
+    frame_id,
+)
 from .open_iou import RULE, FrameClasses, check_class_map, confusion_matrices, open_iou
 from .pixel_metrics import PixelMetrics, count_pixels
 from .report.page import write_report
@@ -179,8 +192,11 @@ def _evaluate(
         shown = _with_intervals(result, intervals["intervals"], "markdown")
         result = _with_intervals(result, intervals["intervals"], args.format)
     groups = {}
-    if args.breakdown or args.instances:
-        groups = _breakdown(args, spool, records, components, threshold, sizes)
+    if (args.breakdown or args.instances) and not math.isnan(threshold):
+        details["true_instances"], groups = _breakdown(
+            args, spool, records, components, threshold, sizes
+        )
+        _note(details["true_instances"])
     if args.classes and not math.isnan(pixels.threshold):
         own, rows = _open_iou(args, spool, classes, pixels.threshold, threshold, count)
         groups |= rows
@@ -206,26 +222,21 @@ def _breakdown(
     components: Sequence[ComponentScores],
     threshold: float,
     sizes: tuple[int, int],
-) -> dict[str, dict[str, float]]:
-    if math.isnan(threshold):
-        return {}
-    files = [None] * len(records)
+) -> tuple[str, dict[str, dict[str, float]]]:
+    """What the true instances are, and the rows of the breakdown."""
+    masks = bool(args.instances) or check_instance_files(records, args.dataset)
+    files = [record.get("instance_file_name") for record in records]
     if args.instances:
-        ids = [str(record.get("image_id", record["file_name"])) for record in records]
-        found = find_map_files(args.instances, ids, "--instances", allow_extra=True)
-        files = [found[frame] for frame in ids]
+        ids = [frame_id(record) for record in records]
+        files = find_map_files(args.instances, ids, "--instances", allow_extra=True).values()
     bar = tqdm(spool, desc="objects", unit="frame", total=len(spool), disable=None)
-    parts, lacking = [], 0
-    for frame, of_frame, file in zip(bar, components, files, strict=True):
-        instances = None if file is None else read_values(file, "instances")
-        if instances is not None and instances.shape != frame.label.shape:
-            raise UserError(f"instances {file} are not of the size of the label")
-        if instances is not None:
-            lacking += np.count_nonzero((frame.label == OOD) & (instances == 0))
+    parts = []
+    for frame, of_frame, file, record in zip(bar, components, files, records, strict=True):
+        label = record["sem_seg_file_name"]
+        instances = read_instances(file, label, frame.label) if masks else None
         parts.append(frame_parts(frame, of_frame, threshold, sizes, args.strict, instances))
-    if lacking:
-        _note(f"--instances: {lacking} OOD pixels have no number, and count as no instance's")
-    return breakdown_rows(parts, partial(count_group, spool), args.dataset)
+    source = true_instances(parts, masks, "--instances" if args.instances else "the dataset")
+    return source, breakdown_rows(parts, partial(count_group, spool), args.dataset)
 
 
 def _open_iou(

@@ -63,6 +63,19 @@ def test_image_folder_inside_the_label_folder(tmp_path, write):
     assert stems("mini") == ["a"]
 
 
+def test_instance_masks_among_images_and_labels(tmp_path, write):
+    """They are neither images nor stray labels."""
+    write(tmp_path / "one.jpg", IMAGE)
+    for end in (".png", "_ids.png"):
+        write(tmp_path / f"one{end}", LABEL)
+    places = {"instance_root": tmp_path, "instance_suffix": "_ids.png"}
+    register_ood_dataset("mini", tmp_path, tmp_path, **places)
+    assert stems("mini") == ["one"]
+    (record,) = DatasetCatalog.get("mini")
+    assert record["instance_file_name"] == str(tmp_path / "one_ids.png")
+    assert MetadataCatalog.get("mini").folder.stray_labels() == []
+
+
 def test_glob_and_links(tmp_path, write):
     for name in ("validation1.jpg", "test1.jpg"):
         write(tmp_path / "images" / name, IMAGE)

@@ -163,3 +163,23 @@ def test_wrong_region_masks_are_named(folders, write):
     register_ood_dataset("small", *places, region_mask=folders / "small.png", **options)
     with pytest.raises(UserError, match=r"region mask .*small\.png is 3x2, but label .* is 32x24"):
         check_dataset("small", training=False)
+
+
+def test_instance_masks(folders):
+    for stem in ("a", "deep/b"):
+        write_image(folders / f"ids/{stem}_ids.png", stripes(0, 7, 0))
+    places = {"instance_root": "ids", "instance_suffix": "_ids.png"}
+    register_from_file(write_yaml(folders, [{**SET, **places}]))
+    found = [record["instance_file_name"] for record in DatasetCatalog.get("my_road")]
+    assert found == [str(folders / f"ids/{stem}_ids.png") for stem in ("a", "deep/b")]
+    assert check_dataset("my_road", training=False) == 2
+    write_image(folders / "ids/a_ids.png", stripes(0, 7, size=(2, 3)))
+    message = r"instance mask .*a_ids\.png is 3x2, but label .*a_gt\.png is 32x24"
+    with pytest.raises(UserError, match=message):
+        check_dataset("my_road", training=False)
+    (folders / "ids/deep/b_ids.png").unlink()
+    with pytest.raises(UserError, match=r"'my_road': no instance mask .*deep/b_ids\.png"):
+        DatasetCatalog.get("my_road")
+    (folders / "ids").rename(folders / "elsewhere")
+    with pytest.raises(UserError, match="'my_road': no folder .*ids with instance masks"):
+        DatasetCatalog.get("my_road")

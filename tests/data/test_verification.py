@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -173,6 +174,21 @@ def test_region_mask_is_counted_apart(tmp_path):
     assert report.problems == [] and report.without_anomaly == 1
     assert report.values == {0: 24 * 24, 1: 24 * 8} and report.masked == 2 * 24 * 16
     assert report.percent(report.masked) == 50
+
+
+def test_instance_masks_are_there_and_of_the_size_of_the_labels(tmp_path):
+    for stem in "abc":
+        write_image(tmp_path / f"images/{stem}.png", picture())
+        write_image(tmp_path / f"labels/{stem}.png", stripes(0, 1, 255))
+        write_image(tmp_path / f"ids/{stem}.png", stripes(0, 7, 9))
+    places = tmp_path / "images", tmp_path / "labels"
+    register_ood_dataset("mini", *places, instance_root=tmp_path / "ids")
+    assert verify_dataset("mini").problems == []
+    write_image(tmp_path / "ids/a.png", stripes(0, 7, size=(2, 3)))
+    (tmp_path / "ids/c.png").unlink()
+    small, missing = verify_dataset("mini").problems
+    assert re.search(r"instance mask .*ids/a\.png is 3x2, but label .*a\.png is 32x24", small)
+    assert re.search(r"no instance mask file .*ids/c\.png", missing)
 
 
 @pytest.mark.parametrize(

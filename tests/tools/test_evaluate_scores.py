@@ -132,14 +132,44 @@ def test_breakdown_instances_and_threshold_rules(run, folder):
     words = ("--format", "json", "--instances", str(folder / "ids"))
     out, err = run(*words)
     assert json.loads(out)["breakdown"]["instances"]["instances"] == 6
-    assert "have no number" not in err
+    assert "true instances are the instance masks of --instances\n" in err
     cv2.imwrite(str(path), ids * (ids == 7))
     out, err = run(*words)
     assert json.loads(out)["breakdown"]["instances"]["instances"] == 5
     assert f"{15 * (20 - 7)} OOD pixels have no number" in err  # rows 7 to 19
     cv2.imwrite(str(path), ids[1:])
-    with pytest.raises(UserError, match=r"instances .*z\.png are not of the size of the label"):
+    with pytest.raises(UserError, match=r"instance mask .*z\.png is 50x39, but label .* 50x40"):
         run(*words)
+
+
+def test_instance_masks_of_the_dataset(run, folder):
+    """Two objects that touch in each frame: instances by the masks, not by components."""
+    for i, frame in enumerate(FRAMES):
+        for name, numbers in (("own", (300, 2)), ("other", (300, 0))):
+            ids = np.zeros((40, 50), np.uint16)
+            ids[5 + i : 20, 10:25], ids[5 + i : 20, 25:40] = numbers
+            path = folder / name / f"{frame}_ids.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), ids)
+            cv2.imwrite(str(path.with_name(f"{Path(frame).name}.png")), ids)
+    words = ("--format", "json", "--breakdown")
+    result = json.loads(run(*words)[0])
+    assert result["breakdown"]["instances"]["instances"] == 3
+    assert result["true_instances"] == "true instances are the connected components of the labels"
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+    with (folder / "sets.yaml").open("a") as file:
+        file.write("  instance_root: own\n  instance_suffix: _ids.png\n")
+    out, err = run(*words)
+    result = json.loads(out)
+    assert result["breakdown"]["instances"]["instances"] == 6
+    assert result["true_instances"] == "true instances are the instance masks of the dataset"
+    assert result["true_instances"] + "\n" in err
+    given = json.loads(run(*words, "--instances", str(folder / "own"))[0])
+    assert given["breakdown"] == result["breakdown"]
+    given = json.loads(run(*words, "--instances", str(folder / "other"))[0])
+    assert given["breakdown"]["instances"]["instances"] == 3
+    assert "masks of --instances; 630 OOD pixels have no number" in given["true_instances"]
 
 
 def test_thresholds_that_are_given(run, folder):

@@ -59,6 +59,8 @@ class ImageFolder:
     total: int = 0
     region_mask: Path | None = None
     image_list: Path | None = None
+    instances: Path | None = None
+    instance_suffix: str = ".png"
 
     def locate(self, name: str) -> ImageFolder:
         """The folder itself; see :meth:`BuiltinFolder.locate`."""
@@ -71,15 +73,15 @@ class ImageFolder:
             name: name of the dataset, for messages.
 
         Returns:
-            dicts with file_name, image_id and, if the dataset has them, sem_seg_file_name and
-            region_mask_file_name; these files need not exist.
+            dicts with file_name, image_id and, if the dataset has them, sem_seg_file_name,
+            region_mask_file_name and instance_file_name; these files need not exist.
 
         Raises:
             MissingDatasetError: the folder of the images or the region mask is missing, or all
                 images belong to other splits.
-            UserError: the folder of the labels is missing; there are no images, two images for one
-                label, or another number of images than ``total``; the list cannot be read, or names
-                a missing image.
+            UserError: the folder of the labels or of the instance masks is missing; there are no
+                images, two images for one label, or another number of images than ``total``; the
+                list cannot be read, or names a missing image.
         """
         image_root = Path(self.images)
         if not os.path.isdir(image_root):
@@ -109,6 +111,8 @@ class ImageFolder:
                 f"dataset '{name}': no folder {self.labels} with the labels of the images in "
                 f"{image_root}"
             )
+        if self.instances is not None and not self.instances.is_dir():
+            raise UserError(f"dataset '{name}': no folder {self.instances} with instance masks")
         return [self._record(name, str(image_root / stems[stem]), stem) for stem in chosen]
 
     def _listed(self, name: str, stems: dict[str, str]) -> set[str]:
@@ -138,6 +142,9 @@ class ImageFolder:
             mask = record.get("region_mask_file_name")
             if mask and not os.path.isfile(mask):
                 raise UserError(f"dataset '{name}': no region mask {mask}")
+            mask = record.get("instance_file_name")
+            if mask and not os.path.isfile(mask):
+                raise UserError(f"dataset '{name}': no instance mask {mask}")
             record["width"], record["height"] = image_size(record["file_name"])
         return dicts
 
@@ -151,6 +158,7 @@ class ImageFolder:
         below = _below(self.images, self.labels)
         if below:  # the images are inside the labels' folder
             labels = [path for path in labels if not path.startswith(below)]
+        labels = _without(labels, self.labels, self.instances, self.instance_suffix)
         stray = [path for path in labels if path.removesuffix(end) not in known]
         return sorted(str(Path(self.labels, path)) for path in stray)
 
@@ -163,16 +171,16 @@ class ImageFolder:
             if not mask.exists():
                 raise MissingDatasetError(f"dataset '{name}': no region mask {mask}")
             record["region_mask_file_name"] = str(mask / f"{stem}.png" if mask.is_dir() else mask)
+        if self.instances is not None:
+            record["instance_file_name"] = str(self.instances / f"{stem}{self.instance_suffix}")
         return record
 
     def _images(self, pattern: str) -> list[tuple[str, str]]:
         """Paths of the images relative to ``images``, with "/", and their ids, sorted by path."""
         paths = find_files(self.images, pattern)
         paths = [path for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
-        inside = None if self.labels is None else _below(self.labels, self.images)
-        if inside is not None:  # the labels are inside the images' folder
-            end = self.label_suffix
-            paths = [p for p in paths if not (p.startswith(inside) and p.endswith(end))]
+        paths = _without(paths, self.images, self.labels, self.label_suffix)
+        paths = _without(paths, self.images, self.instances, self.instance_suffix)
         stems = [(path, os.path.splitext(path)[0]) for path in paths]
         end = self.image_suffix
         return [(path, stem.removesuffix(end)) for path, stem in stems if stem.endswith(end)]
@@ -251,6 +259,16 @@ def check_labels_exist(name: str, dicts: Sequence[dict[str, Any]]) -> None:
             f"dataset '{name}': {len(missing)} of {len(dicts)} images have no label, first "
             f"{missing[0]['file_name']} (no file {missing[0]['sem_seg_file_name']})"
         )
+
+
+def _without(
+    paths: list[str], folder: Path | str, others: Path | str | None, suffix: str
+) -> list[str]:
+    """``paths``, below ``folder``, without files of the folder ``others`` that may be inside it."""
+    inside = None if others is None else _below(others, folder)
+    if inside is None:
+        return paths
+    return [path for path in paths if not (path.startswith(inside) and path.endswith(suffix))]
 
 
 def _below(folder: Path | str, other: Path | str) -> str | None:

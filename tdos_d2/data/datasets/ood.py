@@ -39,6 +39,8 @@ def register_ood_dataset(
     ignore_colours: Any = (),
     image_list: str | os.PathLike | None = None,
     class_values: Mapping[int, int] | None = None,
+    instance_root: str | os.PathLike | None = None,
+    instance_suffix: str = ".png",
 ) -> None:
     """Register a folder of images with OOD labels as a test dataset.
 
@@ -64,6 +66,9 @@ def register_ood_dataset(
             with or without extension; None = all.
         class_values: known class (0..K-1) of label values in ``id_values``, if labels have classes;
             for open-IoU.
+        instance_root: folder of instance masks ``a/b`` + ``instance_suffix``: one channel, a number
+            per true instance, 0 elsewhere; None = instances are the components of the labels.
+        instance_suffix: end of an instance mask's path.
         undeclared: other values or colours are an error ("error") or void ("ignore").
         protocol: component sizes for large ("anomaly") or small objects ("obstacle").
         min_pred: smallest predicted component in pixels; None = the protocol's.
@@ -83,11 +88,12 @@ def register_ood_dataset(
     if colours and values != ((0,), (1,), (255,)):
         raise UserError(f"dataset '{name}': masks have values or colours, not both")
     metadata |= colours
+    given = image_root, label_root, region_mask, image_list, instance_root
+    paths = [None if path is None else Path(path).expanduser() for path in given]
     folder = ImageFolder(
-        Path(image_root).expanduser(), Path(label_root).expanduser(), image_glob=image_glob,
-        image_suffix=image_suffix, label_suffix=label_suffix,
-        region_mask=None if region_mask is None else Path(region_mask).expanduser(),
-        image_list=None if image_list is None else Path(image_list).expanduser(),
+        *paths[:2], image_glob=image_glob, image_suffix=image_suffix, label_suffix=label_suffix,
+        region_mask=paths[2], image_list=paths[3], instances=paths[4],
+        instance_suffix=instance_suffix,
     )
     register_folder(name, folder, **metadata)
 

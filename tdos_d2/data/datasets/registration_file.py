@@ -19,7 +19,7 @@ from ...untrusted import MAX_YAML, parse_yaml, read_text
 from .ood import register_ood_dataset
 from .segmentation import register_segmentation_dataset
 
-_PATHS = ("image_root", "label_root", "region_mask", "image_list")
+_PATHS = ("image_root", "label_root", "region_mask", "image_list", "instance_root")
 _NEEDED = ("name", "image_root", "label_root")
 _LISTS = ("id_values", "ood_values", "ignore_values", "test_size")
 _TYPES = dict.fromkeys(_LISTS, "a list of integers")

@@ -15,7 +15,7 @@ from ...errors import UserError
 from ...value_checks import check_positive
 from ..datasets.cityscapes import cityscapes_frames, is_cityscapes
 from ..datasets.folder import MissingDatasetError, check_labels_exist
-from ..reading import check_same_size, read_image, read_label
+from ..reading import check_same_size, read_image, read_instances, read_label
 from ..samplers import MIN_SHARE
 
 _FRAMES_READ = 3  # number per dataset
@@ -133,7 +133,7 @@ def check_dataset(name: str, training: bool) -> int:
     """Check that a dataset is complete, and read its first frames.
 
     All files must exist; labels of the first frames must have declared values and the size of their
-    image.
+    image, instance masks that of their label.
 
     Args:
         name: a registered dataset.
@@ -163,6 +163,8 @@ def check_dataset(name: str, training: bool) -> int:
             path = record["sem_seg_file_name"]
             label = read_label(path, metadata, record.get("region_mask_file_name"))
             check_same_size(f"label {path}", label, f"its image {record['file_name']}", image)
+            if "instance_file_name" in record:
+                read_instances(record["instance_file_name"], path, label)
     return len(dicts)
 
 

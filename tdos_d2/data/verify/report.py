@@ -24,6 +24,7 @@ from ..reading import (
     IGNORE,
     check_same_size,
     read_image,
+    read_instances,
     read_label,
     read_region,
     read_values,
@@ -157,7 +158,7 @@ def _roles(metadata: Metadata) -> list[str]:
 
 def _read_frame(record: dict[str, Any], metadata: Metadata) -> _Frame:
     """Decode all files of a frame, even if one of them is unreadable."""
-    image, counts, masked, errors = None, None, 0, []
+    image, label, counts, masked, errors = None, None, None, 0, []
 
     @contextmanager
     def reported() -> Iterator[None]:
@@ -185,6 +186,9 @@ def _read_frame(record: dict[str, Any], metadata: Metadata) -> _Frame:
                 raise UserError(f"label {path} has values outside of 0..255")
             counts = np.bincount(counted.astype(np.uint8).ravel(), minlength=256)
             masked = label.size - counted.size
+    with reported():
+        if label is not None and "instance_file_name" in record:
+            read_instances(record["instance_file_name"], path, label)
     size = None if image is None else f"{image.shape[1]}x{image.shape[0]}"
     return _Frame(size, counts, masked, errors)
 
