@@ -77,7 +77,7 @@ def _parser() -> options.Parser:
         "--threshold", default="best-f1", metavar="RULE",
         help="threshold of components and instances: best-f1 (default), fpr:0.01 (the lowest with "
         "at most that FPR), tpr:0.95 (the highest with at least that TPR), a number, or a .json "
-        "file of tools/calibrate.py",
+        "file such as CHECKPOINT.calibration.json of tools/calibrate.py",
     )
     parser.add_argument(
         "--breakdown", action="store_true",

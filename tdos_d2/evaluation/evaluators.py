@@ -23,7 +23,7 @@ from .report.sections import Section
 from .sem_seg_evaluator import SemSegEvaluator
 from .submission import FORMATS
 from .threshold_files import changed_settings, check_threshold_of, with_changes
-from .threshold_rules import BEST_RULE, FIXED, ThresholdRule, parse_rule
+from .threshold_rules import BEST_RULE, CALIBRATED, FIXED, ThresholdRule, parse_rule
 from .writers import OverlayWriter, SubmissionWriter
 
 # Config keys that change the scores of a checkpoint.
@@ -127,7 +127,7 @@ def threshold_rule(cfg: CfgNode) -> ThresholdRule:
             checkpoint or score.
     """
     text, weights, settings = cfg.TEST.THRESHOLD, local_weights(cfg), score_settings(cfg)
-    if text != "calibrated":
+    if text != CALIBRATED:
         try:
             rule = parse_rule(text)
             if text.endswith(".json"):

@@ -15,6 +15,7 @@ from ..untrusted import read_json
 from .pixel_metrics import KeyBins
 
 BEST_F1, FPR, TPR, FIXED = "best-f1", "fpr", "tpr", "fixed"
+CALIBRATED = "calibrated"  # a rule of TEST.THRESHOLD alone, which has a checkpoint
 _FORMS = "best-f1, fpr:SHARE, tpr:SHARE (such as tpr:0.95), a number or a .json file"
 
 
@@ -56,6 +57,11 @@ def parse_rule(text: str) -> ThresholdRule:
     kind, _, share = text.partition(":")
     if text == BEST_F1:
         return BEST_RULE
+    if text == CALIBRATED:
+        raise UserError(
+            f"'{text}' needs a checkpoint, and score maps have none: name the file beside it, "
+            "CHECKPOINT.calibration.json (of tools/calibrate.py)"
+        )
     if text.endswith(".json"):
         return _from_file(Path(text).expanduser())
     try:

@@ -181,6 +181,10 @@ def test_thresholds_that_are_given(run, folder):
     for wrong in ("fpr:2", "best", "nan"):
         with pytest.raises(UserError, match="^--threshold: a threshold is best-f1, fpr:SHARE"):
             run("--threshold", wrong)
+    message = r"^--threshold: 'calibrated' .*: name .*, CHECKPOINT\.calibration\.json"
+    with pytest.raises(UserError, match=message) as error:
+        run("--threshold", "calibrated")
+    assert "\n" not in str(error.value)
 
 
 def test_table_csv_markdown_and_latex(run):
