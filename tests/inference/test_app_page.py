@@ -30,15 +30,20 @@ needs_gradio = pytest.mark.skipif(
 
 
 @pytest.fixture
-def served(tiny_cfg, tmp_path, monkeypatch):
-    """A running page with a tiny model: its address, the model, a list that forwards add to."""
-    monkeypatch.setattr(app_page, "_DRAWN", ("sofa", None))
-    monkeypatch.setattr(app_page, "_SIZE", (96, 192))
+def models(tiny_cfg, tmp_path):
+    """Models of which the first is tiny."""
     tiny_cfg.INPUT.FORMAT, tiny_cfg.INPUT.MIN_SIZE_TEST = "RGB", 0
     save_checkpoint(tiny_cfg, tmp_path)
     tiny_cfg.MODEL.WEIGHTS = ""
     (tmp_path / "model.yaml").write_text(tiny_cfg.dump())
-    models = Models([(str(tmp_path / "model.yaml"), str(tmp_path / "model.pth"))])
+    return Models([(str(tmp_path / "model.yaml"), str(tmp_path / "model.pth"))])
+
+
+@pytest.fixture
+def served(models, tmp_path, monkeypatch):
+    """A running page with a tiny model: its address, the model, a list that forwards add to."""
+    monkeypatch.setattr(app_page, "_DRAWN", ("sofa", None))
+    monkeypatch.setattr(app_page, "_SIZE", (96, 192))
     model, calls = models(models.names[0]).predictor.model, []
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda x: calls.append(1) or forward(x))
@@ -133,7 +138,7 @@ def test_an_earlier_file_does_not_replace_a_later_one(served, street, tmp_path, 
     assert later and all(d["trigger_mode"] == "multiple" for d in later)
 
 
-def wait(look, seconds=20.0):
+def wait(look, seconds=60.0):
     """What ``look`` gives, as soon as it is something."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -144,45 +149,170 @@ def wait(look, seconds=20.0):
     raise AssertionError("it did not come")
 
 
-@pytest.fixture
-def browser():
+@pytest.fixture(scope="module")
+def chromium():
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (program and driver):
         pytest.skip("needs chromium and chromedriver")
     options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1440,1000"):
+    options.binary_location = program
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu"):
         options.add_argument(word)
     made = webdriver.Chrome(options, webdriver.ChromeService(driver))
     yield made
     made.quit()
 
 
-def picture(browser) -> np.ndarray:
-    """The picture that is seen."""
-    (image,) = browser.find_elements("css selector", "[role=tabpanel] img:not(.thumbnail-lg)")[:1]
-    with urllib.request.urlopen(image.get_attribute("src")) as answer:
-        return np.asarray(Image.open(io.BytesIO(answer.read()))).astype(int)
+DESKTOP, PHONE = (1440, 1000), (390, 844)
+
+
+class Visitor:
+    """A person at the page in a window of a width and height."""
+
+    def __init__(self, driver, url: str, width: int, height: int) -> None:
+        self.driver, self.width = driver, width
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        driver.get(url)
+
+    def drop(self, path: Path) -> None:
+        """Drop a file; one that was dropped before is removed first."""
+        for button in self._all("[aria-label='Clear'], [aria-label='Remove file']"):
+            button.click()
+        wait(lambda: self._all("input[type=file]")[0]).send_keys(str(path))
+
+    def set_threshold(self, value: float) -> None:
+        slide = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
+        self.driver.execute_script(slide, self._all("input[type=range]")[0], value)
+
+    def reads(self, words: str) -> None:
+        """Wait until the page shows these words."""
+        wait(lambda: words in self._all("body")[0].text)
+
+    def outlined(self) -> list[list[int]]:
+        """x0, y0, x1, y1 of each outline in the picture that is seen, from left to right."""
+        image = self._all("[role=tabpanel] img:not(.thumbnail-lg)")[0]
+        with urllib.request.urlopen(image.get_attribute("src")) as answer:
+            picture = np.asarray(Image.open(io.BytesIO(answer.read()))).astype(int)
+        # Neither grey nor the colours of scores have more green than red: outlines are cyan.
+        cyan = np.uint8(picture[..., 1] - picture[..., 0] > 60)
+        joined = cv2.morphologyEx(cyan, cv2.MORPH_CLOSE, np.ones((5, 5)))
+        stats = cv2.connectedComponentsWithStats(joined)[2][1:]
+        return sorted([x, y, x + w, y + h] for x, y, w, h, _ in stats.tolist())
+
+    def sees(self, *boxes: tuple[int, int, int, int]) -> None:
+        """Wait until the outlines are those of the boxes, to 3 pixels."""
+        def same() -> bool:
+            found = self.outlined()
+            return len(found) == len(boxes) and bool(
+                np.abs(np.subtract(found, boxes, dtype=float)).max(initial=0) <= 3
+            )
+
+        wait(same)
+
+    def check_layout(self) -> None:
+        """Nothing is wider than the window; scenes and the model's name are whole and uncovered."""
+        root, scenes = self._all("html")[0], self._all(".grid-container")[0]
+        assert root.get_property("scrollWidth") <= self.width
+        assert scenes.get_property("scrollWidth") <= scenes.get_property("clientWidth")
+        title, scene = self._all(".drawn label")[0].rect, self._all(".drawn .thumbnail-lg")[0].rect
+        assert title["y"] + title["height"] <= scene["y"]
+        name, arrow = self._all(".model input")[0].rect, self._all(".model .icon-wrap")[0].rect
+        assert name["x"] + name["width"] <= arrow["x"]
+
+    def _all(self, selector: str) -> list:
+        return self.driver.find_elements("css selector", selector)
+
+
+# Boxes with scores -5 and -2 in street(); the rest has -8.
+LEFT, RIGHT = (20, 30, 60, 70), (100, 40, 130, 80)
+
+
+@pytest.fixture
+def score_of_red(models, monkeypatch):
+    """Make the score of a pixel its red / 32 - 8."""
+    model = models(models.names[0]).predictor.model
+    forward = model.forward
+
+    def score(inputs):
+        (output,) = forward(inputs)
+        return [{**output, "ood_score": inputs[0]["image"][0] / 32 - 8}]
+
+    monkeypatch.setattr(model, "forward", score)
+
+
+@pytest.fixture
+def two_objects(tmp_path):
+    image = np.zeros((96, 160, 3), np.uint8)
+    for (x0, y0, x1, y1), red in ((LEFT, 96), (RIGHT, 192)):
+        image[y0:y1, x0:x1] = 0, 0, red
+    path = tmp_path / "two.png"
+    cv2.imwrite(str(path), image)
+    return path
 
 
 @needs_gradio
-def test_as_a_person(served, street, broken, browser):
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_as_a_person(size, score_of_red, served, two_objects, broken, chromium):
     url, _, calls = served
-    browser.get(url)
-    wait(lambda: browser.find_element("css selector", "input[type=file]"))
-    browser.find_element("css selector", "input[type=file]").send_keys(str(street))
-    before = wait(lambda: picture(browser))
-    slide = "arguments[0].value = -8; arguments[0].dispatchEvent(new Event('input'))"
-    browser.execute_script(slide, browser.find_element("css selector", "input[type=range]"))
-    wait(lambda: bool(np.abs(picture(browser) - before).max() > 60))
+    visitor = Visitor(chromium, url, *size)
+    visitor.drop(two_objects)
+    visitor.reads("two.png: 1 object of ")
+    visitor.sees(RIGHT)  # at -4, the middle of the slider
+    visitor.set_threshold(-6)
+    visitor.reads("two.png: 2 objects of ")
+    visitor.sees(LEFT, RIGHT)
+    visitor.check_layout()
+    visitor.set_threshold(-1)
+    visitor.reads("two.png: 0 objects of ")
+    visitor.sees()
     assert len(calls) == 1
-    browser.find_element("css selector", "[aria-label='Clear'], [aria-label='Remove file']").click()
-    wait(lambda: browser.find_element("css selector", "input[type=file]"))
-    browser.find_element("css selector", "input[type=file]").send_keys(str(broken))
-    wait(lambda: "cannot read image broken.png" in browser.find_element("tag name", "body").text)
+    visitor.drop(broken)
+    visitor.reads("cannot read image broken.png")
+    visitor.check_layout()
     assert len(calls) == 1
-    loaded = browser.execute_script(
+    loaded = chromium.execute_script(
         "return performance.getEntriesByType('resource').map(x => x.name)"
     )
     assert loaded and [address for address in loaded if not address.startswith(url)] == []
+
+
+@needs_gradio
+def test_a_file_dropped_while_a_video_is_computed(
+    score_of_red, served, two_objects, chromium, tmp_path, monkeypatch
+):
+    url, _, calls = served
+    video = tmp_path / "long.mp4"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"mp4v"), 10, (160, 96))
+    for _ in range(5):
+        writer.write(np.full((96, 160, 3), (0, 0, 255), np.uint8))
+    writer.release()
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    predict = app_page.predict
+
+    def slow(models, name, path, words, limits, report):
+        def wait_and_report(share):
+            begun.set()
+            assert go_on.wait(60)
+            report(share)
+
+        if path.name != video.name:
+            return predict(models, name, path, words, limits, report)
+        try:
+            return predict(models, name, path, words, limits, wait_and_report)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(app_page, "predict", slow)
+    visitor = Visitor(chromium, url, *DESKTOP)
+    visitor.drop(video)
+    assert begun.wait(60)
+    visitor.drop(two_objects)
+    visitor.reads("two.png: 1 object of ")
+    go_on.set()
+    assert ended.wait(60)
+    visitor.set_threshold(-6)  # shows what the session holds now
+    visitor.reads("two.png: 2 objects of ")
+    visitor.sees(LEFT, RIGHT)
+    assert len(calls) == 2  # the rest of the video was not computed

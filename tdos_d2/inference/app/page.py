@@ -36,6 +36,14 @@ _WELCOME = (
     "Drop an image or a short video, or choose a drawn scene. To models of photographs drawings "
     "look odd all over: they show how the page works, not how good a model is."
 )
+# gradio's label covers the first scene, a phone has no room for its columns of 100 pixels, and its
+# arrow covers long names of models.
+_CSS = """
+.drawn .grid-wrap {padding-top: 2rem}
+.drawn .grid-container {grid-template-columns: repeat(3, minmax(0, 1fr))}
+.model .secondary-wrap {padding-right: 2rem}
+.model input {text-overflow: ellipsis}
+"""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -82,7 +90,8 @@ def launch_options(gr: ModuleType, limits: Limits) -> dict[str, Any]:
     return {
         "share": False, "ssr_mode": False, "mcp_server": False, "footer_links": ["api"],
         "max_file_size": f"{limits.upload_mb}mb", "state_session_capacity": _SESSIONS,
-        "theme": gr.themes.Default(),
+        # gradio's grey of notes is too light to read.
+        "theme": gr.themes.Default().set(body_text_color_subdued="*neutral_500"), "css": _CSS,
     }  # fmt: skip
 
 
@@ -134,10 +143,12 @@ def _lay_out(
                 file_types=sorted(IMAGES | VIDEOS), height=170,
             )  # fmt: skip
             parts.examples = gr.Gallery(
-                examples, label="Or a drawn scene", columns=3, height=235, allow_preview=False,
-                interactive=False, buttons=[],
+                examples, label="Or a drawn scene", columns=3, height=260, allow_preview=False,
+                interactive=False, buttons=[], elem_classes="drawn",
             )  # fmt: skip
-            parts.name = gr.Dropdown(models.names, value=models.names[0], label="Model")
+            parts.name = gr.Dropdown(
+                models.names, value=models.names[0], label="Model", elem_classes="model"
+            )
             parts.threshold = gr.Slider(label="Threshold", buttons=["reset"], **settings[0])
             parts.words = gr.Textbox(label="Words to look for (Enter)", **settings[1])
             parts.combine = gr.Checkbox(label="Words raise the score", **settings[2])
