@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """Make an OOD development set of a labelled dataset, to choose settings without a test set.
 
-Either drawn objects are pasted into its frames: those of the demo (animals, sofas, ladders, ...),
-not the shapes that training pastes. Or, with --held-out, some of its classes count as OOD, for a
-model that was trained with them as void. Written are OUTPUT/images and OUTPUT/labels (0 = known,
-1 = OOD, 255 = void), PNG files, the same for the same seed.
+Objects are pasted into its frames: drawn ones, those of the demo (animals, sofas, ladders, ...),
+not the shapes that training pastes; or, with --cutouts, photographs, which must not be among those
+that training pastes (INPUT.OOD_PASTE.CUTOUTS). Or, with --held-out, some of its classes count as
+OOD, for a model that was trained with them as void. Written are OUTPUT/images and OUTPUT/labels
+(0 = known, 1 = OOD, 255 = void), PNG files, the same for the same seed.
 
 Examples, of which the first makes the dataset "camvid_val_pasted":
     python tools/make_dev_set.py --dataset camvid_val --stand-on Road Pavement \\
@@ -65,8 +66,9 @@ def run() -> None:
     from tdos_d2.files import check_output
 
     check_output(args.output, "--output", folder=True)
-    if args.held_out and args.stand_on:
-        raise UserError("--stand-on: with --held-out nothing is pasted")
+    for option, given in (("--stand-on", args.stand_on), ("--cutouts", args.cutouts)):
+        if args.held_out and given:
+            raise UserError(f"{option}: with --held-out nothing is pasted")
     if args.num[0] > args.num[1]:
         raise UserError(f"--num: {args.num[0]} is more than {args.num[1]}")
     if any((args.output / "images").glob("*")):
@@ -91,11 +93,15 @@ def run() -> None:
 
 def _pasting(args: argparse.Namespace, names: Sequence[str]) -> Callable[..., Frame]:
     """What pastes objects into frame ``number``; label 1 is theirs."""
+    from tdos_d2.data.cutouts import CutoutSource
     from tdos_d2.data.ood_paste import OODPaste
 
     ood = len(names)
+    source = DemoObjects()
+    if args.cutouts:
+        source = CutoutSource(args.cutouts, origin="--cutouts")
     paste = OODPaste(
-        DemoObjects(), 1.0, tuple(args.num), _SIZE, ood_label=ood,
+        source, 1.0, tuple(args.num), _SIZE, ood_label=ood,
         stand_on=_numbers(args.stand_on, names, "--stand-on"),
     )  # fmt: skip
 
@@ -151,6 +157,10 @@ def _parser() -> options.Parser:
     parser.add_argument(
         "--stand-on", nargs="+", default=[], metavar="CLASS",
         help="classes that pasted objects stand on (default: any)",
+    )
+    parser.add_argument(
+        "--cutouts", type=options.path, metavar="DIR",
+        help="paste these images, whose background is transparent (default: drawn objects)",
     )
     parser.add_argument(
         "--held-out", nargs="+", default=[], metavar="CLASS",

@@ -23,6 +23,7 @@ class CutoutSource:
     Args:
         folder: folder of the images, searched with its subfolders.
         image_format: order of channels, "RGB" or "BGR".
+        origin: option or config key that names the folder, for messages.
 
     Raises:
         UserError: the folder does not exist or has no images, or one of them cannot be read or is
@@ -31,15 +32,20 @@ class CutoutSource:
 
     photograph = True  # see ObjectSource
 
-    def __init__(self, folder: str | os.PathLike, image_format: str = "RGB") -> None:
-        folder, key = Path(folder), "INPUT.OOD_PASTE.CUTOUTS"
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        image_format: str = "RGB",
+        origin: str = "INPUT.OOD_PASTE.CUTOUTS",
+    ) -> None:
+        folder = Path(folder)
         self._format = image_format
         if not folder.is_dir():
-            raise UserError(f"{key}: no folder {folder}")
+            raise UserError(f"{origin}: no folder {folder}")
         names = [name for name in find_files(folder) if name.lower().endswith(IMAGE_SUFFIXES)]
         self._paths = [folder / name for name in names]
         if not names:
-            raise UserError(f"{key}: {folder} has no images")
+            raise UserError(f"{origin}: {folder} has no images")
         for path in self._paths:  # now, not hours later
             open_with(_decode, "cutout", path)
 

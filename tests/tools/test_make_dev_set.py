@@ -79,6 +79,22 @@ def test_pixels_change_only_around_pasted_objects(run, dataset, capsys):
     assert share > 1 and f"{share:.1f} % of the pixels OOD" in capsys.readouterr().out
 
 
+def test_photographs_with_transparent_background(run, dataset):
+    """Red squares; each pasted pixel is redder than anything else would be."""
+    with pytest.raises(UserError, match="--cutouts: no folder .*things"):
+        run("a", "--cutouts", str(dataset / "things"))
+    (dataset / "things").mkdir()
+    pixels = np.zeros((40, 40, 4), np.uint8)
+    pixels[8:32, 8:32] = 230, 10, 10, 255
+    Image.fromarray(pixels).save(dataset / "things" / "square.png")
+    frames = run("a", "--cutouts", str(dataset / "things"), "--stand-on", "road")
+    for (image, label), (_, known) in zip(frames, originals(dataset), strict=True):
+        pasted = (label == 1) & (known != OOD)
+        assert pasted.any()
+        red, green, _ = image[pasted].astype(int).mean(0)
+        assert red > 2 * green
+
+
 def test_the_seed_decides(run):
     first, again, other = run("a"), run("b"), run("c", "--seed", "2")
     for one, two in zip(first, again, strict=True):
@@ -120,3 +136,5 @@ def test_what_cannot_be_made_is_one_line(run, dataset):
         run("a", "--num", "3", "1")
     with pytest.raises(UserError, match="--stand-on: with --held-out nothing is pasted"):
         run("a", "--held-out", "car", "--stand-on", "road")
+    with pytest.raises(UserError, match="--cutouts: with --held-out nothing is pasted"):
+        run("a", "--held-out", "car", "--cutouts", ".")
