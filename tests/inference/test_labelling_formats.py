@@ -107,14 +107,34 @@ def test_coco_reads_its_file(tmp_path, frames):
     assert first["bbox"] == coco_mask.toBbox(first["segmentation"]).tolist()
 
 
+def write_pictures(folder: Path, frames: list[LabelledFrame]) -> None:
+    for frame in frames:
+        path = folder / frame.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.zeros((frame.height, frame.width, 3), np.uint8))
+
+
+def test_fiftyone_reads_its_file(tmp_path, frames):
+    coco = pytest.importorskip("fiftyone.utils.coco")
+    write_pictures(tmp_path / "data", frames)
+    write_coco(tmp_path / "labels.json", frames, ["ood", "deer"])
+    importer = coco.COCODetectionDatasetImporter(str(tmp_path), label_types="segmentations")
+    with importer:
+        samples = {Path(path): labels for path, _, labels in importer}
+    assert samples.keys() == {tmp_path / "data" / frame.file for frame in frames}
+    assert not samples[tmp_path / "data" / "2.jpg"]
+    first, second = samples[tmp_path / "data" / "a b" / "1.png"].detections
+    assert [(d.label, d.confidence) for d in (first, second)] == [("ood", -1.5), ("deer", -9)]
+    # FiftyOne cuts masks out of the box, here the whole picture.
+    assert first.bounding_box == second.bounding_box == [0, 0, 1, 1]
+    assert np.array_equal(first.mask, blob()) and np.array_equal(second.mask, ~blob())
+
+
 def test_datumaro_reads_its_file(tmp_path, frames):
     """Datumaro needs the folders of COCO."""
     datumaro = pytest.importorskip("datumaro")
-    for folder in ("annotations", "images/a b"):
-        (tmp_path / folder).mkdir(parents=True)
-    for frame in frames:
-        picture = np.zeros((frame.height, frame.width, 3), np.uint8)
-        cv2.imwrite(str(tmp_path / "images" / frame.file), picture)
+    (tmp_path / "annotations").mkdir()
+    write_pictures(tmp_path / "images", frames)
     write_coco(tmp_path / "annotations" / "instances_default.json", frames, ["ood", "deer"])
     found = datumaro.Dataset.import_from(str(tmp_path), "coco_instances")
     names = [label.name for label in found.categories()[datumaro.AnnotationType.label].items]
