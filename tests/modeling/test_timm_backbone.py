@@ -179,6 +179,33 @@ def test_the_reference_of_the_vision_loss_sees_the_region_too(name, augmentation
     torch.testing.assert_close(copy_still, still)
 
 
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "coat_lite_tiny", "efficientformer_l1"])
+def test_encoders_of_images_of_one_size(name):
+    """With checks of the size and without, where a layer's table of positions does not fit."""
+    network = build_network(name, "")
+    message = rf"^MODEL.TIMM.NAME: {name} takes only images of 224x224, [^\n]*$"
+    with pytest.raises(UserError, match=message):
+        TimmBackbone(network=network)
+
+
+def test_the_check_of_sizes_leaves_no_trace():
+    """Neither statistics, random state nor mode, nor biases that a checkpoint replaces later."""
+    network, state = build_network("tiny_vit_5m_224", ""), torch.get_rng_state()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    encoder = TimmBackbone(network=network)
+    after = encoder.network.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in after)
+    assert torch.equal(torch.get_rng_state(), state)
+    images = torch.randn(1, 3, 128, 160)
+    with torch.no_grad():
+        for key, value in encoder.network.named_parameters():
+            value += 10 * torch.rand_like(value) * key.endswith("attention_biases")
+        found = encoder(images)["tap4"]
+        expected = encoder.train().eval()(images)["tap4"]  # train() empties the caches
+    torch.testing.assert_close(found, expected)
+    assert TimmBackbone(network=network, frozen=False).network.training
+
+
 def test_weights_from_a_file(tmp_path):
     torch.manual_seed(0)
     source = timm.create_model("resnet18")

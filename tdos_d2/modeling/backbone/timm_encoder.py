@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...errors import UserError
 from ..semantic_augmentation import QueryNoise, StyleMixing, coverage
 from .freezable_encoder import TAPS, FreezableEncoder
-from .timm_weights import build_network
+from .timm_weights import build_network, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,8 @@ class TimmBackbone(FreezableEncoder):
             augmentation: style mixing for the first map of a pyramid, query noise for a ViT.
 
         Raises:
-            UserError: a level does not exist, or the encoder has no four suitable maps.
+            UserError: a level does not exist, the encoder has no four suitable maps, or it takes
+                only images of one size; on the meta device the last is not checked.
         """
         super().__init__()
         info = list(network.feature_info)
@@ -68,6 +69,7 @@ class TimmBackbone(FreezableEncoder):
         self._region = _Region()
         if augmentation is not None:
             self._attach(augmentation, taps[0]["module"])
+        self._check_size()
         self.freeze(frozen, frozen_norm)
 
     @classmethod
@@ -110,6 +112,28 @@ class TimmBackbone(FreezableEncoder):
         finally:
             self._region.now = None
         return taps, taps[-1].mean(dim=(2, 3)), taps[-1]
+
+    def _check_size(self) -> None:
+        """UserError if images of a size that is not the encoder's own cannot be encoded."""
+        weight = next(self.network.parameters())
+        if weight.is_meta:  # slower than on the CPU, and some networks read values
+            return
+        # Of a valid size for every stage, and not square. Some networks need 75 pixels.
+        height, width = 4 * self.size_divisibility, 5 * self.size_divisibility
+        # Changes no statistics and draws no random numbers. freeze() sets the mode, which also
+        # empties caches of attention biases.
+        self.network.eval()
+        try:
+            with torch.no_grad():
+                self.encode(weight.new_zeros(1, 3, height, width), None)
+        except Exception as error:  # networks raise different types
+            about = getattr(self.network, "pretrained_cfg", {})
+            name = about.get("architecture", type(self.network).__name__)
+            own = "x".join(map(str, about.get("input_size", ())[1:])) or "one size"
+            raise UserError(
+                f"MODEL.TIMM.NAME: {name} takes only images of {own}, not of other multiples of "
+                f"{self.size_divisibility} such as {height}x{width}: {first_line(error)}"
+            ) from error
 
     def _attach(self, augmentation: StyleMixing | QueryNoise, first: str) -> None:
         """Insert the perturbation into the network, for which timm has no argument."""

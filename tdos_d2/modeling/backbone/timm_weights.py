@@ -60,7 +60,7 @@ PACKAGES = {
 
 
 def build_network(name: str, weights: str) -> nn.Module:
-    """A timm model for images of any size, with the weights of ``MODEL.TIMM.WEIGHTS``.
+    """A timm model, for any size of images if it can be, with ``MODEL.TIMM.WEIGHTS``.
 
     Args:
         name: name of a timm model, such as "tf_efficientnet_lite2" or "vit_small_patch14_dinov2".
@@ -95,7 +95,7 @@ def build_network(name: str, weights: str) -> nn.Module:
         raise
     except Exception as error:  # from the hub client, torch.load or load_state_dict
         raise UserError(
-            f"MODEL.TIMM.WEIGHTS: cannot load '{weights}' into {name}: {_first_line(error)}"
+            f"MODEL.TIMM.WEIGHTS: cannot load '{weights}' into {name}: {first_line(error)}"
         ) from error
     if not hasattr(network, "forward_intermediates"):
         raise UserError(f"MODEL.TIMM.NAME: {name} gives no feature maps")
@@ -201,6 +201,7 @@ def _package_state(name: str) -> dict[str, Tensor]:
     return dict(zip(own, there.values(), strict=True))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Two lines of its message as one, at most 200 characters; its type if it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:200] or type(error).__name__
