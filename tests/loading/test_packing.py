@@ -91,6 +91,30 @@ def test_another_encoder_is_an_error(frozen_cfg, tmp_path):
         predictor(frozen_cfg, tmp_path / "packed.safetensors")
 
 
+def test_a_frozen_encoder_of_clip(tiny_cfg, clip_file, tmp_path):
+    """It is not in the file: the same weights give the same scores, others are refused."""
+    tiny_cfg.MODEL.CLIP.WEIGHTS, tiny_cfg.MODEL.CLIP.FREEZE_IMAGE = clip_file, True
+    tiny_cfg.INPUT.FORMAT = "RGB"
+    torch.manual_seed(1)
+    model = build_model(tiny_cfg).eval()
+    TDOSCheckpointer(model, str(tmp_path)).save("trained")
+    packed = tmp_path / "packed.safetensors"
+    pack(model, packed, {})
+    assert not [key for key in load_file(packed) if key.startswith("backbone.")]
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    torch.manual_seed(2)
+    whole = predictor(tiny_cfg, tmp_path / "trained.pth")(image)["ood_score"]
+    torch.manual_seed(3)
+    found = predictor(tiny_cfg, packed)(image)["ood_score"]
+    np.testing.assert_allclose(found, whole, atol=5e-2)
+    assert whole.std() > 0
+    state = torch.load(clip_file, weights_only=True)
+    key = "visual.ln_post.weight"
+    torch.save(state | {key: state[key] + 1e-3}, clip_file)
+    with pytest.raises(UserError, match="packed.safetensors holds no image encoder.*MODEL.CLIP"):
+        predictor(tiny_cfg, packed)
+
+
 def test_a_trained_encoder_is_packed(tiny_cfg, tmp_path):
     torch.manual_seed(0)
     pack(build_model(tiny_cfg).eval(), tmp_path / "packed.safetensors", {})
