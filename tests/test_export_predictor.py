@@ -115,19 +115,23 @@ def test_frames_are_resized_inside(tiny_cfg, tmp_path):
     np.testing.assert_allclose(found, expected, 0, 1e-2 * expected.std())
 
 
+def fitted(cfg, folder) -> OODPredictor:
+    """Predictor of a NormalityMemory whose frames are resized; its config is in config.yaml."""
+    cfg.MODEL.META_ARCHITECTURE, cfg.TEST.WINDOW.SIZE = "NormalityMemory", 0
+    cfg.MODEL.MEMORY.SIZE, cfg.INPUT.MIN_SIZE_TEST = 100, 32
+    cfg.INPUT.MAX_SIZE_TEST = 100
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    model.fit_memory(list(torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)))
+    TDOSCheckpointer(model, str(folder)).save("memory", tag=False)
+    cfg.MODEL.WEIGHTS = str(folder / "memory.pth")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return OODPredictor(cfg)
+
+
 @pytest.fixture
 def memory(tiny_cfg, tmp_path):
-    """Predictor of a NormalityMemory whose frames are resized; its config is in config.yaml."""
-    tiny_cfg.MODEL.META_ARCHITECTURE, tiny_cfg.TEST.WINDOW.SIZE = "NormalityMemory", 0
-    tiny_cfg.MODEL.MEMORY.SIZE, tiny_cfg.INPUT.MIN_SIZE_TEST = 100, 32
-    tiny_cfg.INPUT.MAX_SIZE_TEST = 100
-    torch.manual_seed(0)
-    model = build_model(tiny_cfg)
-    model.fit_memory(list(torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)))
-    TDOSCheckpointer(model, str(tmp_path)).save("memory", tag=False)
-    tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "memory.pth")
-    (tmp_path / "config.yaml").write_text(tiny_cfg.dump())
-    return OODPredictor(tiny_cfg)
+    return fitted(tiny_cfg, tmp_path)
 
 
 def tool(monkeypatch, *words) -> None:
@@ -158,6 +162,24 @@ def test_onnx(memory, tmp_path, monkeypatch):
     expected = memory(frame)["ood_score"]
     np.testing.assert_allclose(score, expected, 0, 1e-2 * expected.std())
     assert ((mask == 255) == (score >= 0.5)).all()
+
+
+def test_an_encoder_of_timm(tiny_cfg, tmp_path, monkeypatch):
+    """With a memory as the only head: exporting decoders takes longer."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
+    pytest.importorskip("onnxscript", reason="needs the extra 'export'")
+    tiny_cfg.MODEL.BACKBONE.NAME = "TimmBackbone"
+    tiny_cfg.MODEL.TIMM.NAME, tiny_cfg.MODEL.TIMM.WEIGHTS = "resnet18", ""
+    predictor = fitted(tiny_cfg, tmp_path)
+    words = ["--form", "predictor", "--size", "72x48", "--output", tmp_path / "a.onnx"]
+    tool(monkeypatch, tmp_path / "config.yaml", *words)
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"]
+    )
+    frame = image(48, 72)
+    (score,) = session.run(["ood_score"], {"image": frame})
+    expected = predictor(frame)["ood_score"]
+    np.testing.assert_allclose(score, expected, 0, 1e-2 * expected.std())
 
 
 def test_openvino_and_int8(memory, tmp_path, monkeypatch, capsys):
