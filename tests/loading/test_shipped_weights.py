@@ -16,7 +16,8 @@ from tdos_d2.errors import UserError
 from tdos_d2.inference import OODPredictor
 from tdos_d2.loading.config_files import load_config, use_shipped_weights
 
-SHIPPED = {"camvid/tdos_lite2": 6e6, "memory_lite2": 4e6}  # largest size in bytes
+# Largest size in bytes.
+SHIPPED = {"camvid/tdos_lite2": 6e6, "camvid/tdos_lite2_cutouts": 6e6, "memory_lite2": 4e6}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -28,7 +29,7 @@ def test_files_are_small_and_described(name):
 
 
 def test_name_without_weights():
-    known = "no weights of 'tdos_vitb' ship.*camvid/tdos_lite2, memory_lite2"
+    known = "no weights of 'tdos_vitb' ship.*: camvid/tdos_lite2, camvid/tdos_lite2_cutouts, memory_lite2"
     with pytest.raises(FileNotFoundError, match=known):
         get_checkpoint_file("tdos_vitb")
     cfg = get_cfg()
@@ -40,8 +41,10 @@ def test_name_without_weights():
 
 
 @pytest.mark.parametrize(
-    "name", ["camvid/tdos_lite2.yaml", "camvid/tdos_lite2_memory.yaml", "memory_lite2.yaml"]
-)
+    "name",
+    ["camvid/tdos_lite2.yaml", "camvid/tdos_lite2_memory.yaml",
+     "camvid/tdos_lite2_cutouts_memory.yaml", "memory_lite2.yaml"],
+)  # fmt: skip
 def test_prediction_without_a_named_checkpoint(name, tmp_path, capsys):
     """A grey road under a blue sky, and a checked thing on it that stands out."""
     image = np.full((120, 160, 3), (200, 160, 120), np.uint8)
@@ -62,7 +65,7 @@ def test_prediction_without_a_named_checkpoint(name, tmp_path, capsys):
 
 def test_photographs_of_readme(tmp_path, capsys):
     """The caption of README's picture: the sign is found, the car park has two objects."""
-    config = get_config_file("camvid/tdos_lite2_memory.yaml")
+    config = get_config_file("camvid/tdos_lite2_cutouts_memory.yaml")
     words = ["--config-file", config, "--input", "docs/photographs", "--output", str(tmp_path)]
     predict([*words, "--opts", "MODEL.DEVICE", "cpu"])
     lines = (tmp_path / "predictions.jsonl").read_text().splitlines()

@@ -16,7 +16,9 @@ from ..score_units import score_range
 from ..thresholds import Threshold, choose_threshold
 
 # Configs with weights and a calibrated threshold that ship with the project.
-SHIPPED = ("memory_lite2.yaml", "camvid/tdos_lite2_memory.yaml")
+SHIPPED = (
+    "memory_lite2.yaml", "camvid/tdos_lite2_cutouts_memory.yaml", "camvid/tdos_lite2_memory.yaml",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
