@@ -29,7 +29,7 @@ def test_files_are_small_and_described(name):
 
 
 def test_name_without_weights():
-    known = "no weights of 'tdos_vitb' ship.*: camvid/tdos_lite2, camvid/tdos_lite2_cutouts, memory_lite2"
+    known = "no weights of 'tdos_vitb' ship.*: " + ", ".join(SHIPPED)
     with pytest.raises(FileNotFoundError, match=known):
         get_checkpoint_file("tdos_vitb")
     cfg = get_cfg()
