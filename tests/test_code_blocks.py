@@ -152,6 +152,11 @@ def folder(tmp_path):
         if frame.is_file():
             (tmp_path / "my_scores").mkdir(exist_ok=True)
             np.save(tmp_path / "my_scores" / f"{frame.stem}.npy", rng.random(layouts.SIZE))
+    (tmp_path / "camvid_scores").mkdir()
+    for frame in (tmp_path / "data" / "CamVid" / "test_ood").iterdir():
+        np.save(tmp_path / "camvid_scores" / f"{frame.stem}.npy", rng.random(layouts.SIZE))
+        known = np.zeros(layouts.SIZE, np.uint8)
+        layouts.write_image(tmp_path / "camvid_classes" / f"{frame.stem}.png", known)
     (listed,) = [b.text for b in BLOCKS if b.page.startswith("docs/") and "# my_sets" in b.text]
     (tmp_path / "my_sets.yaml").write_text(listed)
     return tmp_path
