@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import threading
+from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 
 # Processes that tests start share the cores with each other: with a thread per core in each of them
@@ -22,6 +23,7 @@ with contextlib.suppress(ImportError):
 
 import pytest
 import torch
+from detectron2.utils.logger import setup_logger
 from network_camera import Camera
 
 # Imported once by the server that ``forked_processes`` takes its processes from.
@@ -40,9 +42,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in _LONG)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def logging_set_up_before():
+    """The first Trainer of a process would do it, and hide its messages from caplog."""
+    with _loggers_kept():
+        setup_logger()
+        setup_logger(name="tdos_d2")
+
+
 @pytest.fixture(autouse=True)
 def loggers_as_they_were():
     """Detectron2's set-up of a run takes its loggers from pytest, for later tests too."""
+    with _loggers_kept():
+        yield
+
+
+@contextlib.contextmanager
+def _loggers_kept() -> Iterator[None]:
     names = ("", "tdos_d2", "detectron2", "d2", "fvcore", "iopath")
     loggers = [logging.getLogger(name) for name in names]
     before = [(x.level, x.propagate, list(x.handlers)) for x in loggers]
