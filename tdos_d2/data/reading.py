@@ -156,9 +156,7 @@ def read_region(
     Raises:
         UserError: as :func:`read_values`, or the mask has another size than the label.
     """
-    region = read_values(path, "region mask")
-    check_same_size(f"region mask {path}", region, f"label {label_path}", label)
-    return region != 0
+    return _read_beside(path, "region mask", label_path, label) != 0
 
 
 def read_instances(
@@ -169,9 +167,16 @@ def read_instances(
     Raises:
         UserError: as :func:`read_values`, or the mask has another size than the label.
     """
-    instances = read_values(path, "instance mask")
-    check_same_size(f"instance mask {path}", instances, f"label {label_path}", label)
-    return instances
+    return _read_beside(path, "instance mask", label_path, label)
+
+
+def _read_beside(
+    path: str | os.PathLike, kind: str, label_path: str | os.PathLike, label: np.ndarray
+) -> np.ndarray:
+    """The values of a mask of this kind, which must have the size of its label."""
+    values = read_values(path, kind)
+    check_same_size(f"{kind} {path}", values, f"label {label_path}", label)
+    return values
 
 
 def read_values(path: str | os.PathLike, kind: str = "label") -> np.ndarray:

@@ -95,12 +95,12 @@ class FeatureMemory(nn.Module):
             # An exported model may have any number of locations; its vectors are fixed.
             exported = torch.compiler.is_exporting()
             parts = (queries,) if exported else queries.split(_LOCATIONS)
-            cosines = torch.cat([self._similarity(part) for part in parts])
+            vectors = self.vectors.float()
+            cosines = torch.cat([self._similarity(part, vectors) for part in parts])
         return (1 - cosines).view(-1, *embedded.shape[-2:])
 
-    def _similarity(self, queries: Tensor) -> Tensor:
-        """(N, sum C_i) unit vectors -> (N,): the mean cosine to the k nearest vectors."""
-        vectors = self.vectors.float()
+    def _similarity(self, queries: Tensor, vectors: Tensor) -> Tensor:
+        """(N, sum C_i), (M, sum C_i) unit vectors -> (N,): mean cosine to the k nearest of M."""
         k = min(self.neighbours, len(vectors))
         # All cosines at once may not fit into memory: find the nearest in each block, then among
         # those.

@@ -19,6 +19,8 @@ from ...untrusted import read_lines
 from ..reading import image_size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+# Masks that a record may name beside its label.
+_MASKS = {"region mask": "region_mask_file_name", "instance mask": "instance_file_name"}
 
 
 class MissingDatasetError(UserError):
@@ -139,12 +141,10 @@ class ImageFolder:
         if self.labels is not None:
             check_labels_exist(name, dicts)
         for record in dicts:
-            mask = record.get("region_mask_file_name")
-            if mask and not os.path.isfile(mask):
-                raise UserError(f"dataset '{name}': no region mask {mask}")
-            mask = record.get("instance_file_name")
-            if mask and not os.path.isfile(mask):
-                raise UserError(f"dataset '{name}': no instance mask {mask}")
+            for kind, key in _MASKS.items():
+                mask = record.get(key)
+                if mask and not os.path.isfile(mask):
+                    raise UserError(f"dataset '{name}': no {kind} {mask}")
             record["width"], record["height"] = image_size(record["file_name"])
         return dicts
 
